@@ -1,0 +1,212 @@
+"""Similarities of paired boxes, and the localisation errors that the aLRP loss takes.
+
+All functions take two tensors `[P, 4]` of boxes `(x1, y1, x2, y2)`, pair i being row i of both, and return `[P]`.
+They are differentiable in both arguments, wait for nothing on the host, and stay finite for any finite boxes with
+coordinates up to about 1e18:
+
+- An inverted box (x2 < x1 or y2 < y1) is empty: that side has length 0.
+- A ratio with no denominator (two empty boxes have no union, two equal points no enclosing box) is 0, with gradient 0.
+  So two empty boxes, equal or not, have an IoU of 0. An area below that of a square whose side is the dtype's machine
+  epsilon (1.2e-7 for float32) counts as none.
+- A box with no extent at all counts as a square in CIoU's aspect term.
+- NaN coordinates give NaN, in the result and in the gradient.
+
+float16 and bfloat16 boxes are computed in float32, float64 boxes in float64; a pair of different dtypes in the wider.
+
+Sources: GIoU, Rezatofighi et al., CVPR 2019 (arXiv:1902.09630); DIoU and CIoU, Zheng et al., AAAI 2020
+(arXiv:1911.08287).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["BoxError", "box_error", "ciou", "diou", "giou", "iou"]
+
+BoxError = str | Callable[[Tensor, Tensor], Tensor]
+"""What says how boxes are compared: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, or a function of two `[P, 4]` tensors."""
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def box_error(pred_boxes: Tensor, target_boxes: Tensor, kind: BoxError, tau: float) -> Tensor:
+    """Localisation error of each predicted box, the E_loc of Oksuz et al., NeurIPS 2020 (arXiv:2009.13592).
+
+    With S the similarity named by `kind`, the error is (1 - S)/(1 - tau) for `"iou"` and (1 - S)/2/(1 - tau) for
+    `"giou"`, `"diou"` and `"ciou"`. It is 0 for equal boxes of positive area, never negative, and at most
+    1/(1 - tau); only `"ciou"` goes beyond, to 1.25/(1 - tau), because S reaches -1.5. It passes 1 where the
+    similarity is below the one that tau asks for: nothing is clamped, so that no box is left without a gradient.
+
+    Args:
+        pred_boxes: `[P, 4]`, float16, bfloat16, float32 or float64; P may be 0.
+        target_boxes: `[P, 4]`, on the same device. Gradient flows into it, too, where it requires one.
+        kind: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, or a callable that takes both tensors (half precision already
+            converted to float32) and returns `[P]` errors. These are used as they are: `tau` plays no part in them.
+        tau: the IoU from which a detection counts as a true positive, in [0, 1).
+
+    Returns:
+        `[P]`, float32 or float64.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype, or a callable that returns no floating-point tensor.
+        ValueError: wrong or different shapes, different devices, an unknown `kind`, `tau` outside [0, 1), or a
+            callable whose result is not of shape `[P]` on the boxes' device.
+    """
+    check_box_error(kind, tau)
+    if isinstance(kind, str):
+        # IoU covers [0, 1]; the others reach down to -1, hence the division by 2.
+        similarity_range = 1 if kind == "iou" else 2
+        return (1 - _SIMILARITIES[kind](pred_boxes, target_boxes)) / (similarity_range * (1 - tau))
+    pred, target = _checked(pred_boxes, target_boxes)
+    errors = kind(pred, target)
+    if not isinstance(errors, Tensor):
+        raise TypeError(f"kind: expected the callable to return a tensor [P], got {type(errors).__name__}")
+    if errors.dtype not in _DTYPES:
+        raise TypeError(f"kind: expected the callable to return floating-point errors, got {errors.dtype}")
+    if errors.shape != pred.shape[:1] or errors.device != pred.device:
+        raise ValueError(
+            f"kind: expected the callable to return shape [{pred.shape[0]}] on {pred.device}, "
+            f"got {list(errors.shape)} on {errors.device}"
+        )
+    return errors
+
+
+def check_box_error(kind: BoxError, tau: float) -> None:
+    """Raise the error that `box_error` would raise for these two arguments, whatever the boxes."""
+    if isinstance(tau, bool) or not isinstance(tau, (int, float)):
+        raise TypeError(f"tau: expected a number in [0, 1), got {type(tau).__name__}")
+    if not 0 <= tau < 1:
+        raise ValueError(f"tau: expected a number in [0, 1), got {tau}")
+    if isinstance(kind, str):
+        if kind not in _SIMILARITIES:
+            raise ValueError(f"kind: expected one of {', '.join(map(repr, _SIMILARITIES))} or a callable, got {kind!r}")
+    elif not callable(kind):
+        raise TypeError(f"kind: expected a string or a callable, got {type(kind).__name__}")
+
+
+def iou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """Intersection over union of each pair, in [0, 1].
+
+    Args, dtypes and errors are those of `box_error`; so they are for the three functions below.
+    """
+    return _overlap(*_checked(pred_boxes, target_boxes))[0]
+
+
+def giou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """Generalised IoU of each pair, in [-1, 1]: IoU - (C - U)/C, U the area of the union, C of the enclosing box."""
+    pred, target = _checked(pred_boxes, target_boxes)
+    overlap, union = _overlap(pred, target)
+    width, height = _enclosing_sides(pred, target)
+    enclosing = width * height
+    # Rounding can leave the union of nested boxes just above the box that encloses it; the similarity stays <= 1.
+    return overlap - _ratio(_positive_part(enclosing - union), enclosing)
+
+
+def diou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """Distance IoU of each pair, in [-1, 1]: IoU - d^2/c^2.
+
+    d is the distance of the two centres, c the diagonal of the enclosing box.
+    """
+    pred, target = _checked(pred_boxes, target_boxes)
+    return _overlap(pred, target)[0] - _centre_distance(pred, target)
+
+
+def ciou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
+    """Complete IoU of each pair, in [-1.5, 1]: DIoU - alpha v.
+
+    v = 4/pi^2 (atan(w_target/h_target) - atan(w_pred/h_pred))^2, and alpha = v/(1 - IoU + v), a trade-off that the
+    gradient takes for a constant, as Zheng et al. do. The gradient of v is the exact one.
+    """
+    pred, target = _checked(pred_boxes, target_boxes)
+    overlap, _ = _overlap(pred, target)
+    v = (4 / math.pi**2) * (_aspect_angle(target) - _aspect_angle(pred)) ** 2
+    with torch.no_grad():
+        denominator = 1 - overlap + v
+        # Equal boxes: 0/0, where v is 0 and alpha does not matter.
+        alpha = v / denominator.masked_fill(denominator == 0, 1.0)
+    return overlap - _centre_distance(pred, target) - alpha * v
+
+
+_SIMILARITIES = {"iou": iou, "giou": giou, "diou": diou, "ciou": ciou}
+
+
+# The branches below are written with masked_fill(x < bound, ...), not clamp: a comparison with NaN is false, so that
+# NaN goes through, in the value and (other than in clamp) in the gradient. At the bound itself the gradient flows, so
+# that a box of width 0 can grow.
+
+
+def _positive_part(x: Tensor) -> Tensor:
+    return x.masked_fill(x < 0, 0.0)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """`numerator / denominator`; 0 with gradient 0 where the denominator is below that of a square with side eps."""
+    none = denominator < torch.finfo(denominator.dtype).eps ** 2
+    # Both are masked before the division, since a gradient that is infinite in an unused branch would become NaN.
+    return numerator.masked_fill(none, 0.0) / denominator.masked_fill(none, 1.0)
+
+
+def _sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Width and height, `[P]` each."""
+    width, height = _positive_part(boxes[:, 2:] - boxes[:, :2]).unbind(-1)
+    return width, height
+
+
+def _overlap(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and area of the union, `[P]` each."""
+    top_left = torch.maximum(pred[:, :2], target[:, :2])
+    bottom_right = torch.minimum(pred[:, 2:], target[:, 2:])
+    width, height = _positive_part(bottom_right - top_left).unbind(-1)
+    intersection = width * height
+    pred_width, pred_height = _sides(pred)
+    target_width, target_height = _sides(target)
+    union = pred_width * pred_height + target_width * target_height - intersection
+    return _ratio(intersection, union), union
+
+
+def _enclosing_sides(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Width and height, `[P]` each, of the smallest box around both: around all four corners of each, since an
+    inverted box has its largest coordinate first. So the diagonal is never shorter than the distance of the centres.
+    """
+    corners = torch.minimum(pred[:, :2], pred[:, 2:]), torch.minimum(target[:, :2], target[:, 2:])
+    opposite = torch.maximum(pred[:, :2], pred[:, 2:]), torch.maximum(target[:, :2], target[:, 2:])
+    width, height = (torch.maximum(*opposite) - torch.minimum(*corners)).unbind(-1)
+    return width, height
+
+
+def _centre_distance(pred: Tensor, target: Tensor) -> Tensor:
+    """Squared distance of the centres over the squared diagonal of the enclosing box, in [0, 1]."""
+    offset = (pred[:, :2] + pred[:, 2:] - target[:, :2] - target[:, 2:]) / 2
+    width, height = _enclosing_sides(pred, target)
+    return _ratio((offset**2).sum(-1), width**2 + height**2)
+
+
+def _aspect_angle(boxes: Tensor) -> Tensor:
+    """atan(width / height), in [0, pi/2], also for a height of 0."""
+    width, height = _sides(boxes)
+    point = width**2 + height**2 < torch.finfo(boxes.dtype).eps ** 2
+    # atan2's gradient divides by width^2 + height^2.
+    return torch.atan2(width.masked_fill(point, 1.0), height.masked_fill(point, 1.0))
+
+
+def _checked(pred_boxes: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Both arguments in the dtype to compute in, or an error that names the one at fault. Looks at no value."""
+    for name, boxes in (("pred_boxes", pred_boxes), ("target_boxes", target_boxes)):
+        if not isinstance(boxes, Tensor):
+            raise TypeError(f"{name}: expected a tensor [P, 4], got {type(boxes).__name__}")
+        if boxes.dtype not in _DTYPES:
+            raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {boxes.dtype}")
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"{name}: expected shape [P, 4], got {list(boxes.shape)}")
+    if pred_boxes.shape != target_boxes.shape:
+        raise ValueError(
+            f"target_boxes: expected the shape of pred_boxes, {list(pred_boxes.shape)}, got {list(target_boxes.shape)}"
+        )
+    if pred_boxes.device != target_boxes.device:
+        raise ValueError(
+            f"target_boxes: expected the device of pred_boxes, {pred_boxes.device}, got {target_boxes.device}"
+        )
+    dtype = torch.promote_types(torch.promote_types(pred_boxes.dtype, target_boxes.dtype), torch.float32)
+    return pred_boxes.to(dtype), target_boxes.to(dtype)

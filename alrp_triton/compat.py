@@ -1,0 +1,49 @@
+"""The signature of the aLRP authors' published code, so that an existing head changes one import line.
+
+Where a head says ``from ... import aLRPLoss`` of its own, it says ``from alrp_triton.compat import aLRPLoss`` instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .engine.operators import find_positives
+from .losses import alrp_loss
+
+__all__ = ["aLRPLoss"]
+
+
+class aLRPLoss:  # noqa: N801 (the authors' name)
+    """aLRP Loss as the authors' heads call it, on one flat tensor; any device, exact and deterministic."""
+
+    @staticmethod
+    def apply(
+        logits: Tensor, targets: Tensor, regression_losses: Tensor, delta: float = 1.0, eps: float = 1e-5
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Classification component, ranks, and the order by which the head sorts its localisation errors.
+
+        Args:
+            logits: ``[M]`` scores, any floating-point dtype.
+            targets: ``[M]``, integer or floating-point; 1 positive, 0 negative, anything else ignored.
+            regression_losses: ``[P]`` localisation errors of the positives in flat order; taken as constants here.
+            delta: half width of the ramp, >= 0.
+            eps: a positive with at most this many false positives sends no score gradient.
+
+        Returns:
+            ``(cls_loss, rank, order)``: the scalar whose backward gives the error-driven score gradient; the rank of each
+            positive ``[P]`` in flat order; and ``[P]`` int64, the positives in ascending order of score, of two equal ones
+            the earlier first, whatever the device. Without positives the loss is a scalar 0, attached to the graph.
+
+        Raises:
+            TypeError, ValueError: as :func:`alrp_triton.alrp_loss`.
+        """
+        if not isinstance(targets, Tensor):
+            raise TypeError(f"targets: expected a tensor, got {type(targets).__name__}")
+        if targets.shape != logits.shape:
+            raise ValueError(f"targets: expected the shape of logits, {list(logits.shape)}, got {list(targets.shape)}")
+        # The published code reads 1 and 0 and nothing else.
+        labels = torch.where(targets == 1, 1, torch.where(targets == 0, 0, -1)).to(torch.int8)
+        cls, _, rank = alrp_loss(logits, labels, regression_losses.detach(), delta=delta, eps=eps)
+        _, pos_logits = find_positives([logits.detach()], [labels], len(rank), -1)
+        return cls, rank, pos_logits.argsort(stable=True)

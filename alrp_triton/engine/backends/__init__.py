@@ -1,0 +1,51 @@
+"""Ways to do the two passes over the logits, and the one place that chooses between them.
+
+A backend is a module with ``count_negatives`` (pass 1) and ``write_gradient`` (pass 2). The linear ones, ``torch`` and
+``triton``, work on sorted knots; ``pairwise`` compares every logit with every positive. ``reference`` is no engine backend:
+it computes losses whole, in :mod:`alrp_triton.reference`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+
+import torch
+
+BACKENDS = ("torch", "triton", "pairwise", "reference")
+
+
+@cache
+def triton_installed() -> bool:
+    """Whether Triton can be imported; does not import it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def why_unavailable(backend: str, device: torch.device) -> str | None:
+    """Why a backend cannot take tensors of this device, or None if it can."""
+    if backend in ("torch", "reference"):
+        return None
+    if not triton_installed():
+        return "Triton is not installed"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
+        return "Triton runs on GPUs; on the CPU only in its interpreter (set TRITON_INTERPRET=1 before the first use)"
+    if device.type not in ("cpu", "cuda"):
+        return f"no kernels for device type {device.type!r}"
+    return None
+
+
+def choose_backend(backend: str, device: torch.device) -> str:
+    """The backend that ``backend`` asks for: ``"auto"`` takes triton on a GPU where Triton is present, else torch.
+
+    Raises:
+        ValueError: for an unknown name, or a backend that cannot run here (saying why).
+    """
+    if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend: expected one of {('auto', *BACKENDS)}, got {backend!r}")
+    if backend == "auto":
+        return "triton" if device.type == "cuda" and triton_installed() else "torch"
+    reason = why_unavailable(backend, device)
+    if reason is not None:
+        raise ValueError(f"backend: {backend!r} cannot run on device {str(device)!r}: {reason}")
+    return backend

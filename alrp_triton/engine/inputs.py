@@ -1,0 +1,116 @@
+"""Validation, and nothing else: one place that names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LABEL_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+class Levels(NamedTuple):
+    """Logits and labels that are ranked together, level by level."""
+
+    logits: list[Tensor]
+    labels: list[Tensor]
+
+    @property
+    def num_logits(self) -> int:
+        """M, over all levels."""
+        return sum(level.numel() for level in self.logits)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype scores are compared in: half precision and float32 in float32, float64 as it is."""
+        return torch.float64 if self.logits[0].dtype == torch.float64 else torch.float32
+
+
+def debug_checks() -> bool:
+    """Whether ``ALRP_TRITON_DEBUG=1`` asks for checks that make a GPU wait for its own results."""
+    return os.environ.get("ALRP_TRITON_DEBUG", "0") not in ("", "0")
+
+
+def check_inputs(
+    logits: Tensor | Sequence[Tensor],
+    labels: Tensor | Sequence[Tensor],
+    per_positive: Tensor,
+    *,
+    delta: float,
+    ignore_index: int,
+    name: str = "loc_errors",
+) -> Levels:
+    """Check everything that can be checked without reading a tensor.
+
+    Args:
+        logits: ``[..., C]`` or ``[M]``, or a sequence of such tensors.
+        labels: as ``logits``, or without the last axis; as many tensors as ``logits``.
+        per_positive: ``[P]`` floats, one for each positive.
+        delta: half width of the ramp, finite and >= 0.
+        ignore_index: the label of what takes part in nothing.
+        name: what to call ``per_positive`` in errors.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    levels = Levels(_tensors("logits", logits), _tensors("labels", labels))
+    if len(levels.logits) != len(levels.labels):
+        raise ValueError(f"labels: expected one tensor for each of the {len(levels.logits)} logits, got {len(levels.labels)}")
+    if not levels.logits:
+        raise ValueError("logits: expected at least one tensor, got an empty sequence")
+    first = levels.logits[0]
+    for i, (x, y) in enumerate(zip(*levels)):
+        at = f"[{i}]" if len(levels.logits) > 1 else ""
+        if x.dtype not in FLOAT_DTYPES:
+            raise TypeError(f"logits{at}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
+        if y.dtype not in LABEL_DTYPES:
+            raise TypeError(f"labels{at}: expected an integer dtype, got {y.dtype}")
+        if x.dtype != first.dtype:
+            raise TypeError(f"logits{at}: expected the dtype of the first level, {first.dtype}, got {x.dtype}")
+        if x.dim() == 0:
+            raise ValueError(f"logits{at}: expected at least one dimension, got a scalar")
+        if y.shape != x.shape and y.shape != x.shape[:-1]:
+            raise ValueError(
+                f"labels{at}: expected shape {list(x.shape)} (a label for each logit) or {list(x.shape[:-1])} "
+                f"(a class index for each row), got {list(y.shape)}"
+            )
+        for what, tensor in (("logits", x), ("labels", y)):
+            if tensor.device != first.device:
+                raise ValueError(f"{what}{at}: expected device {first.device}, as the first logits, got {tensor.device}")
+    check_per_positive(name, per_positive, first.device)
+    if isinstance(delta, bool) or not isinstance(delta, (int, float)):
+        raise TypeError(f"delta: expected a number, got {type(delta).__name__}")
+    if not (math.isfinite(delta) and delta >= 0):
+        raise ValueError(f"delta: expected a finite number >= 0, got {delta}")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+    return levels
+
+
+def check_per_positive(name: str, values: Tensor, device: torch.device) -> None:
+    """Check a ``[P]`` float tensor that holds one number for each positive."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")
+    if values.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: expected a floating-point dtype, got {values.dtype}")
+    if values.dim() != 1:
+        raise ValueError(f"{name}: expected shape [P], one for each positive, got {list(values.shape)}")
+    if values.device != device:
+        raise ValueError(f"{name}: expected device {device}, as the logits, got {values.device}")
+
+
+def _tensors(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, dict)):
+        raise TypeError(f"{name}: expected a tensor or a sequence of tensors, got {type(value).__name__}")
+    tensors = list(value)
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}[{i}]: expected a tensor, got {type(tensor).__name__}")
+    return tensors

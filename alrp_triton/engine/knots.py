@@ -1,0 +1,184 @@
+r"""Where the ramps of the positives begin and end, sorted: the P-sized heart of the linear form.
+
+As a function of a score t, each ramp H(t - p_i) is 0 below p_i - delta, linear up to p_i + delta, then 1. Sorting these
+2P knots cuts the axis of scores into 2P + 1 buckets; within a bucket every sum of ramps is linear in t.
+
+Three choices keep this exact for every finite and infinite score:
+
+* A knot is *rounded up* to the scores' own dtype: the smallest t with t - p_i >= -delta (the ramp begins) or >= delta (it
+  ends). Comparing t with the rounded knot then gives what comparing with the exact one would. Even where delta is less
+  than the spacing of floats, a score equal to p_i lies between the two knots, as H(0) = 1/2 requires. The end of the
+  ramp of p_i = inf lies above every float and is written NaN: no t >= NaN, and sorting puts NaN last.
+* Places inside a bucket are measured from its lower knot: t - knot is exact to one rounding *relative to itself*, however
+  large t is. Only the P-sized tables know what a knot's rounding added (at most delta): ``ramp_begin``.
+* Places of buckets are measured on an axis on which gaps without any active ramp have shrunk to at most 2 delta
+  (``coordinate``), from the top. So tables hold no large numbers whose differences would lose the small ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .sums import prefix_sums, suffix_sums
+
+
+class Knots(NamedTuple):
+    """Sorted ramps of P positives. Bucket b holds the scores with exactly b thresholds at or below them."""
+
+    pos_logits: Tensor
+    """``[P]``, in the compute dtype."""
+    thresholds: Tensor
+    """``[2P]`` sorted knots in the compute dtype; NaN stands above +inf."""
+    begin: Tensor
+    """``[P]`` int64: the bucket that begins where the ramp of positive i does."""
+    end: Tensor
+    """``[P]`` int64: the bucket that begins where the ramp of positive i has reached 1."""
+    coordinate: Tensor
+    """``[2P + 1]`` float64: place of each bucket's lower threshold on the shrunk axis."""
+    ramp_begin: Tensor
+    """``[P]`` float64: place of the exact p_i - delta on the shrunk axis."""
+    inverse_width: float
+    """1 / (2 delta), or 0 for delta = 0, where no ramp has an inside."""
+    order: Tensor
+    """``[P]`` int64: the positives in ascending order; of two equal ones the earlier comes first."""
+    bucket: Tensor
+    """``[P]`` int64: the bucket of each positive's own score."""
+    place: Tensor
+    """``[P]`` float64: each positive's own score on the shrunk axis, the middle of its ramp."""
+    below_begin: Tensor
+    """``[P]`` int64: how many positives lie below the beginning of the ramp of positive i."""
+    below_end: Tensor
+    """``[P]`` int64: how many positives lie below the end of the ramp of positive i."""
+
+
+def make_knots(pos_logits: Tensor, delta: float) -> Knots:
+    """Sort the ramps of the positives' logits ``[P]`` (float32 or float64)."""
+    num_pos = pos_logits.shape[0]
+    exact = pos_logits.double()
+    lower, upper = _round_up(exact - delta, pos_logits), _round_up(exact + delta, pos_logits)
+    if delta > 0:
+        # Where delta vanishes beside p_i the ramp still ends above p_i.
+        upper = torch.where(exact + delta == exact, _next_above(pos_logits), upper)
+        upper = upper.masked_fill(pos_logits == torch.inf, torch.nan)
+
+    thresholds, permutation = torch.cat([lower, upper]).sort(stable=True)
+    rank_of = torch.empty_like(permutation)
+    rank_of.scatter_(0, permutation, torch.arange(2 * num_pos, device=permutation.device))
+    begin, end = rank_of[:num_pos] + 1, rank_of[num_pos:] + 1
+
+    floors = bucket_floors(thresholds).double()
+    # From the top down. Buckets 0 and 1 share a place: nothing is ever measured in bucket 0.
+    gaps = floors[1:].diff().clamp_(0, 2 * delta)
+    coordinate = F.pad(-suffix_sums(gaps[None])[0], (1, 0)) if num_pos else floors.new_zeros(1)
+    rounding = (_finite(lower).double() - _finite(pos_logits).double()) + delta
+
+    scores, order = pos_logits.sort(stable=True)
+    bucket = buckets_of(pos_logits, thresholds)
+    return Knots(
+        pos_logits=pos_logits,
+        thresholds=thresholds,
+        begin=begin,
+        end=end,
+        coordinate=coordinate,
+        ramp_begin=coordinate[begin] - rounding,
+        inverse_width=0.5 / delta if delta > 0 else 0.0,
+        order=order,
+        bucket=bucket,
+        place=coordinate[bucket] + (_finite(pos_logits).double() - floors[bucket]),
+        below_begin=torch.searchsorted(scores, lower),
+        below_end=torch.searchsorted(scores, upper),
+    )
+
+
+def bucket_floors(thresholds: Tensor) -> Tensor:
+    """``[2P + 1]``: finite lower end of each bucket, for subtraction; bucket 0 begins at the lowest finite number."""
+    return _finite(F.pad(thresholds.masked_fill(thresholds.isnan(), torch.inf), (1, 0), value=-torch.inf))
+
+
+def buckets_of(values: Tensor, thresholds: Tensor) -> Tensor:
+    """``[n]`` int64: how many thresholds lie at or below each value, for values other than NaN."""
+    # bucketize takes NaN for the lowest of all; put +inf there instead and cap what counted it.
+    above = thresholds.isnan()
+    found = torch.bucketize(values, thresholds.masked_fill(above, torch.inf), right=True)
+    return torch.minimum(found, (~above).sum())
+
+
+def ramp_sums(knots: Knots, values: Tensor) -> Tensor:
+    """sum_{k != i} v_k H(p_k - p_i) for each row of values: ``[K, P] -> [K, P]`` float64."""
+    ordered = values[:, knots.order]
+    suffix = suffix_sums(torch.cat([ordered, ordered * knots.place[knots.order]]))
+    mass, moment = suffix.chunk(2)
+    return _partial_sums(knots, mass, moment, knots.below_begin, knots.below_end) - values * ramp_at_0(knots)
+
+
+def received_sums(knots: Knots, values: Tensor) -> Tensor:
+    """sum_{i != k} v_i H(p_k - p_i) for values ``[P]``: what positive k receives from the ramps of the others."""
+    level, slope = ramp_coefficients(knots, values)[:, knots.bucket]
+    offset = knots.place - knots.coordinate[knots.bucket]
+    return level + slope * (offset * knots.inverse_width) - values * ramp_at_0(knots)
+
+
+def false_positives(knots: Knots, counts: Tensor, offsets: Tensor) -> Tensor:
+    """N_FP(i) = sum_j H(n_j - p_i) from what the negatives of each bucket add up to.
+
+    Args:
+        knots: of the positives.
+        counts: ``[2P + 1]`` number of negatives in each bucket, float64 or int64.
+        offsets: ``[2P + 1]`` float64, sum of their distances from the bucket's lower threshold. What bucket 0 and buckets
+            without an active ramp hold is never used.
+
+    Returns:
+        ``[P]`` float64.
+    """
+    counts = counts.double()
+    moment = offsets + counts * knots.coordinate
+    mass_above, moment_above = suffix_sums(torch.stack([counts, moment]))
+    found = _partial_sums(knots, mass_above[None], moment_above[None], knots.begin, knots.end)[0]
+    # Less than the fixed point of pass 1 resolves is rounding, and a loss would divide by it.
+    return torch.where(found < 1e-10, 0.0, found)
+
+
+def ramp_coefficients(knots: Knots, weights: Tensor) -> Tensor:
+    """The piecewise-linear g(t) = sum_i w_i H(t - p_i) as ``[2, 2P + 1]`` float64.
+
+    In bucket b, g(t) = level[b] + slope[b] * u, with u = (t - floor[b]) / (2 delta), and u = 0 for delta = 0.
+    """
+    num_pos = len(weights)
+    zero = torch.zeros_like(weights)
+    at_begin = torch.stack([zero, weights, weights * knots.ramp_begin])
+    at_end = torch.stack([weights, -weights, -weights * knots.ramp_begin])
+    steps = torch.empty(3, 2 * num_pos, dtype=torch.float64, device=weights.device)
+    steps[:, knots.begin - 1], steps[:, knots.end - 1] = at_begin, at_end
+    # Weights of the ramps that have ended, and of those that are under way, with their beginnings.
+    ended, active, active_begin = prefix_sums(steps)
+    level = ended + (knots.coordinate * active - active_begin) * knots.inverse_width
+    return torch.stack([level, active])
+
+
+def _partial_sums(knots: Knots, mass: Tensor, moment: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Whole mass above the end of each ramp, and inside it (place - ramp_begin) / (2 delta) of it."""
+    inside = (moment[:, begin] - moment[:, end]) - knots.ramp_begin * (mass[:, begin] - mass[:, end])
+    return mass[:, end] + inside * knots.inverse_width
+
+
+def ramp_at_0(knots: Knots) -> float:
+    """H(0): what a positive's ramp gives its own score."""
+    return 0.5 if knots.inverse_width else 1.0
+
+
+def _finite(values: Tensor) -> Tensor:
+    largest = torch.finfo(values.dtype).max
+    return values.clamp(-largest, largest)
+
+
+def _next_above(values: Tensor) -> Tensor:
+    return torch.nextafter(values, torch.full_like(values, torch.inf))
+
+
+def _round_up(exact: Tensor, like: Tensor) -> Tensor:
+    rounded = exact.to(like.dtype)
+    return torch.where(rounded.double() < exact, _next_above(rounded), rounded)

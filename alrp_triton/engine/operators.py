@@ -1,0 +1,189 @@
+"""What touches M-sized data, registered with PyTorch, so that torch.compile sees opaque operators with known shapes.
+
+``attach_gradient`` is where a ranking loss meets autograd: it returns the value it is given, and its derivative with respect
+to the logits is what the loss's update rule says. For backward it keeps the logits and tables of size P. That backward is an
+operator of its own without a derivative: differentiating twice raises instead of giving a wrong number.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import positives
+from .inputs import Levels
+
+
+def _backend(name: str) -> Any:
+    return importlib.import_module(f".backends.{name}", __package__)
+
+
+@torch.library.custom_op("alrp_triton::find_positives", mutates_args=())
+def find_positives(
+    logits: list[Tensor], labels: list[Tensor], num_positives: int, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Flat indices ``[P]`` and logits ``[P]`` (compute dtype) of the positives."""
+    return positives.find_positives(Levels(logits, labels), num_positives, ignore_index)
+
+
+@find_positives.register_fake
+def _(logits: list[Tensor], labels: list[Tensor], num_positives: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    like = logits[0]
+    return (
+        like.new_empty(num_positives, dtype=torch.int64),
+        like.new_empty(num_positives, dtype=Levels(logits, labels).compute_dtype),
+    )
+
+
+@torch.library.custom_op("alrp_triton::count_negatives", mutates_args=())
+def count_negatives(
+    logits: list[Tensor],
+    labels: list[Tensor],
+    thresholds: Tensor,
+    pos_logits: Tensor,
+    delta: float,
+    ignore_index: int,
+    backend: str,
+) -> Tensor:
+    """Pass 1: what the negatives add up to, as int64 that may be summed over shards; ``[0, -1]`` counts NaN."""
+    levels = Levels(logits, labels)
+    totals: Tensor = _backend(backend).count_negatives(levels, thresholds, pos_logits, delta, ignore_index)
+    return totals
+
+
+@count_negatives.register_fake
+def _(
+    logits: list[Tensor],
+    labels: list[Tensor],
+    thresholds: Tensor,
+    pos_logits: Tensor,
+    delta: float,
+    ignore_index: int,
+    backend: str,
+) -> Tensor:
+    rows, buckets = (1, 0) if backend == "pairwise" else (2, 1)
+    return thresholds.new_empty((rows, thresholds.shape[0] + buckets + 1), dtype=torch.int64)
+
+
+@torch.library.custom_op("alrp_triton::attach_gradient", mutates_args=())
+def attach_gradient(
+    value: Tensor,
+    logits: list[Tensor],
+    labels: list[Tensor],
+    thresholds: Tensor,
+    coefficients: Tensor,
+    pos_index: Tensor,
+    pos_gradient: Tensor,
+    delta: float,
+    ignore_index: int,
+    backend: str,
+) -> Tensor:
+    """``value``, with a derivative with respect to the logits that is given by tables of size P."""
+    return value.clone()
+
+
+@attach_gradient.register_fake
+def _(
+    value: Tensor,
+    logits: list[Tensor],
+    labels: list[Tensor],
+    thresholds: Tensor,
+    coefficients: Tensor,
+    pos_index: Tensor,
+    pos_gradient: Tensor,
+    delta: float,
+    ignore_index: int,
+    backend: str,
+) -> Tensor:
+    return torch.empty_like(value)
+
+
+@torch.library.custom_op("alrp_triton::write_gradient", mutates_args=())
+def write_gradient(
+    grad_output: Tensor,
+    logits: list[Tensor],
+    labels: list[Tensor],
+    thresholds: Tensor,
+    coefficients: Tensor,
+    pos_index: Tensor,
+    pos_gradient: Tensor,
+    delta: float,
+    ignore_index: int,
+    backend: str,
+) -> list[Tensor]:
+    """Pass 2: the gradient of every logit, times ``grad_output``, which goes into the tables before they are rounded."""
+    scale = grad_output.double()
+    gradients: list[Tensor] = _backend(backend).write_gradient(
+        Levels(logits, labels), thresholds, coefficients * scale, pos_index, pos_gradient * scale, delta, ignore_index
+    )
+    return gradients
+
+
+@write_gradient.register_fake
+def _(
+    grad_output: Tensor,
+    logits: list[Tensor],
+    labels: list[Tensor],
+    thresholds: Tensor,
+    coefficients: Tensor,
+    pos_index: Tensor,
+    pos_gradient: Tensor,
+    delta: float,
+    ignore_index: int,
+    backend: str,
+) -> list[Tensor]:
+    return [torch.empty_like(level) for level in logits]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, logits, labels, *tables, ctx.delta, ctx.ignore_index, ctx.backend = inputs
+    ctx.num_levels = len(logits)
+    ctx.save_for_backward(*logits, *labels, *tables)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    saved, n = ctx.saved_tensors, ctx.num_levels
+    logits, labels, tables = list(saved[:n]), list(saved[n : 2 * n]), saved[2 * n :]
+    gradients = write_gradient(grad_output, logits, labels, *tables, ctx.delta, ctx.ignore_index, ctx.backend)
+    return (None, gradients, [None] * n, *[None] * 7)
+
+
+attach_gradient.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op("alrp_triton::attach_computed", mutates_args=())
+def attach_computed(value: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """``value``, with a derivative with respect to the logits that is given whole (for the reference)."""
+    return value.clone()
+
+
+@attach_computed.register_fake
+def _(value: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    return torch.empty_like(value)
+
+
+@torch.library.custom_op("alrp_triton::scale_gradients", mutates_args=())
+def scale_gradients(grad_output: Tensor, gradients: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """``grad_output`` times each of the gradients, rounded once to ``dtype``."""
+    return [(gradient * grad_output.to(gradient.dtype)).to(dtype, copy=True) for gradient in gradients]
+
+
+@scale_gradients.register_fake
+def _(grad_output: Tensor, gradients: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [torch.empty_like(gradient, dtype=dtype) for gradient in gradients]
+
+
+def _keep_computed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.dtype = inputs[1][0].dtype
+    ctx.save_for_backward(*inputs[2])
+
+
+def _backward_computed(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    gradients = list(ctx.saved_tensors)
+    return None, scale_gradients(grad_output, gradients, ctx.dtype), [None] * len(gradients)
+
+
+attach_computed.register_autograd(_backward_computed, setup_context=_keep_computed)

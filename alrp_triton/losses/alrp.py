@@ -1,0 +1,218 @@
+"""aLRP Loss: average Localisation-Recall-Precision error.
+
+K. Oksuz, B. C. Cam, E. Akbas and S. Kalkan, "A Ranking-based, Balanced Loss Function Unifying Classification and
+Localisation in Object Detection", NeurIPS 2020. Equation numbers are the paper's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import reference
+from ..balance import SelfBalance
+from ..boxes import BoxError, box_error, check_box_error
+from ..engine import Levels, Ranking, check_inputs
+from ..engine.backends import choose_backend
+from ..engine.labels import flatten_levels
+from ..engine.operators import attach_computed
+
+LOC_RANKINGS = ("sorted", "smooth")
+# Stands for a new SelfBalance(): one written into the signature would be shared by all losses.
+_NEW: Any = object()
+
+
+class ALRPLossOutput(NamedTuple):
+    """The two components of aLRP Loss, and the ranks behind them. ``cls + loc`` is the loss."""
+
+    cls: Tensor
+    """Classification component, scalar; its backward gives the error-driven gradient of the scores."""
+    loc: Tensor
+    """Localisation component, scalar; its backward gives the gradient of the localisation errors."""
+    rank: Tensor
+    """Rank of each positive among positives and negatives, ``[P]``, detached."""
+
+
+def alrp_loss(
+    logits: Tensor | Sequence[Tensor],
+    labels: Tensor | Sequence[Tensor],
+    loc_errors: Tensor,
+    *,
+    delta: float = 1.0,
+    eps: float = 1e-5,
+    loc_ranking: str = "sorted",
+    ignore_index: int = -1,
+    backend: str = "auto",
+) -> ALRPLossOutput:
+    r"""aLRP Loss (equation 9), exact, in O(M log P) time for M logits and P positives.
+
+    With the ramp H(x) = clamp(x / (2 delta) + 1/2, 0, 1), N_FP(i) the sum of H(n_j - p_i) over negatives j, and rank(i) =
+    1 + sum_{k != i} H(p_k - p_i) + N_FP(i), both over all levels and images that are passed together::
+
+        cls = mean_i N_FP(i) / rank(i)
+        loc = mean_i (E_i + sum of E_k over the positives k above i) / rank(i)
+
+    Args:
+        logits: scores before the sigmoid: ``[..., C]`` or ``[M]``, float16, bfloat16, float32 or float64, any strides; or a
+            sequence of such tensors (feature-pyramid levels), ranked together without being concatenated.
+        labels: integer tensor(s) like ``logits``: of the same shape (1 positive, 0 negative, ``ignore_index`` ignored), or
+            without the last axis (a class index 0..C-1, C for background, ``ignore_index`` ignored).
+        loc_errors: ``[P]``, >= 0: localisation error of each positive, in the flat (row-major, level after level) order of
+            the positives.
+        delta: half width of the ramp, >= 0; 0 is the step H(x) = [x >= 0]. The method's one hyperparameter.
+        eps: a positive with at most this many false positives sends no score gradient.
+        loc_ranking: which positives are above i in ``loc``: ``"sorted"``, those that precede it in descending order (the
+            authors' code), or ``"smooth"``, each k != i by H(p_k - p_i) (equation 11).
+        ignore_index: the label of logits that take part in nothing.
+        backend: ``"auto"`` (triton on a GPU, else torch), ``"torch"``, ``"triton"``, ``"pairwise"`` or ``"reference"``.
+
+    Returns:
+        ``ALRPLossOutput(cls, loc, rank)``. Float64 for float64 logits, else float32; score gradients have the logits'
+        dtype. Without positives both components are 0 and attached to the graph. A NaN among logits that take part, or in
+        ``loc_errors``, makes everything NaN.
+
+    Raises:
+        TypeError, ValueError: for a wrong type, shape, device, dtype or value, naming the argument. A wrong number of
+            ``loc_errors`` or a label out of range raises on the CPU; on a GPU it makes the loss NaN, or raises with the
+            environment variable ``ALRP_TRITON_DEBUG=1``.
+        RuntimeError: when differentiated twice with respect to the logits.
+    """
+    levels = check_inputs(logits, labels, loc_errors, delta=delta, ignore_index=ignore_index)
+    if loc_ranking not in LOC_RANKINGS:
+        raise ValueError(f"loc_ranking: expected one of {LOC_RANKINGS}, got {loc_ranking!r}")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
+    if not eps >= 0:
+        raise ValueError(f"eps: expected a number >= 0, got {eps}")
+    backend = choose_backend(backend, levels.logits[0].device)
+    if backend == "reference":
+        return _reference(levels, loc_errors, delta, eps, loc_ranking, ignore_index)
+
+    num_pos = loc_errors.shape[0]
+    errors = loc_errors.detach().double()
+    ranking = Ranking(
+        levels, num_pos, delta=delta, ignore_index=ignore_index, backend=backend, values=errors
+    )
+    mean = 1.0 / max(num_pos, 1)
+    with torch.no_grad():
+        num_fp, rank = ranking.num_false_positives, ranking.rank
+        cls = (num_fp / rank).sum() * mean + ranking.poison
+        # Equation 14 summed over j: how far LRP error (eq. 10) exceeds its target (eq. 13) at each positive.
+        excess = torch.where(num_fp > eps, (num_fp + ranking.sums_above(errors)) / rank, 0.0)
+        weights = torch.where(num_fp > eps, excess / num_fp, 0.0)
+        # loc is linear in the errors: E_k counts once for k itself and for each positive that k stands above.
+        if loc_ranking == "smooth":
+            share = 1 / rank + ranking.sums_received(1 / rank)
+        else:
+            share = ranking.sums_sorted_received(1 / rank)
+    cls = ranking.attach(cls, -excess * mean, weights * mean)
+    loc = (loc_errors.double() * share).sum() * mean + ranking.poison
+    return _output(levels, cls, loc, rank)
+
+
+def _reference(
+    levels: Levels, loc_errors: Tensor, delta: float, eps: float, loc_ranking: str, ignore_index: int
+) -> ALRPLossOutput:
+    logits, labels = flatten_levels(levels, ignore_index)
+    result = reference.alrp(logits, labels, loc_errors, delta=delta, eps=eps, loc_ranking=loc_ranking)
+    sizes = [level.numel() for level in levels.logits]
+    gradients = [g.view(x.shape) for g, x in zip(result.grad_logits.split(sizes), levels.logits)]
+    cls = attach_computed(result.cls, levels.logits, gradients)
+    # result.loc is linear in the errors, with this gradient.
+    loc = (loc_errors.double() * result.grad_loc_errors).sum() + 0 * result.loc
+    return _output(levels, cls, loc, result.rank)
+
+
+def _output(levels: Levels, cls: Tensor, loc: Tensor, rank: Tensor) -> ALRPLossOutput:
+    if rank.shape[0] == 0:
+        # No positive: the errors may come without a graph; the zero then still reaches the scores.
+        loc = loc + 0 * cls
+    dtype = levels.compute_dtype
+    return ALRPLossOutput(cls.to(dtype), loc.to(dtype), rank.to(dtype))
+
+
+class ALRPLoss(nn.Module):
+    """aLRP Loss on logits and boxes, with self-balancing of its two components.
+
+    Args:
+        delta: half width of the ramp, see :func:`alrp_loss`.
+        tau: the IoU from which a box counts as localised, in [0, 1): errors are divided by 1 - tau. The paper takes 0.5
+            for dense heads and second stages, 0.7 for proposal heads.
+        box_error: ``"iou"``, ``"giou"``, ``"diou"``, ``"ciou"``, or a callable of predicted and target boxes that returns
+            the ``[P]`` localisation errors, see :func:`alrp_triton.boxes.box_error`.
+        self_balance: a :class:`SelfBalance`, a constant weight >= 0 for the localisation component, or None for 1. By
+            default a new ``SelfBalance()``, whose ``step_epoch()`` is to be called after each epoch.
+        eps, loc_ranking, ignore_index, backend: see :func:`alrp_loss`.
+
+    Raises:
+        TypeError, ValueError: naming the argument; wrong values of those of :func:`alrp_loss` raise in ``forward``.
+    """
+
+    def __init__(
+        self,
+        delta: float = 1.0,
+        tau: float = 0.5,
+        box_error: BoxError = "giou",
+        self_balance: SelfBalance | float | None = _NEW,
+        *,
+        eps: float = 1e-5,
+        loc_ranking: str = "sorted",
+        ignore_index: int = -1,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if self_balance is _NEW:
+            self_balance = SelfBalance()
+        if isinstance(self_balance, bool) or not isinstance(self_balance, (SelfBalance, int, float, type(None))):
+            raise TypeError(f"self_balance: expected a SelfBalance, a number or None, got {type(self_balance).__name__}")
+        if isinstance(self_balance, (int, float)) and not 0 <= self_balance < math.inf:
+            raise ValueError(f"self_balance: expected a finite weight >= 0, got {self_balance}")
+        check_box_error(box_error, tau)
+        self.delta, self.tau, self.box_error = delta, tau, box_error
+        self.self_balance = self_balance
+        self.eps, self.loc_ranking, self.ignore_index, self.backend = eps, loc_ranking, ignore_index, backend
+
+    def forward(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        labels: Tensor | Sequence[Tensor],
+        pred_boxes: Tensor,
+        target_boxes: Tensor,
+    ) -> ALRPLossOutput:
+        """The loss of one batch.
+
+        Args:
+            logits, labels: see :func:`alrp_loss`.
+            pred_boxes: ``[P, 4]`` predicted boxes (x1, y1, x2, y2) of the positives, in their flat order.
+            target_boxes: ``[P, 4]`` ground-truth boxes of the positives.
+
+        Returns:
+            ``ALRPLossOutput``; ``loc`` comes multiplied by the self-balancing weight. Train on ``cls + loc``.
+        """
+        errors = box_error(pred_boxes, target_boxes, self.box_error, self.tau)
+        cls, loc, rank = alrp_loss(
+            logits,
+            labels,
+            errors,
+            delta=self.delta,
+            eps=self.eps,
+            loc_ranking=self.loc_ranking,
+            ignore_index=self.ignore_index,
+            backend=self.backend,
+        )
+        if isinstance(self.self_balance, SelfBalance):
+            loc = loc * self.self_balance(cls, loc, errors.shape[0] > 0)
+        elif self.self_balance is not None:
+            loc = loc * self.self_balance
+        return ALRPLossOutput(cls, loc, rank)
+
+    def extra_repr(self) -> str:
+        """The arguments, as ``repr`` shows them."""
+        names = ["delta", "tau", "box_error", "eps", "loc_ranking", "ignore_index", "backend"]
+        if not isinstance(self.self_balance, SelfBalance):
+            names.insert(3, "self_balance")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
