@@ -23,12 +23,12 @@ class SelfBalance(nn.Module):
     An iteration counts if it has positives, the module is in training mode, and (cls + loc)/loc is finite: neither an
     iteration whose loss overflowed under mixed precision nor one with `loc` = 0 leaves a trace.
 
-    The state is four buffers (`weight`, float32; `numerator` and `denominator`, float64, the sums of the running
-    period; `count`, int64, its counted iterations), so it goes into checkpoints, and a run resumed within a period
-    gives the same bits as one that never stopped. The buffers move with the module, but `.half()`, `.bfloat16()`,
-    `.to(dtype)` and the like, on the module or on a model around it, leave their dtypes alone: a sum over an epoch
-    does not survive in half precision. On the first call with losses on another device the state moves there; call `.to(device)` oneself
-    before `torch.compile` or the capture of a CUDA graph.
+    The state is three buffers (`weight`, float32; `sums`, float64 `[2]`, numerator and denominator of the running
+    period's average; `count`, int64, its counted iterations), so it goes into checkpoints, and a run resumed within a
+    period gives the same bits as one that never stopped. The buffers move with the module, but `.half()`,
+    `.bfloat16()`, `.to(dtype)` and the like, on the module or on a model around it, leave their dtypes alone: a sum
+    over an epoch does not survive in half precision. On the first call with losses on another device the state moves
+    there; call `.to(device)` oneself before `torch.compile` or the capture of a CUDA graph.
 
     Nothing waits for the device: the state is read and written by tensor operations only.
 
@@ -44,8 +44,7 @@ class SelfBalance(nn.Module):
     """
 
     weight: Tensor
-    numerator: Tensor
-    denominator: Tensor
+    sums: Tensor
     count: Tensor
 
     def __init__(self, init: float = 50.0, period: int | None = None, average: str = "ratios") -> None:
@@ -64,9 +63,9 @@ class SelfBalance(nn.Module):
         self.period = period
         self.average = average
         self.register_buffer("weight", torch.tensor(self.init, dtype=torch.float32))
-        # float64, so that the sum of a long epoch does not stop growing.
-        self.register_buffer("numerator", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("denominator", torch.zeros((), dtype=torch.float64))
+        # float64, so that the sum of a long epoch does not stop growing. One tensor of two, since torch.compile (2.12)
+        # takes a 0-dimensional float64 CPU tensor for a Python number and drops what is written to it.
+        self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, cls: Tensor, loc: Tensor, has_positives: bool) -> Tensor:
@@ -120,19 +119,18 @@ class SelfBalance(nn.Module):
         # Finite in float32, the weight's dtype: an average of such ratios is finite as well.
         counts = torch.isfinite(ratio.float())
         # Either average is a quotient of two sums: ratios over their number, or losses over localisation losses.
-        numerator, denominator = (ratio, torch.ones_like(ratio)) if self.average == "ratios" else (total, loc)
-        self.numerator += numerator.masked_fill(~counts, 0.0)
-        self.denominator += denominator.masked_fill(~counts, 0.0)
+        terms = (ratio, torch.ones_like(ratio)) if self.average == "ratios" else (total, loc)
+        self.sums += torch.stack(terms).masked_fill(~counts, 0.0)
         self.count += counts
         if self.period is not None:
             self._end_period(self.count >= self.period)
 
     def _end_period(self, ends: Tensor) -> None:
         """Where `ends` (0-dimensional bool): set the weight and start the sums again."""
-        average = (self.numerator / self.denominator).float()
+        average = (self.sums[0] / self.sums[1]).float()
         self.weight.copy_(torch.where(ends, average, self.weight))
-        for state in (self.numerator, self.denominator, self.count):
-            state.masked_fill_(ends, 0)
+        self.sums.masked_fill_(ends, 0.0)
+        self.count.masked_fill_(ends, 0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SelfBalance":
         # Every conversion of a module goes through here. One that changes a dtype is replaced by the move alone.

@@ -100,8 +100,9 @@ def giou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
     overlap, union = _overlap(pred, target)
     width, height = _enclosing_sides(pred, target)
     enclosing = width * height
-    # Rounding can leave the union of nested boxes just above the box that encloses it; the similarity stays <= 1.
-    return overlap - _ratio(_positive_part(enclosing - union), enclosing)
+    # Rounding can leave a union (1 + e) times the area that encloses it. The IoU is then too small by about as much as
+    # the second term gives back, so that the result stays at most 1.
+    return overlap - _ratio(enclosing - union, enclosing)
 
 
 def diou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:

@@ -1,0 +1,53 @@
+"""The direct form by Triton kernels: every logit against every positive."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...kernels.gradient import write_positives
+from ...kernels.pairwise import count_pairs, write_pairwise_gradient
+from ...kernels.walk import make_walk
+from ..fixed_point import fraction_bits
+from ..inputs import Levels
+from .triton import inverse_width
+
+
+def count_negatives(levels: Levels, thresholds: Tensor, pos_logits: Tensor, delta: float, ignore_index: int) -> Tensor:
+    """Pass 1: ``[1, P + 1]`` int64, N_FP of each positive in fixed point; the last counts NaN.
+
+    ``thresholds`` are the positives' logits themselves, of all shards where there are several.
+    """
+    return count_pairs(
+        [make_walk(logits.detach(), labels) for logits, labels in zip(*levels)],
+        _finite(thresholds),
+        inverse_width(delta),
+        2.0 ** fraction_bits(levels.num_logits),
+        ignore_index,
+    )
+
+
+def write_gradient(
+    levels: Levels,
+    thresholds: Tensor,
+    coefficients: Tensor,
+    pos_index: Tensor,
+    pos_gradient: Tensor,
+    delta: float,
+    ignore_index: int,
+) -> list[Tensor]:
+    """Pass 2: ``coefficients`` ``[1, P + 1]`` are the positives' weights, and a constant."""
+    gradients = [torch.empty_like(logits) for logits in levels.logits]
+    walks = [make_walk(logits.detach(), labels, out) for logits, labels, out in zip(*levels, gradients)]
+    pos_logits = _finite(thresholds)
+    write_pairwise_gradient(
+        walks, pos_logits, coefficients[0].to(pos_logits.dtype), inverse_width(delta), ignore_index
+    )
+    write_positives(walks, pos_index, pos_gradient)
+    return gradients
+
+
+def _finite(values: Tensor) -> Tensor:
+    # Equal infinities then compare as equal.
+    largest = torch.finfo(values.dtype).max
+    return values.clamp(-largest, largest)

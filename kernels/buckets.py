@@ -1,0 +1,128 @@
+"""Pass 1 of the linear form: every negative into its bucket. A count, and a sum of offsets in fixed point.
+
+All accumulation is in 64-bit integers, so the order in which tiles and atomics arrive changes nothing. Two things keep atomics
+off each other's toes: scores below the first threshold, most of them late in training, send none; and each tile sums the
+bucket of its first score, which early in training is nearly everyone's, before sending one.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configurations import choose
+from .search import find_bucket, offset_in_bucket, pad_thresholds
+from .walk import Walk, indices, is_negative, on_device_of, steps_to
+
+
+@triton.jit(do_not_specialize=["ignore_index"])
+def bucket_kernel(
+    logits,
+    labels,
+    thresholds,
+    floors,
+    totals,
+    num_buckets,
+    inverse_width,
+    scale,
+    ignore_index,
+    num_logits,
+    size0,
+    size1,
+    size2,
+    x_step0,
+    x_step1,
+    x_step2,
+    x_step3,
+    y_step0,
+    y_step1,
+    y_step2,
+    y_step3,
+    AXES: tl.constexpr,
+    PER_CLASS: tl.constexpr,
+    LARGEST: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    begin = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES)
+    x_at = steps_to(i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES)
+    y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
+    there = begin + lane < num_logits
+    score = tl.load(logits + x_at, mask=there, other=0).to(floors.dtype.element_ty)
+    label = tl.load(labels + y_at, mask=there, other=0)
+    counted = there & is_negative(label, i0, ignore_index, PER_CLASS)
+
+    nan = counted & (score != score)
+    num_nan = tl.sum(nan.to(tl.int32))
+    if num_nan > 0:
+        tl.atomic_add(totals + num_buckets, num_nan.to(tl.int64), sem="relaxed")
+
+    reaches = counted & (score >= tl.load(thresholds))
+    if tl.max(reaches.to(tl.int32)) > 0:
+        bucket = find_bucket(score, thresholds, STEPS)
+        offset = offset_in_bucket(score, bucket, floors, inverse_width, LARGEST)
+        units = (offset * scale).to(tl.int64)
+        # The bucket of one score that reaches a ramp stands for the crowd.
+        first = tl.min(tl.where(reaches, lane, BLOCK))
+        crowd = tl.max(tl.where(lane == first, bucket, 0))
+        in_crowd = reaches & (bucket == crowd)
+        tl.atomic_add(totals + crowd, tl.sum(in_crowd.to(tl.int32)).to(tl.int64), sem="relaxed")
+        tl.atomic_add(totals + num_buckets + 1 + crowd, tl.sum(tl.where(in_crowd, units, 0)), sem="relaxed")
+        alone = reaches & (bucket != crowd)
+        tl.atomic_add(totals + bucket, tl.full([BLOCK], 1, tl.int64), mask=alone, sem="relaxed")
+        tl.atomic_add(totals + num_buckets + 1 + bucket, units, mask=alone, sem="relaxed")
+
+
+def count_into_buckets(
+    walks: list[Walk],
+    thresholds: Tensor,
+    floors: Tensor,
+    inverse_width: float,
+    scale: float,
+    ignore_index: int,
+) -> Tensor:
+    """Pass 1 over all levels.
+
+    Args:
+        walks: the levels.
+        thresholds: ``[2P]`` sorted knots, float32 or float64.
+        floors: ``[2P + 1]`` finite lower ends of the buckets, same dtype.
+        inverse_width: 1 / (2 delta), 0 for delta = 0.
+        scale: units of the fixed point in 1.
+        ignore_index: label of what is not counted.
+
+    Returns:
+        ``[2, 2P + 2]`` int64: counts and offsets in units; the last column counts NaN. Bucket 0 is left at 0.
+    """
+    padded, steps = pad_thresholds(thresholds)
+    totals = torch.zeros(2, len(floors) + 1, dtype=torch.int64, device=thresholds.device)
+
+    def launch(walk: Walk, into: Tensor, block: int, num_warps: int) -> None:
+        bucket_kernel[(triton.cdiv(walk.num_logits, block),)](
+            walk.logits,
+            walk.labels,
+            padded,
+            floors,
+            into,
+            len(floors),
+            inverse_width,
+            scale,
+            ignore_index,
+            **walk.arguments("x", "y"),
+            PER_CLASS=walk.per_class,
+            LARGEST=torch.finfo(floors.dtype).max,
+            STEPS=steps,
+            BLOCK=block,
+            num_warps=num_warps,
+        )
+
+    with on_device_of(thresholds):
+        for walk in walks:
+            if walk.num_logits:
+                settings = choose("buckets", walk.logits, lambda s, walk=walk: launch(walk, totals.clone(), **s))
+                launch(walk, totals, **settings)
+    return totals

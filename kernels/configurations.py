@@ -1,0 +1,138 @@
+"""Launch settings: one pinned choice per kernel and architecture; a search only when asked for.
+
+With ``ALRP_TRITON_AUTOTUNE=1`` each kernel's candidates are timed once per device and size class, and the fastest is kept in
+``$ALRP_TRITON_CACHE`` (by default ``~/.cache/alrp-triton/settings.json``). Settings never change results of the linear form,
+which are sums of integers; nor do they change between two runs, since what was chosen stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Settings = dict[str, int]
+
+# A class of sizes is a power of four; launches of one class share their settings.
+_LOGITS_PER_CLASS_STEP = 2
+
+PINNED: dict[str, dict[str, Settings]] = {
+    "buckets": {"default": {"block": 1024, "num_warps": 4}},
+    "gradient": {"default": {"block": 1024, "num_warps": 4}},
+    "pairwise_count": {
+        "default": {"block": 128, "block_p": 32, "tiles": 16, "num_warps": 4},
+        "gfx": {"block": 128, "block_p": 16, "tiles": 16, "num_warps": 4},
+    },
+    "pairwise_gradient": {
+        "default": {"block": 256, "block_p": 16, "blocks": 16, "num_warps": 4},
+        "gfx": {"block": 128, "block_p": 16, "blocks": 16, "num_warps": 4},
+    },
+}
+"""By kernel, then by the longest prefix of the architecture's name (``sm_90``, ``gfx942``) that is listed."""
+
+CANDIDATES: dict[str, list[Settings]] = {
+    "buckets": [{"block": b, "num_warps": w} for b in (512, 1024, 2048, 4096) for w in (4, 8)],
+    "gradient": [{"block": b, "num_warps": w} for b in (512, 1024, 2048, 4096) for w in (4, 8)],
+    "pairwise_count": [
+        {"block": b, "block_p": p, "tiles": t, "num_warps": 4} for b in (64, 128, 256) for p in (16, 32) for t in (8, 32)
+    ],
+    "pairwise_gradient": [
+        {"block": b, "block_p": p, "blocks": 16, "num_warps": 4} for b in (128, 256, 512) for p in (8, 16)
+    ],
+}
+
+_known: dict[str, Settings] = {}
+
+
+def pinned(kernel: str, architecture: str) -> Settings:
+    """The settings that ship with the package."""
+    table = PINNED[kernel]
+    return table[max((name for name in table if architecture.startswith(name)), key=len, default="default")]
+
+
+def architecture_of(device: torch.device) -> str:
+    """``sm_90``, ``gfx942`` and so on; ``interpreter`` for the CPU."""
+    if device.type != "cuda":
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def choose(kernel: str, logits: Tensor, launch: Callable[[Settings], None]) -> Settings:
+    """Settings for one launch.
+
+    Args:
+        kernel: its name in :data:`PINNED`.
+        logits: what it will read; says the device and the size class.
+        launch: runs the kernel once with given settings, to no lasting effect; called only when searching.
+    """
+    if not autotuning() or logits.device.type != "cuda":
+        return pinned(kernel, architecture_of(logits.device))
+    return search(kernel, key_of(kernel, logits), lambda settings: _milliseconds(launch, settings))
+
+
+def autotuning() -> bool:
+    """Whether ``ALRP_TRITON_AUTOTUNE=1`` asks for a search."""
+    return os.environ.get("ALRP_TRITON_AUTOTUNE", "0") not in ("", "0")
+
+
+def key_of(kernel: str, logits: Tensor) -> str:
+    """What a found choice is filed under: kernel, device, dtype and size class."""
+    size_class = logits.numel().bit_length() // _LOGITS_PER_CLASS_STEP * _LOGITS_PER_CLASS_STEP
+    return f"{kernel}|{torch.cuda.get_device_name(logits.device)}|{logits.dtype}|2^{size_class}"
+
+
+def search(kernel: str, key: str, milliseconds: Callable[[Settings], float]) -> Settings:
+    """The fastest candidate, from memory, from the file, or by timing; a candidate that cannot run is passed over."""
+    if key not in _known:
+        _known.update(load())
+    if key not in _known:
+        timed = [(milliseconds(candidate), i) for i, candidate in enumerate(CANDIDATES[kernel])]
+        _known[key] = CANDIDATES[kernel][min(timed)[1]]
+        _store()
+    return _known[key]
+
+
+def cache_file() -> Path:
+    """Where found settings are kept."""
+    root = os.environ.get("ALRP_TRITON_CACHE") or Path.home() / ".cache" / "alrp-triton"
+    return Path(root) / "settings.json"
+
+
+def load() -> dict[str, Settings]:
+    """What earlier searches found; empty where there is no readable file. Entries that are no candidates are dropped."""
+    try:
+        found = json.loads(cache_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if value in CANDIDATES.get(key.split("|")[0], [])}
+
+
+def _store() -> None:
+    """Write to a file of our own and move it into place, so that no reader sees half of it."""
+    target = cache_file()
+    partial = target.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(load() | _known, indent=1, sort_keys=True))
+        partial.replace(target)
+
+
+def _milliseconds(launch: Callable[[Settings], None], settings: Settings) -> float:
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+
+    try:
+        return float(do_bench(lambda: launch(settings), warmup=10, rep=50, return_mode="median"))
+    except (CompilationError, OutOfResources):
+        return float("inf")

@@ -1,0 +1,159 @@
+"""Pass 2 of the linear form: every logit's gradient, level + slope * offset of its bucket; then the positives' own."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configurations import choose
+from .search import find_bucket, offset_in_bucket, pad_thresholds
+from .walk import Walk, indices, is_negative, on_device_of, steps_to
+
+
+@triton.jit(do_not_specialize=["ignore_index"])
+def gradient_kernel(
+    logits,
+    labels,
+    gradient,
+    thresholds,
+    floors,
+    levels,
+    slopes,
+    inverse_width,
+    ignore_index,
+    num_logits,
+    size0,
+    size1,
+    size2,
+    x_step0,
+    x_step1,
+    x_step2,
+    x_step3,
+    y_step0,
+    y_step1,
+    y_step2,
+    y_step3,
+    g_step0,
+    g_step1,
+    g_step2,
+    g_step3,
+    AXES: tl.constexpr,
+    PER_CLASS: tl.constexpr,
+    LARGEST: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    begin = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES)
+    x_at = steps_to(i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES)
+    y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
+    g_at = steps_to(i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES)
+    there = begin + lane < num_logits
+    score = tl.load(logits + x_at, mask=there, other=0).to(floors.dtype.element_ty)
+    label = tl.load(labels + y_at, mask=there, other=0)
+    negative = is_negative(label, i0, ignore_index, PER_CLASS)
+
+    value = tl.zeros_like(score) + tl.load(levels)
+    if tl.max((score >= tl.load(thresholds)).to(tl.int32)) > 0:
+        bucket = find_bucket(score, thresholds, STEPS)
+        offset = offset_in_bucket(score, bucket, floors, inverse_width, LARGEST)
+        value = tl.load(levels + bucket) + tl.load(slopes + bucket) * offset
+    value = tl.where(negative, value, 0.0)
+    tl.store(gradient + g_at, value.to(gradient.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def positives_kernel(
+    gradient,
+    pos_index,
+    pos_gradient,
+    first_index,
+    num_positives,
+    num_logits,
+    size0,
+    size1,
+    size2,
+    g_step0,
+    g_step1,
+    g_step2,
+    g_step3,
+    AXES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = lane < num_positives
+    index = tl.load(pos_index + lane, mask=there, other=0) - first_index
+    inside = there & (index >= 0) & (index < num_logits)
+    value = tl.load(pos_gradient + lane, mask=inside, other=0)
+    # Few enough to divide each 64-bit index along all axes.
+    i0, i1, i2, i3 = indices(index, 0, size0, size1, size2, AXES)
+    at = steps_to(i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES)
+    tl.store(gradient + at, value.to(gradient.dtype.element_ty), mask=inside)
+
+
+def write_linear_gradient(
+    walks: list[Walk],
+    thresholds: Tensor,
+    floors: Tensor,
+    coefficients: Tensor,
+    inverse_width: float,
+    ignore_index: int,
+) -> None:
+    """Pass 2 over all levels: fill the walks' gradients. Positives get 0.
+
+    Args:
+        walks: the levels.
+        thresholds, floors: as in pass 1.
+        coefficients: ``[2, 2P + 1]``, level and slope of each bucket, in the dtype of ``floors``.
+        inverse_width: 1 / (2 delta), 0 for delta = 0.
+        ignore_index: label of what gets 0.
+    """
+    padded, steps = pad_thresholds(thresholds)
+    levels, slopes = coefficients.contiguous()
+
+    def launch(walk: Walk, block: int, num_warps: int) -> None:
+        gradient_kernel[(triton.cdiv(walk.num_logits, block),)](
+            walk.logits,
+            walk.labels,
+            walk.gradient,
+            padded,
+            floors,
+            levels,
+            slopes,
+            inverse_width,
+            ignore_index,
+            **walk.arguments("x", "y", "g"),
+            PER_CLASS=walk.per_class,
+            LARGEST=torch.finfo(floors.dtype).max,
+            STEPS=steps,
+            BLOCK=block,
+            num_warps=num_warps,
+        )
+
+    with on_device_of(thresholds):
+        for walk in walks:
+            if walk.num_logits:
+                launch(walk, **choose("gradient", walk.logits, lambda s, walk=walk: launch(walk, **s)))
+
+
+def write_positives(walks: list[Walk], pos_index: Tensor, pos_gradient: Tensor) -> None:
+    """Write ``pos_gradient`` ``[P]`` at flat indices ``pos_index`` ``[P]`` (row-major, level after level)."""
+    if len(pos_index) == 0:
+        return
+    first_index = 0
+    with on_device_of(pos_index):
+        for walk in walks:
+            if walk.num_logits:
+                positives_kernel[(triton.cdiv(len(pos_index), 256),)](
+                    walk.gradient,
+                    pos_index,
+                    pos_gradient,
+                    first_index,
+                    len(pos_index),
+                    **walk.arguments("g"),
+                    BLOCK=256,
+                )
+            first_index += walk.num_logits

@@ -1,0 +1,253 @@
+"""The direct form: tiles of positives against tiles of logits. O(P M) work, any ramp; an independent check of the linear form.
+
+Pass 1 sums, for each positive, H(n_j - p_i) over a strip of logits: over a strip in float32, over
+strips by integer atomics in fixed point. Pass 2 sums w_i H(n_j - p_i) over all positives for each logit, in a fixed order: in groups, and over
+groups with the rounding of each addition carried along (Kahan), so that thousands of positives cost no digits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configurations import choose
+from .walk import Walk, indices, is_negative, on_device_of, steps_to
+
+
+@triton.jit
+def ramp(x, inverse_width, STEP: tl.constexpr, SATURATE: tl.constexpr):
+    """H(x), for x = score - positive."""
+    if STEP:
+        return tl.where(x >= 0, 1.0, 0.0).to(x.dtype)
+    elif SATURATE:
+        # One instruction for multiply, add and clamp. It takes NaN to 0; NaN is counted elsewhere.
+        return tl.inline_asm_elementwise(
+            "fma.rn.sat.f32 $0, $1, $2, 0f3F000000;",
+            "=f,f,f",
+            [x, tl.zeros_like(x) + inverse_width],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        return tl.minimum(tl.maximum(x * inverse_width + 0.5, 0.0), 1.0)
+
+
+@triton.jit(do_not_specialize=["ignore_index"])
+def pairwise_count_kernel(
+    logits,
+    labels,
+    positives,
+    totals,
+    num_positives,
+    inverse_width,
+    scale,
+    ignore_index,
+    num_logits,
+    size0,
+    size1,
+    size2,
+    x_step0,
+    x_step1,
+    x_step2,
+    x_step3,
+    y_step0,
+    y_step1,
+    y_step2,
+    y_step3,
+    AXES: tl.constexpr,
+    PER_CLASS: tl.constexpr,
+    LARGEST: tl.constexpr,
+    STEP: tl.constexpr,
+    SATURATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    strip = tl.program_id(0).to(tl.int64) * (BLOCK * TILES)
+    i = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    positive = tl.load(positives + i, mask=i < num_positives, other=0)
+    lane = tl.arange(0, BLOCK)
+    sums = tl.zeros([BLOCK_P, BLOCK], positives.dtype.element_ty)
+    num_nan = tl.zeros([BLOCK], tl.int32)
+    for tile in range(TILES):
+        begin = strip + tile * BLOCK
+        i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES)
+        x_at = steps_to(i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES)
+        y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
+        there = begin + lane < num_logits
+        score = tl.load(logits + x_at, mask=there, other=0).to(positives.dtype.element_ty)
+        label = tl.load(labels + y_at, mask=there, other=0)
+        counted = there & is_negative(label, i0, ignore_index, PER_CLASS)
+        num_nan += (counted & (score != score)).to(tl.int32)
+        # Infinities become the largest finite numbers; what does not count becomes NaN, whose ramp is 0.
+        score = tl.where(counted, tl.minimum(tl.maximum(score, -LARGEST), LARGEST), float("nan"))
+        sums += ramp(score[None, :] - positive[:, None], inverse_width, STEP, SATURATE)
+    units = (tl.sum(sums, axis=1) * scale).to(tl.int64)
+    tl.atomic_add(totals + i, units, mask=i < num_positives, sem="relaxed")
+    if tl.program_id(1) == 0:
+        tl.atomic_add(totals + num_positives, tl.sum(num_nan).to(tl.int64), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["ignore_index"])
+def pairwise_gradient_kernel(
+    logits,
+    labels,
+    gradient,
+    positives,
+    weights,
+    num_positives,
+    inverse_width,
+    ignore_index,
+    num_logits,
+    size0,
+    size1,
+    size2,
+    x_step0,
+    x_step1,
+    x_step2,
+    x_step3,
+    y_step0,
+    y_step1,
+    y_step2,
+    y_step3,
+    g_step0,
+    g_step1,
+    g_step2,
+    g_step3,
+    AXES: tl.constexpr,
+    PER_CLASS: tl.constexpr,
+    LARGEST: tl.constexpr,
+    STEP: tl.constexpr,
+    SATURATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    begin = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES)
+    x_at = steps_to(i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES)
+    y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
+    g_at = steps_to(i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES)
+    there = begin + lane < num_logits
+    score = tl.load(logits + x_at, mask=there, other=0).to(positives.dtype.element_ty)
+    label = tl.load(labels + y_at, mask=there, other=0)
+    negative = is_negative(label, i0, ignore_index, PER_CLASS)
+    score = tl.minimum(tl.maximum(score, -LARGEST), LARGEST)
+
+    # The weight after the last is a constant: 0, or NaN where a NaN takes part.
+    value = tl.zeros_like(score) + tl.load(weights + num_positives)
+    lost = tl.zeros_like(score)
+    for group in range(0, num_positives, BLOCK_P * BLOCKS):
+        sums = tl.zeros([BLOCK_P, BLOCK], positives.dtype.element_ty)
+        for block in range(BLOCKS):
+            i = group + block * BLOCK_P + tl.arange(0, BLOCK_P)
+            positive = tl.load(positives + i, mask=i < num_positives, other=0)
+            weight = tl.load(weights + i, mask=i < num_positives, other=0)
+            sums += ramp(score[None, :] - positive[:, None], inverse_width, STEP, SATURATE) * weight[:, None]
+        term = tl.sum(sums, axis=0) - lost
+        total = value + term
+        lost = (total - value) - term
+        value = total
+    value = tl.where(negative, value, 0.0)
+    tl.store(gradient + g_at, value.to(gradient.dtype.element_ty), mask=there)
+
+
+def _constants(pos_logits: Tensor, inverse_width: float) -> dict[str, Any]:
+    on_nvidia = pos_logits.is_cuda and torch.version.hip is None
+    return {
+        "STEP": inverse_width == 0,
+        "SATURATE": on_nvidia and pos_logits.dtype == torch.float32,
+        "LARGEST": torch.finfo(pos_logits.dtype).max,
+    }
+
+
+def count_pairs(walks: list[Walk], pos_logits: Tensor, inverse_width: float, scale: float, ignore_index: int) -> Tensor:
+    """Pass 1: N_FP(i) in fixed point.
+
+    Args:
+        walks: the levels.
+        pos_logits: ``[P]`` finite (infinities replaced by the largest numbers), float32 or float64.
+        inverse_width: 1 / (2 delta), 0 for delta = 0.
+        scale: units of the fixed point in 1.
+        ignore_index: label of what is not counted.
+
+    Returns:
+        ``[1, P + 1]`` int64: N_FP of each positive in units; the last counts NaN.
+    """
+    num_pos = len(pos_logits)
+    totals = torch.zeros(1, num_pos + 1, dtype=torch.int64, device=pos_logits.device)
+
+    def launch(walk: Walk, into: Tensor, block: int, block_p: int, tiles: int, num_warps: int) -> None:
+        grid = (triton.cdiv(walk.num_logits, block * tiles), max(1, triton.cdiv(num_pos, block_p)))
+        pairwise_count_kernel[grid](
+            walk.logits,
+            walk.labels,
+            pos_logits,
+            into,
+            num_pos,
+            inverse_width,
+            scale,
+            ignore_index,
+            **walk.arguments("x", "y"),
+            PER_CLASS=walk.per_class,
+            **_constants(pos_logits, inverse_width),
+            BLOCK=block,
+            BLOCK_P=block_p,
+            TILES=tiles,
+            num_warps=num_warps,
+        )
+
+    with on_device_of(pos_logits):
+        for walk in walks:
+            if walk.num_logits:
+                settings = choose("pairwise_count", walk.logits, lambda s, walk=walk: launch(walk, totals.clone(), **s))
+                launch(walk, totals, **settings)
+    return totals
+
+
+def write_pairwise_gradient(
+    walks: list[Walk],
+    pos_logits: Tensor,
+    weights: Tensor,
+    inverse_width: float,
+    ignore_index: int,
+) -> None:
+    """Pass 2: fill the walks' gradients; positives get 0.
+
+    Args:
+        walks: the levels.
+        pos_logits: as in pass 1.
+        weights: ``[P + 1]`` in the dtype of ``pos_logits``; the last is added to every negative's gradient.
+        inverse_width: 1 / (2 delta), 0 for delta = 0.
+        ignore_index: label of what gets 0.
+    """
+
+    def launch(walk: Walk, block: int, block_p: int, blocks: int, num_warps: int) -> None:
+        pairwise_gradient_kernel[(triton.cdiv(walk.num_logits, block),)](
+            walk.logits,
+            walk.labels,
+            walk.gradient,
+            pos_logits,
+            weights,
+            len(pos_logits),
+            inverse_width,
+            ignore_index,
+            **walk.arguments("x", "y", "g"),
+            **_constants(pos_logits, inverse_width),
+            PER_CLASS=walk.per_class,
+            BLOCK=block,
+            BLOCK_P=block_p,
+            BLOCKS=blocks,
+            num_warps=num_warps,
+        )
+
+    with on_device_of(pos_logits):
+        for walk in walks:
+            if walk.num_logits:
+                launch(walk, **choose("pairwise_gradient", walk.logits, lambda s, walk=walk: launch(walk, **s)))

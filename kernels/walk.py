@@ -1,0 +1,142 @@
+"""How a kernel walks one level: logits of any strides, in row-major order, beside their labels.
+
+Axes of size 1 vanish, and axes that follow each other in memory in every tensor become one, so that what is contiguous has
+one axis (two with class labels, whose last axis holds the classes and takes no step in the labels). At most four remain
+without a copy: enough for a channel-first level ``[B, A C, H, W]`` seen as ``[B, H W, A, C]``.
+
+Positions are 64-bit. Within a tile, axis by axis from the innermost, they are 32-bit remainders: a tile begins at a position
+whose 64-bit division is done once, on a scalar.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MAX_AXES = 4
+_MAX_INNER = 2**31 - 2**17
+
+
+class Walk(NamedTuple):
+    """One level, ready to be launched over. Per axis, innermost first: its size, and its step in each tensor."""
+
+    logits: Tensor
+    labels: Tensor
+    gradient: Tensor
+    per_class: bool
+    sizes: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_logits(self) -> int:
+        return self.logits.numel()
+
+    def arguments(self, *tensors: str) -> dict[str, int]:
+        """The kernels' arguments for these of the tensors x (logits), y (labels), g (gradient): sizes of all axes but the
+        outermost, steps of all; 1 for axes that are not there."""
+        pad = (1,) * (MAX_AXES - len(self.sizes))
+        named = {f"size{i}": size for i, size in enumerate((*self.sizes, *pad)[:-1])}
+        for name, steps in zip("xyg", self.steps):
+            if name in tensors:
+                named |= {f"{name}_step{i}": step for i, step in enumerate((*steps, *pad))}
+        return named | {"num_logits": self.num_logits, "AXES": len(self.sizes)}
+
+
+def make_walk(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> Walk:
+    """Describe a level.
+
+    Args:
+        logits: any shape and strides (``[..., C]`` with class labels).
+        labels: of the logits' shape, or without the last axis.
+        gradient: of the logits' shape, for a walk that writes it.
+    """
+    gradient = logits if gradient is None else gradient
+    per_class = labels.dim() != logits.dim()
+    spread = labels.unsqueeze(-1).expand(logits.shape) if per_class else labels
+    axes = _merge(logits.shape, (logits.stride(), spread.stride(), gradient.stride()), keep_last=per_class)
+    if len(axes) > MAX_AXES or any(size > _MAX_INNER for size, _ in axes[:-1]):
+        # Rare. What is walked for writing is contiguous here or may not be copied, so copy what is only read.
+        if not (logits.is_contiguous() and labels.is_contiguous()):
+            return make_walk(logits.contiguous(), labels.contiguous(), gradient)
+        raise ValueError(f"logits: no walk over shape {list(logits.shape)} with strides {gradient.stride()}")
+    sizes, steps = zip(*axes)
+    return Walk(logits, labels, gradient, per_class, sizes, tuple(zip(*steps)))
+
+
+def _merge(
+    shape: torch.Size, strides: tuple[tuple[int, ...], ...], keep_last: bool
+) -> list[tuple[int, tuple[int, ...]]]:
+    """(size, steps) of each axis that is left, innermost first."""
+    outermost_first = list(zip(shape, zip(*strides)))
+    axes = [outermost_first.pop()]
+    for size, steps in reversed(outermost_first):
+        inner, inner_steps = axes[-1]
+        may_merge = not (keep_last and len(axes) == 1)
+        if size == 1:
+            continue
+        if may_merge and inner == 1:
+            axes[-1] = (size, steps)
+        elif may_merge and all(step == inner * inner_step for step, inner_step in zip(steps, inner_steps)):
+            axes[-1] = (inner * size, inner_steps)
+        else:
+            axes.append((size, steps))
+    return axes
+
+
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Launches go to the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+@triton.jit
+def indices(begin, lane, size0, size1, size2, AXES: tl.constexpr):
+    """Place of positions ``begin + lane`` on each axis, innermost first; places on axes that are not there mean nothing."""
+    if AXES == 1:
+        at = begin + lane
+        return at, at, at, at
+    rest0 = begin // size0
+    i0 = (begin - rest0 * size0).to(tl.int32) + lane
+    carry0 = i0 // size0
+    i0 = i0 - carry0 * size0
+    if AXES == 2:
+        i1 = rest0 + carry0
+        return i0, i1, i1, i1
+    rest1 = rest0 // size1
+    i1 = (rest0 - rest1 * size1).to(tl.int32) + carry0
+    carry1 = i1 // size1
+    i1 = i1 - carry1 * size1
+    if AXES == 3:
+        i2 = rest1 + carry1
+        return i0, i1, i2, i2
+    rest2 = rest1 // size2
+    i2 = (rest1 - rest2 * size2).to(tl.int32) + carry1
+    carry2 = i2 // size2
+    i2 = i2 - carry2 * size2
+    return i0, i1, i2, rest2 + carry2
+
+
+@triton.jit
+def steps_to(i0, i1, i2, i3, step0, step1, step2, step3, AXES: tl.constexpr):
+    """64-bit distance from a tensor's first element to the one at these places."""
+    at = i0.to(tl.int64) * step0
+    if AXES > 1:
+        at += i1.to(tl.int64) * step1
+    if AXES > 2:
+        at += i2.to(tl.int64) * step2
+    if AXES > 3:
+        at += i3.to(tl.int64) * step3
+    return at
+
+
+@triton.jit
+def is_negative(label, column, ignore_index, PER_CLASS: tl.constexpr):
+    """Whether a logit is a negative, from the label of its row and its class, or from its own label."""
+    if PER_CLASS:
+        return (label != column) & (label != ignore_index)
+    else:
+        return (label == 0) & (label != ignore_index)
