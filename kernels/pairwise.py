@@ -24,7 +24,7 @@ def ramp(x, inverse_width, STEP: tl.constexpr, SATURATE: tl.constexpr):
     if STEP:
         return tl.where(x >= 0, 1.0, 0.0).to(x.dtype)
     elif SATURATE:
-        # One instruction for multiply, add and clamp. It takes NaN to 0; NaN is counted elsewhere.
+        # One instruction for multiply, add and clamp.
         return tl.inline_asm_elementwise(
             "fma.rn.sat.f32 $0, $1, $2, 0f3F000000;",
             "=f,f,f",
@@ -84,8 +84,9 @@ def pairwise_count_kernel(
         label = tl.load(labels + y_at, mask=there, other=0)
         counted = there & is_negative(label, i0, ignore_index, PER_CLASS)
         num_nan += (counted & (score != score)).to(tl.int32)
-        # Infinities become the largest finite numbers; what does not count becomes NaN, whose ramp is 0.
-        score = tl.where(counted, tl.minimum(tl.maximum(score, -LARGEST), LARGEST), float("nan"))
+        # Infinities become the largest finite numbers; what does not count goes below all, where every ramp is 0.
+        finite = tl.minimum(tl.maximum(score, -LARGEST), LARGEST)
+        score = tl.where(counted & (score == score), finite, float("-inf"))
         sums += ramp(score[None, :] - positive[:, None], inverse_width, STEP, SATURATE)
     units = (tl.sum(sums, axis=1) * scale).to(tl.int64)
     tl.atomic_add(totals + i, units, mask=i < num_positives, sem="relaxed")

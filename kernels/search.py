@@ -20,7 +20,7 @@ def find_bucket(score, thresholds, STEPS: tl.constexpr):
     """How many of the padded thresholds lie at or below each score; 0 for NaN."""
     bucket = tl.zeros_like(score).to(tl.int32)
     for step in tl.static_range(STEPS):
-        half: tl.constexpr = 1 << (STEPS - 1 - step)
+        half = 1 << (STEPS - 1 - step)
         threshold = tl.load(thresholds + bucket + (half - 1))
         bucket += tl.where(score >= threshold, half, 0)
     return bucket

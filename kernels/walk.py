@@ -99,25 +99,28 @@ def indices(begin, lane, size0, size1, size2, AXES: tl.constexpr):
     if AXES == 1:
         at = begin + lane
         return at, at, at, at
-    rest0 = begin // size0
-    i0 = (begin - rest0 * size0).to(tl.int32) + lane
-    carry0 = i0 // size0
-    i0 = i0 - carry0 * size0
-    if AXES == 2:
-        i1 = rest0 + carry0
-        return i0, i1, i1, i1
-    rest1 = rest0 // size1
-    i1 = (rest0 - rest1 * size1).to(tl.int32) + carry0
-    carry1 = i1 // size1
-    i1 = i1 - carry1 * size1
-    if AXES == 3:
-        i2 = rest1 + carry1
-        return i0, i1, i2, i2
-    rest2 = rest1 // size2
-    i2 = (rest1 - rest2 * size2).to(tl.int32) + carry1
-    carry2 = i2 // size2
-    i2 = i2 - carry2 * size2
-    return i0, i1, i2, rest2 + carry2
+    else:
+        rest0 = begin // size0
+        i0 = (begin - rest0 * size0).to(tl.int32) + lane
+        carry0 = i0 // size0
+        i0 = i0 - carry0 * size0
+        if AXES == 2:
+            i1 = rest0 + carry0
+            return i0, i1, i1, i1
+        else:
+            rest1 = rest0 // size1
+            i1 = (rest0 - rest1 * size1).to(tl.int32) + carry0
+            carry1 = i1 // size1
+            i1 = i1 - carry1 * size1
+            if AXES == 3:
+                i2 = rest1 + carry1
+                return i0, i1, i2, i2
+            else:
+                rest2 = rest1 // size2
+                i2 = (rest1 - rest2 * size2).to(tl.int32) + carry1
+                carry2 = i2 // size2
+                i2 = i2 - carry2 * size2
+                return i0, i1, i2, rest2 + carry2
 
 
 @triton.jit

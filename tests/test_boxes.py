@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -125,6 +125,9 @@ boxes_and_scale = st.tuples(
 
 
 @settings(max_examples=150, deadline=None)
+@example(drawn=([[0.0, 0, 1, 1] * 2], 1e-20), dtype=torch.float32, kind="iou")
+@example(drawn=([[0.0, 0, 1, 1] * 2], 1e-20), dtype=torch.float32, kind="ciou")
+@example(drawn=([[0.0, 0, 1, 1, 1, 0, 2, 1]], 1e-20), dtype=torch.float32, kind="giou")
 @given(drawn=boxes_and_scale, dtype=st.sampled_from([torch.float32, torch.float64]), kind=st.sampled_from(KINDS))
 def test_any_finite_boxes_give_bounded_errors_and_finite_gradients(drawn, dtype, kind):
     rows, scale = drawn
@@ -162,6 +165,26 @@ def test_values_of_degenerate_boxes():
 def test_a_flat_box_inside_its_target_learns_to_grow(kind):
     _, gradient, _ = errors_and_gradients(torch.tensor([[1.0, 0, 1, 2]]), torch.tensor([[0.0, 0, 2, 2]]), kind)
     assert gradient[0, 2] < 0 < gradient[0, 0]
+
+
+def test_boxes_without_a_union_have_no_gradient_of_iou():
+    line = torch.tensor([[0.0, 0, 0, 1e4]])
+    _, *gradients = errors_and_gradients(line, line, "iou")
+    assert all(gradient.eq(0).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nearly_equal_boxes_have_no_negative_error(dtype):
+    # A few units in the last place between the two, where rounding is as large as the error itself.
+    target = random_boxes(20_000, dtype=dtype)[0]
+    towards = torch.randint(-1, 2, (3, *target.shape), generator=torch.Generator().manual_seed(5)) * math.inf
+    pred = target
+    for direction in towards.to(dtype):
+        pred = torch.where(direction.isnan(), pred, torch.nextafter(pred, direction))
+    for kind in KINDS:
+        errors = box_error(pred, target, kind, 0.0)
+        assert errors.min() == 0
+        assert errors.max() < 1e3 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("kind", KINDS)

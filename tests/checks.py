@@ -1,0 +1,99 @@
+"""How tests run the loss and compare what comes out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from cases import INTERPRETED, Case
+from torch import Tensor
+
+from alrp_triton import alrp_loss, reference
+
+
+def backends() -> list[str]:
+    """What runs on this CPU: the kernels only in Triton's interpreter, so in a process of their own."""
+    return ["torch", "reference", "triton", "pairwise"] if INTERPRETED else ["torch", "reference"]
+
+
+def engine_backends() -> list[str]:
+    """The backends whose sums are exact, and so give the same bits in any order."""
+    return [backend for backend in backends() if backend != "reference"]
+
+
+class Result(NamedTuple):
+    """The loss and all that follows from it, without a graph."""
+
+    cls: Tensor
+    loc: Tensor
+    rank: Tensor
+    grad_logits: Tensor
+    grad_loc_errors: Tensor
+
+
+def evaluate(
+    logits: Tensor, labels: Tensor, loc_errors: Tensor, backend: str, *, upstream: float = 1.0, **arguments: Any
+) -> Result:
+    """The loss of one tensor, and the gradients of its two components times ``upstream``."""
+    x = logits.detach().requires_grad_()
+    errors = loc_errors.detach().requires_grad_()
+    cls, loc, rank = alrp_loss(x, labels, errors, backend=backend, **arguments)
+    (grad_logits,) = torch.autograd.grad(cls, x, torch.full_like(cls, upstream), retain_graph=True)
+    (grad_errors,) = torch.autograd.grad(loc, errors, torch.full_like(loc, upstream))
+    assert not rank.requires_grad
+    return Result(cls.detach(), loc.detach(), rank, grad_logits, grad_errors)
+
+
+def judge(case: Case, **arguments: Any) -> Result:
+    """The same from the float64 reference, directly."""
+    return Result(*reference.alrp(case.logits, case.labels, case.loc_errors, **arguments))
+
+
+def assert_close(name: str, actual: Tensor, expected: Tensor, rel_norm: float, worst: float | None = None) -> None:
+    """Compare in float64 by relative norm, and show the worst element.
+
+    Args:
+        name: what is compared.
+        actual: any shape.
+        expected: the same shape; NaN where and only where ``actual`` is NaN, and equal infinities.
+        rel_norm: bound of |actual - expected| / |expected| (2-norms); where ``expected`` is all 0, ``actual`` must be.
+        worst: bound of the largest difference in units of the largest ``|expected|``; by default ``rel_norm``.
+    """
+    assert actual.shape == expected.shape, f"{name}: shape {list(actual.shape)}, expected {list(expected.shape)}"
+    actual, expected = actual.detach().double(), expected.detach().double()
+    if expected.numel() == 0:
+        return
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    error = torch.where(same, 0.0, (actual - expected).abs())
+    # What is NaN or infinite in one only is infinitely wrong.
+    error = error.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    size = torch.where(expected.isfinite(), expected, 0.0).abs()
+    norm, relative = size.norm(), error.norm()
+    at = int(error.argmax())
+    place = [int(k) for k in torch.unravel_index(torch.tensor(at), error.shape)] if error.dim() else []
+    where = f"worst at {place}: got {actual.flatten()[at]}, expected {expected.flatten()[at]}"
+    within = relative <= rel_norm * norm and error.max() <= (rel_norm if worst is None else worst) * size.max()
+    assert within, f"{name}: relative norm of the error {relative / norm:.3g}, allowed {rel_norm:.3g}; {where}"
+
+
+def assert_rounded(name: str, actual: Tensor, expected: Tensor, margin: float) -> None:
+    """``actual`` is ``expected`` (float64), known up to ``margin`` of its norm, rounded to nearest in ``actual``'s dtype."""
+    slack = margin * expected.norm()
+    low, high = (expected - slack).to(actual.dtype), (expected + slack).to(actual.dtype)
+    outside = (actual < low) | (actual > high) | actual.isnan()
+    at = int(outside.int().argmax()) if outside.numel() else 0
+    assert not outside.any(), f"{name}: at {at} got {actual[at]}, expected {expected[at]} rounded to {actual.dtype}"
+
+
+def assert_same_bits(name: str, actual: Tensor, expected: Tensor) -> None:
+    """Equal bit for bit, in dtype and shape too, with NaN equal to NaN and 0 to -0."""
+    assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, expected {expected.dtype}"
+    assert actual.shape == expected.shape, f"{name}: {list(actual.shape)}, expected {list(expected.shape)}"
+    differ = ~((actual == expected) | (actual.isnan() & expected.isnan()))
+    at = differ.nonzero()[:1].tolist()
+    assert not at, f"{name}: first difference at {at[0]}: {actual[tuple(at[0])]} and {expected[tuple(at[0])]}"
+
+
+def assert_same_results(actual: Result, expected: Result) -> None:
+    for name, one, other in zip(Result._fields, actual, expected):
+        assert_same_bits(name, one, other)
