@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .configurations import choose
 from .search import find_bucket, offset_in_bucket, pad_thresholds
-from .walk import Walk, indices, is_negative, on_device_of, steps_to
+from .walk import Walk, indices, is_negative, load, on_device_of, steps_to
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
@@ -25,7 +25,6 @@ def bucket_kernel(
     floors,
     totals,
     num_buckets,
-    inverse_width,
     scale,
     ignore_index,
     num_logits,
@@ -42,6 +41,7 @@ def bucket_kernel(
     y_step3,
     AXES: tl.constexpr,
     PER_CLASS: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
     LARGEST: tl.constexpr,
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -52,7 +52,7 @@ def bucket_kernel(
     x_at = steps_to(i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES)
     y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
     there = begin + lane < num_logits
-    score = tl.load(logits + x_at, mask=there, other=0).to(floors.dtype.element_ty)
+    score = load(logits + x_at, there, floors.dtype.element_ty)
     label = tl.load(labels + y_at, mask=there, other=0)
     counted = there & is_negative(label, i0, ignore_index, PER_CLASS)
 
@@ -64,7 +64,7 @@ def bucket_kernel(
     reaches = counted & (score >= tl.load(thresholds))
     if tl.max(reaches.to(tl.int32)) > 0:
         bucket = find_bucket(score, thresholds, STEPS)
-        offset = offset_in_bucket(score, bucket, floors, inverse_width, LARGEST)
+        offset = offset_in_bucket(score, bucket, floors, INVERSE_WIDTH, LARGEST)
         units = (offset * scale).to(tl.int64)
         # The bucket of one score that reaches a ramp stands for the crowd.
         first = tl.min(tl.where(reaches, lane, BLOCK))
@@ -109,11 +109,11 @@ def count_into_buckets(
             floors,
             into,
             len(floors),
-            inverse_width,
             scale,
             ignore_index,
             **walk.arguments("x", "y"),
             PER_CLASS=walk.per_class,
+            INVERSE_WIDTH=inverse_width,
             LARGEST=torch.finfo(floors.dtype).max,
             STEPS=steps,
             BLOCK=block,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .configurations import choose
 from .search import find_bucket, offset_in_bucket, pad_thresholds
-from .walk import Walk, indices, is_negative, on_device_of, steps_to
+from .walk import Walk, indices, is_negative, load, on_device_of, steps_to, store
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
@@ -21,7 +21,6 @@ def gradient_kernel(
     floors,
     levels,
     slopes,
-    inverse_width,
     ignore_index,
     num_logits,
     size0,
@@ -41,6 +40,7 @@ def gradient_kernel(
     g_step3,
     AXES: tl.constexpr,
     PER_CLASS: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
     LARGEST: tl.constexpr,
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -52,17 +52,17 @@ def gradient_kernel(
     y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
     g_at = steps_to(i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES)
     there = begin + lane < num_logits
-    score = tl.load(logits + x_at, mask=there, other=0).to(floors.dtype.element_ty)
+    score = load(logits + x_at, there, floors.dtype.element_ty)
     label = tl.load(labels + y_at, mask=there, other=0)
     negative = is_negative(label, i0, ignore_index, PER_CLASS)
 
     value = tl.zeros_like(score) + tl.load(levels)
     if tl.max((score >= tl.load(thresholds)).to(tl.int32)) > 0:
         bucket = find_bucket(score, thresholds, STEPS)
-        offset = offset_in_bucket(score, bucket, floors, inverse_width, LARGEST)
+        offset = offset_in_bucket(score, bucket, floors, INVERSE_WIDTH, LARGEST)
         value = tl.load(levels + bucket) + tl.load(slopes + bucket) * offset
     value = tl.where(negative, value, 0.0)
-    tl.store(gradient + g_at, value.to(gradient.dtype.element_ty), mask=there)
+    store(gradient + g_at, value, there)
 
 
 @triton.jit
@@ -91,7 +91,7 @@ def positives_kernel(
     # Few enough to divide each 64-bit index along all axes.
     i0, i1, i2, i3 = indices(index, 0, size0, size1, size2, AXES)
     at = steps_to(i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES)
-    tl.store(gradient + at, value.to(gradient.dtype.element_ty), mask=inside)
+    store(gradient + at, value, inside)
 
 
 def write_linear_gradient(
@@ -123,10 +123,10 @@ def write_linear_gradient(
             floors,
             levels,
             slopes,
-            inverse_width,
             ignore_index,
             **walk.arguments("x", "y", "g"),
             PER_CLASS=walk.per_class,
+            INVERSE_WIDTH=inverse_width,
             LARGEST=torch.finfo(floors.dtype).max,
             STEPS=steps,
             BLOCK=block,

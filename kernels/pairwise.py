@@ -15,26 +15,33 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import choose
-from .walk import Walk, indices, is_negative, on_device_of, steps_to
+from .walk import Walk, indices, is_negative, load, on_device_of, steps_to, store
 
 
 @triton.jit
-def ramp(x, inverse_width, STEP: tl.constexpr, SATURATE: tl.constexpr):
-    """H(x), for x = score - positive."""
-    if STEP:
+def ramps(score, positive, infinite, INVERSE_WIDTH: tl.constexpr, SATURATE: tl.constexpr):
+    """H(score - positive) for all pairs, ``[positives, scores]``; 0 where the score is NaN.
+
+    ``infinite`` says whether any score is: equal infinities must then be told from NaN.
+    """
+    x = score[None, :] - positive[:, None]
+    if infinite:
+        x = tl.where(score[None, :] == positive[:, None], 0.0, x)
+    if INVERSE_WIDTH == 0:
         return tl.where(x >= 0, 1.0, 0.0).to(x.dtype)
     elif SATURATE:
-        # One instruction for multiply, add and clamp.
+        # One instruction for multiply, add and clamp; of NaN it makes 0.
         return tl.inline_asm_elementwise(
             "fma.rn.sat.f32 $0, $1, $2, 0f3F000000;",
             "=f,f,f",
-            [x, tl.zeros_like(x) + inverse_width],
+            [x, tl.zeros_like(x) + INVERSE_WIDTH],
             dtype=tl.float32,
             is_pure=True,
             pack=1,
         )
     else:
-        return tl.minimum(tl.maximum(x * inverse_width + 0.5, 0.0), 1.0)
+        h = x * INVERSE_WIDTH + 0.5
+        return tl.where(h > 0, tl.where(h < 1, h, 1.0), 0.0)
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
@@ -44,7 +51,6 @@ def pairwise_count_kernel(
     positives,
     totals,
     num_positives,
-    inverse_width,
     scale,
     ignore_index,
     num_logits,
@@ -61,8 +67,7 @@ def pairwise_count_kernel(
     y_step3,
     AXES: tl.constexpr,
     PER_CLASS: tl.constexpr,
-    LARGEST: tl.constexpr,
-    STEP: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
     SATURATE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -80,14 +85,14 @@ def pairwise_count_kernel(
         x_at = steps_to(i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES)
         y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
         there = begin + lane < num_logits
-        score = tl.load(logits + x_at, mask=there, other=0).to(positives.dtype.element_ty)
+        score = load(logits + x_at, there, positives.dtype.element_ty)
         label = tl.load(labels + y_at, mask=there, other=0)
         counted = there & is_negative(label, i0, ignore_index, PER_CLASS)
         num_nan += (counted & (score != score)).to(tl.int32)
-        # Infinities become the largest finite numbers; what does not count goes below all, where every ramp is 0.
-        finite = tl.minimum(tl.maximum(score, -LARGEST), LARGEST)
-        score = tl.where(counted & (score == score), finite, float("-inf"))
-        sums += ramp(score[None, :] - positive[:, None], inverse_width, STEP, SATURATE)
+        # What does not count becomes NaN, for which every ramp is 0.
+        score = tl.where(counted, score, float("nan"))
+        infinite = tl.max((tl.abs(score) == float("inf")).to(tl.int32)) > 0
+        sums += ramps(score, positive, infinite, INVERSE_WIDTH, SATURATE)
     units = (tl.sum(sums, axis=1) * scale).to(tl.int64)
     tl.atomic_add(totals + i, units, mask=i < num_positives, sem="relaxed")
     if tl.program_id(1) == 0:
@@ -102,7 +107,6 @@ def pairwise_gradient_kernel(
     positives,
     weights,
     num_positives,
-    inverse_width,
     ignore_index,
     num_logits,
     size0,
@@ -122,8 +126,7 @@ def pairwise_gradient_kernel(
     g_step3,
     AXES: tl.constexpr,
     PER_CLASS: tl.constexpr,
-    LARGEST: tl.constexpr,
-    STEP: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
     SATURATE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -136,10 +139,10 @@ def pairwise_gradient_kernel(
     y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
     g_at = steps_to(i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES)
     there = begin + lane < num_logits
-    score = tl.load(logits + x_at, mask=there, other=0).to(positives.dtype.element_ty)
+    score = load(logits + x_at, there, positives.dtype.element_ty)
     label = tl.load(labels + y_at, mask=there, other=0)
     negative = is_negative(label, i0, ignore_index, PER_CLASS)
-    score = tl.minimum(tl.maximum(score, -LARGEST), LARGEST)
+    infinite = tl.max((tl.abs(score) == float("inf")).to(tl.int32)) > 0
 
     # The weight after the last is a constant: 0, or NaN where a NaN takes part.
     value = tl.zeros_like(score) + tl.load(weights + num_positives)
@@ -150,21 +153,20 @@ def pairwise_gradient_kernel(
             i = group + block * BLOCK_P + tl.arange(0, BLOCK_P)
             positive = tl.load(positives + i, mask=i < num_positives, other=0)
             weight = tl.load(weights + i, mask=i < num_positives, other=0)
-            sums += ramp(score[None, :] - positive[:, None], inverse_width, STEP, SATURATE) * weight[:, None]
+            sums += ramps(score, positive, infinite, INVERSE_WIDTH, SATURATE) * weight[:, None]
         term = tl.sum(sums, axis=0) - lost
         total = value + term
         lost = (total - value) - term
         value = total
     value = tl.where(negative, value, 0.0)
-    tl.store(gradient + g_at, value.to(gradient.dtype.element_ty), mask=there)
+    store(gradient + g_at, value, there)
 
 
 def _constants(pos_logits: Tensor, inverse_width: float) -> dict[str, Any]:
     on_nvidia = pos_logits.is_cuda and torch.version.hip is None
     return {
-        "STEP": inverse_width == 0,
+        "INVERSE_WIDTH": inverse_width,
         "SATURATE": on_nvidia and pos_logits.dtype == torch.float32,
-        "LARGEST": torch.finfo(pos_logits.dtype).max,
     }
 
 
@@ -173,7 +175,7 @@ def count_pairs(walks: list[Walk], pos_logits: Tensor, inverse_width: float, sca
 
     Args:
         walks: the levels.
-        pos_logits: ``[P]`` finite (infinities replaced by the largest numbers), float32 or float64.
+        pos_logits: ``[P]``, float32 or float64.
         inverse_width: 1 / (2 delta), 0 for delta = 0.
         scale: units of the fixed point in 1.
         ignore_index: label of what is not counted.
@@ -192,7 +194,6 @@ def count_pairs(walks: list[Walk], pos_logits: Tensor, inverse_width: float, sca
             pos_logits,
             into,
             num_pos,
-            inverse_width,
             scale,
             ignore_index,
             **walk.arguments("x", "y"),
@@ -237,7 +238,6 @@ def write_pairwise_gradient(
             pos_logits,
             weights,
             len(pos_logits),
-            inverse_width,
             ignore_index,
             **walk.arguments("x", "y", "g"),
             **_constants(pos_logits, inverse_width),

@@ -27,7 +27,10 @@ def find_bucket(score, thresholds, STEPS: tl.constexpr):
 
 
 @triton.jit
-def offset_in_bucket(score, bucket, floors, inverse_width, LARGEST: tl.constexpr):
+def offset_in_bucket(score, bucket, floors, INVERSE_WIDTH: tl.constexpr, LARGEST: tl.constexpr):
     """(score - floor) / (2 delta), at most 1. Infinities count as the largest finite number, as they do in ``floors``."""
-    finite = tl.minimum(tl.maximum(score, -LARGEST), LARGEST)
-    return tl.minimum((finite - tl.load(floors + bucket)) * inverse_width, 1.0)
+    if INVERSE_WIDTH == 0:
+        return tl.zeros_like(score)
+    else:
+        finite = tl.minimum(tl.maximum(score, -LARGEST), LARGEST)
+        return tl.minimum((finite - tl.load(floors + bucket)) * INVERSE_WIDTH, 1.0)

@@ -11,6 +11,7 @@ whose 64-bit division is done once, on a scalar.
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 MAX_AXES = 4
 _MAX_INNER = 2**31 - 2**17
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
 
 class Walk(NamedTuple):
@@ -48,22 +50,21 @@ class Walk(NamedTuple):
 
 
 def make_walk(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> Walk:
-    """Describe a level.
+    """Describe a level. What has more than four axes is copied, and a gradient then replaced by a contiguous one.
 
     Args:
         logits: any shape and strides (``[..., C]`` with class labels).
         labels: of the logits' shape, or without the last axis.
         gradient: of the logits' shape, for a walk that writes it.
     """
+    writes = gradient is not None
     gradient = logits if gradient is None else gradient
     per_class = labels.dim() != logits.dim()
     spread = labels.unsqueeze(-1).expand(logits.shape) if per_class else labels
     axes = _merge(logits.shape, (logits.stride(), spread.stride(), gradient.stride()), keep_last=per_class)
     if len(axes) > MAX_AXES or any(size > _MAX_INNER for size, _ in axes[:-1]):
-        # Rare. What is walked for writing is contiguous here or may not be copied, so copy what is only read.
-        if not (logits.is_contiguous() and labels.is_contiguous()):
-            return make_walk(logits.contiguous(), labels.contiguous(), gradient)
-        raise ValueError(f"logits: no walk over shape {list(logits.shape)} with strides {gradient.stride()}")
+        contiguous = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if writes else None
+        return make_walk(logits.contiguous(), labels.contiguous(), contiguous)
     sizes, steps = zip(*axes)
     return Walk(logits, labels, gradient, per_class, sizes, tuple(zip(*steps)))
 
@@ -143,3 +144,34 @@ def is_negative(label, column, ignore_index, PER_CLASS: tl.constexpr):
         return (label != column) & (label != ignore_index)
     else:
         return (label == 0) & (label != ignore_index)
+
+
+# Triton's interpreter converts bfloat16 by its own arithmetic, which takes 0 for 2^-126 and does not round to nearest.
+# There, and there alone, the two functions below move the bits themselves.
+
+
+@triton.jit
+def load(pointers, mask, dtype: tl.constexpr):
+    """Load scores as ``dtype``; 0 where masked."""
+    if _INTERPRETED and pointers.dtype.element_ty == tl.bfloat16:
+        bits = tl.load(pointers.to(tl.pointer_type(tl.int16), bitcast=True), mask=mask, other=0)
+        return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return tl.load(pointers, mask=mask, other=0).to(dtype)
+
+
+@triton.jit
+def store(pointers, value, mask):
+    """Store in the pointers' dtype, rounded to nearest even; to half precision by way of float32, as PyTorch does."""
+    dtype: tl.constexpr = pointers.dtype.element_ty
+    if dtype == tl.float64:
+        tl.store(pointers, value.to(tl.float64), mask=mask)
+    else:
+        value = value.to(tl.float32)
+        if _INTERPRETED and dtype == tl.bfloat16:
+            bits = value.to(tl.int32, bitcast=True)
+            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            rounded = tl.where(value == value, rounded, 0x7FC0).to(tl.int16)
+            tl.store(pointers.to(tl.pointer_type(tl.int16), bitcast=True), rounded, mask=mask)
+        else:
+            tl.store(pointers, value.to(dtype), mask=mask)

@@ -70,7 +70,7 @@ def not_source(folder: str, names: list[str]) -> set[str]:
 
 @pytest.fixture(scope="session")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A copy of the ``source``, its ``sdist``, the ``wheel`` by way of that, and the ``direct`` wheel; built offline."""
+    """A copy of the ``source``, its ``sdist``, the ``wheel`` by way of that, the ``direct`` wheel; built offline."""
     root = tmp_path_factory.mktemp("build")
     source = root / "source"
     # In a copy, so that nothing left over from another build gets in, and nothing is left behind.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Beyond these, 1 / (2 delta) is no ordinary float32 any more.
+DELTAS = (1e-30, 1e30)
 LABEL_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
@@ -51,7 +52,7 @@ def check_inputs(
         logits: ``[..., C]`` or ``[M]``, or a sequence of such tensors.
         labels: as ``logits``, or without the last axis; as many tensors as ``logits``.
         per_positive: ``[P]`` floats, one for each positive.
-        delta: half width of the ramp, finite and >= 0.
+        delta: half width of the ramp: 0, or from 1e-30 to 1e30.
         ignore_index: the label of what takes part in nothing.
         name: what to call ``per_positive`` in errors.
 
@@ -85,8 +86,8 @@ def check_inputs(
     check_per_positive(name, per_positive, first.device)
     if isinstance(delta, bool) or not isinstance(delta, (int, float)):
         raise TypeError(f"delta: expected a number, got {type(delta).__name__}")
-    if not (math.isfinite(delta) and delta >= 0):
-        raise ValueError(f"delta: expected a finite number >= 0, got {delta}")
+    if delta != 0 and not DELTAS[0] <= delta <= DELTAS[1]:
+        raise ValueError(f"delta: expected 0 or a number from {DELTAS[0]} to {DELTAS[1]}, got {delta}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     return levels

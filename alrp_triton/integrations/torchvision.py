@@ -22,8 +22,6 @@ from .. import ALRPLoss
 
 __all__ = ["use_alrp"]
 
-IGNORED = -1  # alrp_loss's default ignore_index
-
 
 def use_alrp(model: RetinaNet, criterion: nn.Module | None = None) -> RetinaNet:
     """Make an existing RetinaNet train with aLRP Loss (Oksuz et al., NeurIPS 2020).
@@ -41,9 +39,10 @@ def use_alrp(model: RetinaNet, criterion: nn.Module | None = None) -> RetinaNet:
     Args:
         model: a torchvision ``RetinaNet``; changed in place. Wrap it for distributed training after this call.
         criterion: a module called as ``criterion(logits, labels, pred_boxes, target_boxes)``, with ``logits``
-            [B, A, C], integer ``labels`` [B, A] (0..C-1 positive, C background, -1 ignored) and, for the P positives
-            in row-major order, boxes [P, 4] as (x1, y1, x2, y2) in pixels of the resized images; it returns an object
-            with the scalars ``cls`` and ``loc``. ``None`` means ``ALRPLoss()``.
+            [B, A, C], integer ``labels`` [B, A] (0..C-1 positive, C background, ``criterion.ignore_index`` or else -1
+            ignored) and, for the P positives in row-major order, boxes [P, 4] as (x1, y1, x2, y2) in pixels of the
+            resized images; it returns an object with the scalars ``cls`` and ``loc``. ``None`` means ``ALRPLoss()``,
+            whose ``self_balance.step_epoch()`` is to be called after each epoch.
 
     Returns:
         ``model`` itself.
@@ -61,7 +60,7 @@ def use_alrp(model: RetinaNet, criterion: nn.Module | None = None) -> RetinaNet:
         raise TypeError(f"criterion must be a torch.nn.Module or None; got {type(criterion).__qualname__}")
 
     if not isinstance(model.head, _ALRPHead):
-        model.head.__class__ = _with_alrp(type(model.head))
+        model.head.__class__ = _with_alrp(type(model.head))  # type: ignore[arg-type]
     # A default criterion starts on the CPU; the model may already live elsewhere.
     model.head.alrp_criterion = criterion.to(next(model.head.parameters()).device)
     return model
@@ -74,7 +73,7 @@ class _ALRPHead(nn.Module):
     copied or replicated. Only pickling needs help, because the combined class has no importable name.
     """
 
-    regression_head: nn.Module
+    regression_head: Any  # typed so, since torchvision has no type hints of its own
     alrp_criterion: nn.Module
 
     def compute_loss(
@@ -95,7 +94,8 @@ class _ALRPHead(nn.Module):
         first = counts.cumsum(0) - counts  # where each image's objects begin among all G
         objects = matched[positives] + first[positives[0]]  # [P]
 
-        labels = torch.where(matched == Matcher.BETWEEN_THRESHOLDS, IGNORED, logits.shape[-1])
+        ignored = getattr(self.alrp_criterion, "ignore_index", -1)
+        labels = torch.where(matched == Matcher.BETWEEN_THRESHOLDS, ignored, logits.shape[-1])
         labels[positives] = gt_labels[objects].to(labels.dtype)
         # Under autocast the deltas are half precision, too coarse for pixel coordinates: decode as the boxes are.
         pred_boxes = self.regression_head.box_coder.decode_single(
@@ -109,11 +109,11 @@ class _ALRPHead(nn.Module):
 
 
 @cache
-def _with_alrp(base: type[RetinaNetHead]) -> type[RetinaNetHead]:
+def _with_alrp(base: type) -> type:
     """``base`` with the loss of :class:`_ALRPHead`; the same class for the same base, as a class statement gives."""
     return type(f"ALRP{base.__name__}", (_ALRPHead, base), {"__module__": __name__})
 
 
-def _new_head(base: type[RetinaNetHead]) -> RetinaNetHead:
+def _new_head(base: type) -> RetinaNetHead:
     """An empty head for ``pickle`` and ``copy`` to fill."""
     return object.__new__(_with_alrp(base))

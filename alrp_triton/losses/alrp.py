@@ -63,7 +63,8 @@ def alrp_loss(
             without the last axis (a class index 0..C-1, C for background, ``ignore_index`` ignored).
         loc_errors: ``[P]``, >= 0: localisation error of each positive, in the flat (row-major, level after level) order of
             the positives.
-        delta: half width of the ramp, >= 0; 0 is the step H(x) = [x >= 0]. The method's one hyperparameter.
+        delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step H(x) = [x >= 0]. The method's one
+            hyperparameter.
         eps: a positive with at most this many false positives sends no score gradient.
         loc_ranking: which positives are above i in ``loc``: ``"sorted"``, those that precede it in descending order (the
             authors' code), or ``"smooth"``, each k != i by H(p_k - p_i) (equation 11).

@@ -10,7 +10,7 @@ from ...kernels.pairwise import count_pairs, write_pairwise_gradient
 from ...kernels.walk import make_walk
 from ..fixed_point import fraction_bits
 from ..inputs import Levels
-from .triton import inverse_width
+from .triton import inverse_width, walks_to_write, written
 
 
 def count_negatives(levels: Levels, thresholds: Tensor, pos_logits: Tensor, delta: float, ignore_index: int) -> Tensor:
@@ -20,7 +20,7 @@ def count_negatives(levels: Levels, thresholds: Tensor, pos_logits: Tensor, delt
     """
     return count_pairs(
         [make_walk(logits.detach(), labels) for logits, labels in zip(*levels)],
-        _finite(thresholds),
+        thresholds,
         inverse_width(delta),
         2.0 ** fraction_bits(levels.num_logits),
         ignore_index,
@@ -37,17 +37,10 @@ def write_gradient(
     ignore_index: int,
 ) -> list[Tensor]:
     """Pass 2: ``coefficients`` ``[1, P + 1]`` are the positives' weights, and a constant."""
-    gradients = [torch.empty_like(logits) for logits in levels.logits]
-    walks = [make_walk(logits.detach(), labels, out) for logits, labels, out in zip(*levels, gradients)]
-    pos_logits = _finite(thresholds)
+    walks = walks_to_write(levels)
     write_pairwise_gradient(
-        walks, pos_logits, coefficients[0].to(pos_logits.dtype), inverse_width(delta), ignore_index
+        walks, thresholds, coefficients[0].to(thresholds.dtype), inverse_width(delta), ignore_index
     )
     write_positives(walks, pos_index, pos_gradient)
-    return gradients
+    return written(walks, levels)
 
-
-def _finite(values: Tensor) -> Tensor:
-    # Equal infinities then compare as equal.
-    largest = torch.finfo(values.dtype).max
-    return values.clamp(-largest, largest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,12 +24,12 @@ class BucketSearch:
 
     def __init__(self, thresholds: Tensor) -> None:
         self.thresholds = thresholds
-        self.grid = thresholds.device.type == "cpu" and bool(thresholds.isfinite().any())
+        finite = thresholds[thresholds.isfinite()] if thresholds.device.type == "cpu" else thresholds[:0]
+        self.low = float(finite[0]) if len(finite) else 0.0
+        extent = float(finite[-1]) - self.low if len(finite) else math.inf
+        self.grid = extent < math.inf
         if not self.grid:
             return
-        finite = thresholds[thresholds.isfinite()]
-        self.low = float(finite[0])
-        extent = float(finite[-1]) - self.low
         self.cells_per_unit = min(_CELLS / extent, torch.finfo(thresholds.dtype).max) if extent > 0 else 1.0
         cells = self._cells(thresholds.masked_fill(thresholds.isnan(), torch.inf))
         self.first = torch.searchsorted(cells, torch.arange(_CELLS, dtype=torch.int32), out_int32=True)

@@ -120,8 +120,7 @@ class _Tables:
         self.on_cpu = thresholds.device.type == "cpu"
         self.largest = torch.finfo(thresholds.dtype).max
         self.lowest_threshold = float(thresholds[0]) if self.on_cpu and len(thresholds) else torch.inf
-        # Where nothing is between a ramp's ends any finite number serves.
-        self.inverse_width = min(0.5 / delta, self.largest) if delta > 0 else 0.0
+        self.inverse_width = 0.5 / delta if delta > 0 else 0.0
 
     def peek(self, scores: Tensor) -> tuple[bool, bool]:
         """Whether all scores lie in bucket 0, and whether there is a NaN among them; on a GPU nobody asks."""
@@ -138,7 +137,10 @@ class _Tables:
             finite = finite.masked_fill_(nan, 0)
             scores = scores.masked_fill(nan, 0)
         bucket = self.search(scores)
-        offset = finite.sub_(self.floors.index_select(0, bucket)).mul_(self.inverse_width).clamp_(max=1)
+        if self.inverse_width:
+            offset = finite.sub_(self.floors.index_select(0, bucket)).mul_(self.inverse_width).clamp_(max=1)
+        else:
+            offset = finite.zero_()
         if nan is not None:
             bucket = bucket.masked_fill(nan, self.nan_bucket if past_end is None else past_end)
         return bucket, offset

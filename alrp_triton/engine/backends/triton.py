@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...kernels.buckets import count_into_buckets
 from ...kernels.gradient import write_linear_gradient, write_positives
-from ...kernels.walk import make_walk
+from ...kernels.walk import Walk, make_walk
 from ..fixed_point import fraction_bits
 from ..inputs import Levels
 from ..knots import bucket_floors
@@ -35,16 +35,29 @@ def write_gradient(
     ignore_index: int,
 ) -> list[Tensor]:
     """Pass 2; see ``backends.torch.write_gradient``."""
-    gradients = [torch.empty_like(logits) for logits in levels.logits]
-    walks = [make_walk(logits.detach(), labels, out) for logits, labels, out in zip(*levels, gradients)]
+    walks = walks_to_write(levels)
     floors = bucket_floors(thresholds)
     write_linear_gradient(
         walks, thresholds, floors, coefficients.to(floors.dtype), inverse_width(delta), ignore_index
     )
     write_positives(walks, pos_index, pos_gradient)
-    return gradients
+    return written(walks, levels)
 
 
 def inverse_width(delta: float) -> float:
-    """1 / (2 delta) as a finite float32; 0 for delta = 0, where no ramp has an inside."""
-    return min(0.5 / delta, torch.finfo(torch.float32).max) if delta > 0 else 0.0
+    """1 / (2 delta); 0 for delta = 0, where no ramp has an inside."""
+    return 0.5 / delta if delta > 0 else 0.0
+
+
+def walks_to_write(levels: Levels) -> list[Walk]:
+    """A walk over each level with a new gradient to be written."""
+    return [make_walk(logits.detach(), labels, torch.empty_like(logits)) for logits, labels in zip(*levels)]
+
+
+def written(walks: list[Walk], levels: Levels) -> list[Tensor]:
+    """The walks' gradients, with the strides that ``empty_like`` gives, as the operator promises."""
+    like = [torch.empty_like(logits, device="meta") for logits in levels.logits]
+    return [
+        walk.gradient if walk.gradient.stride() == meta.stride() else torch.empty_like(logits).copy_(walk.gradient)
+        for walk, meta, logits in zip(walks, like, levels.logits)
+    ]

@@ -1,0 +1,58 @@
+# Everything runs in .venv, which the first target that needs it creates:
+#   make test                                      with the versions in requirements/constraints.txt
+#   make test PYTHON=python3.12 CONSTRAINTS=       with another Python and the newest versions
+PYTHON ?= python3
+CONSTRAINTS ?= requirements/constraints.txt
+# Processes that share the tests; each takes about 1 GB.
+PYTEST_JOBS ?= 2
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help venv demo lint test test-kernels test-package bench verify clean
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+# One stamp for each choice of Python and constraints, so that another choice makes another environment.
+STAMP := $(VENV)/made-with-$(notdir $(PYTHON))-$(or $(notdir $(CONSTRAINTS)),newest)
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+venv: $(STAMP) ## Create .venv with the package and everything its targets need
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "$(PYTHON) is older than Python 3.10: name another by PYTHON=...")'
+	@if [ ! -e $@ ] && ls $(VENV)/made-with-* &> /dev/null; then rm -rf $(VENV); fi
+	test -e $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[demo,cli,test]'
+	@touch $@
+
+demo: $(STAMP) ## Train a detector for handwritten digits, evaluate and draw it (demo-output/)
+	$(RUN) examples/digits/train.py --output demo-output --require-ap50 0.8
+
+lint: $(STAMP) ## Style and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+test: lint test-kernels test-package ## Style, types and all tests
+	@tail -qn 1 $(VENV)/test-kernels.log $(VENV)/test-package.log
+
+# In a process of its own, since Triton reads the variable when it is first imported.
+test-kernels: $(STAMP)
+	set -o pipefail; TRITON_INTERPRET=1 $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup tests/kernels | tee $(VENV)/test-kernels.log
+
+test-package: $(STAMP)
+	set -o pipefail; $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup --ignore=tests/kernels tests | tee $(VENV)/test-package.log
+
+bench: $(STAMP) ## Measure speed and memory on the CPU
+	$(RUN) -m benchmarks.cpu
+	$(RUN) -m benchmarks.memory
+
+verify: $(STAMP) ## Check every backend of this machine against the float64 reference
+	$(VENV)/bin/alrp-triton verify
+
+clean: ## Remove all that these targets make, .venv included
+	rm -rf $(VENV) demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find alrp_triton kernels tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,173 @@
+"""Compile every kernel without a GPU and read what the machine code costs: registers, spills, instructions.
+
+    python benchmarks/static.py [--target sm_90] [--output FILE.json]
+
+Instructions per logit are those of the whole kernel over the logits that one thread handles: an upper bound, since a tile
+whose scores lie below every ramp jumps over most of them. Instructions per pair are those of the innermost loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from alrp_triton.kernels import buckets, configurations, gradient, pairwise
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+KERNELS = {
+    "buckets": buckets.bucket_kernel,
+    "gradient": gradient.gradient_kernel,
+    "pairwise_count": pairwise.pairwise_count_kernel,
+    "pairwise_gradient": pairwise.pairwise_gradient_kernel,
+    "positives": gradient.positives_kernel,
+}
+TRITON_DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class Figures(NamedTuple):
+    """What one compiled kernel costs; None where the target does not tell."""
+
+    target: str
+    kernel: str
+    registers: int | None
+    spill_bytes: int | None
+    shared_bytes: int
+    instructions: int | None
+    per_logit: float | None
+    per_pair: float | None
+
+
+def compile_kernel(
+    kernel: str,
+    target: str,
+    *,
+    logits: torch.dtype = torch.float32,
+    labels: str = "i64",
+    per_class: bool = True,
+    axes: int = 2,
+    steps: int = 10,
+    step_function: bool = False,
+) -> tuple[Any, dict[str, int]]:
+    """Compile one kernel as a launch on contiguous logits would, with the settings pinned for the target.
+
+    Returns:
+        ``(compiled kernel, settings)``.
+    """
+    function = KERNELS[kernel]
+    settings = {"BLOCK": 256, "num_warps": 4} if kernel == "positives" else configurations.pinned(kernel, target)
+    compute = "fp64" if logits == torch.float64 else "fp32"
+    constants: dict[str, Any] = {name.upper(): value for name, value in settings.items() if name != "num_warps"} | {
+        "AXES": axes,
+        "PER_CLASS": per_class,
+        "STEPS": steps,
+        "INVERSE_WIDTH": 0.0 if step_function else 0.5,
+        "SATURATE": TARGETS[target].backend == "cuda" and compute == "fp32",
+        "LARGEST": torch.finfo(torch.float64 if compute == "fp64" else torch.float32).max,
+        # A launch turns arguments that are 1 into constants.
+        "x_step0": 1,
+        "g_step0": 1,
+    } | ({"y_step1": 1} if per_class else {"y_step0": 1})
+    pointers = {"logits": TRITON_DTYPES[logits], "gradient": TRITON_DTYPES[logits], "labels": labels, "totals": "i64"}
+    pointers |= {"pos_index": "i64", "pos_gradient": "fp64"}
+    pointers |= dict.fromkeys(("thresholds", "floors", "levels", "slopes", "positives", "weights"), compute)
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    signature, attributes = {}, {}
+    for i, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers:
+            signature[name] = "*" + pointers[name]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name == "scale" else "i32"
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=TARGETS[target], options={"num_warps": settings["num_warps"]}), settings
+
+
+def figures(kernel: str, target: str, **how: Any) -> Figures:
+    """Compile one kernel and read its cost; see :func:`compile_kernel` for ``how``."""
+    compiled, settings = compile_kernel(kernel, target, **how)
+    registers = spill_bytes = instructions = per_logit = per_pair = None
+    if "cubin" in compiled.asm:
+        registers, spill_bytes, code = _read_cubin(compiled.asm["cubin"])
+        instructions = len(code)
+        threads = 32 * settings["num_warps"]
+        if "block_p" in settings:
+            inner = _innermost(code)
+            per_pair = inner and inner / (settings["block"] * settings["block_p"] / threads)
+        elif kernel != "positives":
+            per_logit = instructions / (settings["block"] / threads)
+    elif "amdgcn" in compiled.asm:
+        text = compiled.asm["amdgcn"]
+        registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
+        spill_bytes = 4 * sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text))
+    return Figures(
+        target, kernel, registers, spill_bytes, compiled.metadata.shared, instructions, per_logit, per_pair
+    )
+
+
+def _read_cubin(cubin: bytes) -> tuple[int, int, list[tuple[int, str]]]:
+    """Registers, bytes of local memory (spills), and the instructions as (address, text) without padding."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _run("cuobjdump", "-res-usage", file.name)
+        sass = _run("cuobjdump", "-sass", file.name)
+    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    local = int(re.search(r"LOCAL:(\d+)", usage)[1]) + int(re.search(r"STACK:(\d+)", usage)[1])
+    code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", sass)]
+    return registers, local, [(at, text) for at, text in code if not text.endswith("NOP")]
+
+
+def _innermost(code: list[tuple[int, str]]) -> int | None:
+    """Instructions of the shortest loop with the most saturating multiply-adds; None where there are none."""
+    loops = []
+    for at, text in code:
+        jump = re.search(r"BRA(?:\.U)?(?:\s+\S+,)?\s+`?\(?.*?0x([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < at:
+            body = [other for where, other in code if int(jump[1], 16) <= where <= at]
+            loops.append((sum("FFMA.SAT" in other for other in body), -len(body)))
+    saturating, length = max(loops, default=(0, 0))
+    return -length if saturating else None
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([BINARIES / tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", choices=TARGETS, action="append", help="one of the targets (default: all)")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    arguments = parser.parse_args()
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*Figures._fields, title=f"triton {triton.__version__}, float32 logits, class labels, P = 512")
+    rows = [figures(kernel, target) for target in arguments.target or TARGETS for kernel in KERNELS]
+    for row in rows:
+        table.add_row(*("" if v is None else f"{v:.1f}" if isinstance(v, float) else str(v) for v in row))
+    Console(width=120).print(table)
+    if arguments.output:
+        arguments.output.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

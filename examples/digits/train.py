@@ -1,0 +1,169 @@
+"""Train a RetinaNet with aLRP Loss on scenes of handwritten digits, and show what it learned.
+
+    python examples/digits/train.py --output demo-output
+
+A minute or two on two CPU cores; a GPU is used if there is one. No downloads: the digits come with scikit-learn. The
+test scenes show digits that no training scene contains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import report
+import torch
+from detector import build_detector
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from scenes import NUM_CLASSES, SIZE, DigitScenes
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.models.detection import RetinaNet
+
+from alrp_triton import ALRPLoss, SelfBalance
+from alrp_triton.boxes import box_error
+from alrp_triton.integrations.torchvision import use_alrp
+
+# An epoch of COCO has 3 665 iterations or more; a run of some hundreds needs a shorter memory for its weight to settle.
+BALANCE_PERIOD = 50
+SHOWN_EVERY = 10  # iterations; each showing waits for the device
+
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--iterations", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=16, help="scenes in an iteration")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="the highest of the schedule")
+    parser.add_argument("--test-scenes", type=int, default=400)
+    parser.add_argument("--workers", type=int, default=1, help="processes that compose scenes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for metrics and picture")
+    parser.add_argument("--checkpoint", action="store_true", help="also save the model's state_dict there")
+    parser.add_argument("--save-logits", type=Path, metavar="FILE.npz", help="logits of three stages of training")
+    parser.add_argument("--require-ap50", type=float, metavar="AP50", help="exit with status 1 below this, 0..1")
+    return parser.parse_args(arguments)
+
+
+def collate(scenes: list[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
+    images, targets = zip(*scenes)
+    return list(images), list(targets)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    images, targets = batch
+    return [image.to(device) for image in images], [
+        {name: value.to(device) for name, value in target.items()} for target in targets
+    ]
+
+
+class Stages:
+    """The classification logits of one batch of held-out scenes early, in the middle and late in training."""
+
+    def __init__(self, iterations: int, device: torch.device) -> None:
+        scenes = DigitScenes("test", 2)
+        self.batch = to_device(collate([scenes[i] for i in range(len(scenes))]), device)
+        self.names = {0: "early", round(0.15 * iterations): "middle", iterations: "late"}
+        self.arrays: dict[str, NDArray[np.generic]] = {}
+
+    @torch.no_grad()
+    def record(self, iteration: int, model: RetinaNet) -> None:
+        """If a stage begins at ``iteration``: its logits [2, A, C], labels [2, A] and localisation errors [P]."""
+        if iteration not in self.names:
+            return
+        inputs: list[tuple[Tensor, ...]] = []
+        twin = copy.deepcopy(model).train()  # with a criterion of its own, whose weight may move
+        twin.head.alrp_criterion.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
+        twin(*self.batch)
+        logits, labels, *boxes = inputs[0]
+        errors = box_error(*boxes, twin.head.alrp_criterion.box_error, twin.head.alrp_criterion.tau)
+        for name, value in (("logits", logits.half()), ("labels", labels.to(torch.int8)), ("loc_errors", errors)):
+            self.arrays[f"{self.names[iteration]}_{name}"] = value.cpu().numpy()
+
+
+def train(model: RetinaNet, options: argparse.Namespace, console: Console, stages: Stages) -> dict[str, list[float]]:
+    """Train in place; returns the two loss components (loc weighted) and the weight of every iteration."""
+    scenes = DigitScenes("train", options.iterations * options.batch_size, options.seed)  # each is seen once
+    loader = DataLoader(scenes, options.batch_size, num_workers=options.workers, collate_fn=collate)
+    optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(  # a short linear-like warmup, then a cosine down to nothing
+        optimizer, options.learning_rate, options.iterations, pct_start=0.1
+    )
+    balance = model.head.alrp_criterion.self_balance
+    history: list[Tensor] = []
+    columns = [TextColumn(f"{name} [bold]{{task.fields[{name}]}}") for name in ("cls", "loc", "weight")]
+    with Progress("training", BarColumn(), MofNCompleteColumn(), *columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("", total=options.iterations, cls="", loc="", weight="")
+        model.train()
+        for iteration, batch in enumerate(loader):
+            stages.record(iteration, model)
+            losses = model(*to_device(batch, options.device))
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            optimizer.step()
+            schedule.step()
+            history.append(
+                torch.stack([losses["classification"], losses["bbox_regression"], balance.weight]).detach()
+            )
+            if iteration % SHOWN_EVERY == 0:
+                cls, loc, weight = history[-1].tolist()
+                bar.update(task, cls=f"{cls:.3f}", loc=f"{loc:.3f}", weight=f"{weight:.1f}")
+            bar.advance(task)
+    stages.record(options.iterations, model)
+    return dict(zip(("cls", "loc", "weight"), torch.stack(history, 1).tolist()))
+
+
+def main() -> int:
+    options = parse_arguments()
+    console = Console()
+    torch.manual_seed(options.seed)
+    model = use_alrp(
+        build_detector(NUM_CLASSES, SIZE).to(options.device), ALRPLoss(self_balance=SelfBalance(period=BALANCE_PERIOD))
+    )
+    stages = Stages(options.iterations, options.device)
+    start = time.perf_counter()
+    history = train(model, options, console, stages)
+    seconds = time.perf_counter() - start
+
+    test_scenes = DigitScenes("test", options.test_scenes, options.seed)
+    with console.status(f"detecting in {len(test_scenes)} scenes of held-out digits"):
+        detections = report.detect(model, test_scenes, options.device)
+        precision = report.average_precision(detections, test_scenes)
+    table = Table("AP", "AP50", "AP75", "training", title=f"{len(test_scenes)} scenes of held-out digits")
+    table.add_row(*(f"{value:.3f}" for value in precision.values()), f"{seconds:.0f} s on {options.device}")
+    console.print(table)
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    summary = f"AP {precision['AP']:.2f}, AP50 {precision['AP50']:.2f}, AP75 {precision['AP75']:.2f}"
+    title = f"RetinaNet trained with aLRP Loss, on scenes of held-out handwritten digits: {summary}"
+    report.draw(options.output / "detections.png", title, test_scenes, detections, history)
+    metrics = {**precision, "training_seconds": round(seconds, 1)}
+    settings = {name: value for name, value in vars(options).items() if isinstance(value, (int, float))}
+    (options.output / "metrics.json").write_text(
+        json.dumps({**metrics, "device": str(options.device), **settings, "history": history}, indent=1) + "\n"
+    )
+    if options.checkpoint:
+        torch.save(model.state_dict(), options.output / "detector.pt")
+    if options.save_logits:
+        np.savez_compressed(options.save_logits, **stages.arrays)
+    console.print(f"written to {options.output}/: " + ", ".join(sorted(file.name for file in options.output.iterdir())))
+
+    if options.require_ap50 is not None and precision["AP50"] < options.require_ap50:
+        console.print(f"[bold red]AP50 {precision['AP50']:.3f} is below the required {options.require_ap50:.3f}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Every kernel through the real compiler, for GPUs that need not be there: the interpreter accepts what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import INTERPRETED
+
+pytest.importorskip("triton")
+if INTERPRETED:
+    pytest.skip("kernels are not compiled in Triton's interpreter", allow_module_level=True)
+
+from benchmarks.static import KERNELS, TARGETS, compile_kernel, figures
+
+LINEAR, PAIRWISE = ("buckets", "gradient"), ("pairwise_count", "pairwise_gradient")
+
+# Registers at most, of 255; four warps of 512 / registers blocks keep a streaming kernel's loads in flight up to 80.
+REGISTERS = {"buckets": 80, "gradient": 80, "pairwise_count": 128, "pairwise_gradient": 128, "positives": 64}
+# Instructions per logit (linear: the whole kernel) or per pair (pairwise: the inner loop), at most.
+INSTRUCTIONS = {"buckets": 215, "gradient": 170, "pairwise_count": 7, "pairwise_gradient": 8}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_pinned_configurations_fit_and_do_not_spill(kernel: str, target: str) -> None:
+    found = figures(kernel, target)
+    assert found.registers is not None
+    assert found.registers <= REGISTERS[kernel]
+    assert found.spill_bytes == 0
+    assert found.shared_bytes <= 16 * 1024
+    if target.startswith("sm_") and kernel != "positives":
+        cost = found.per_pair if kernel in PAIRWISE else found.per_logit
+        assert cost is not None
+        assert cost <= INSTRUCTIONS[kernel]
+
+
+def test_the_ramp_of_the_pairwise_form_is_one_instruction() -> None:
+    compiled, settings = compile_kernel("pairwise_count", "sm_90")
+    pairs_of_a_thread = settings["block"] * settings["block_p"] // (32 * settings["num_warps"])
+    assert compiled.asm["ptx"].count("fma.rn.sat.f32") == pairs_of_a_thread
+
+
+@pytest.mark.parametrize("kernel", ["buckets", "pairwise_count"])
+def test_no_kernel_adds_floats_atomically(kernel: str) -> None:
+    ptx = compile_kernel(kernel, "sm_90")[0].asm["ptx"]
+    atomics = [line for line in ptx.splitlines() if "atom." in line or "red." in line]
+    assert atomics
+    assert not [line for line in atomics if ".f16" in line or ".f32" in line or ".f64" in line or "bf16" in line]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_compile(dtype: torch.dtype, target: str) -> None:
+    for kernel in (*LINEAR, *PAIRWISE):
+        assert figures(kernel, target, logits=dtype).spill_bytes == 0
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("axes", [1, 2, 3, 4])
+@pytest.mark.parametrize("kernel", ["buckets", "gradient", "pairwise_gradient", "positives"])
+def test_all_layouts_compile(kernel: str, axes: int, target: str) -> None:
+    # A narrow and a wide label type are enough: nothing but one load depends on it.
+    labels = "u8" if axes % 2 else "i64"
+    assert figures(kernel, target, axes=axes, per_class=False, labels=labels).spill_bytes == 0
+
+
+@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+def test_the_step_function_and_extreme_numbers_of_positives_compile(target: str) -> None:
+    for kernel in PAIRWISE:
+        compile_kernel(kernel, target, step_function=True)
+    for kernel in LINEAR:
+        for steps in (0, 1, 16):
+            compile_kernel(kernel, target, steps=steps)

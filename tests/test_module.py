@@ -1,0 +1,253 @@
+"""ALRPLoss: the function, the boxes and the self-balancing weight in one module."""
+
+import copy
+
+import pytest
+import torch
+from cases import random_case
+from checks import assert_close, assert_same_bits, backends
+
+from alrp_triton import ALRPLoss, ALRPLossOutput, SelfBalance, alrp_loss
+from alrp_triton.boxes import box_error
+
+
+def problem(num_logits=150, num_pos=8, dtype=torch.float32, seed=0):
+    """Logits, labels, predicted and target boxes."""
+    case = random_case(num_logits, num_pos, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(2, num_pos, 2, generator=generator) * 4
+    pred, target = torch.cat([corner, corner + 10], dim=-1).to(dtype).unbind(0)
+    return case.logits, case.labels, pred, target
+
+
+def run(criterion, logits, labels, pred, target):
+    """Output and both gradients of cls + loc."""
+    x, boxes = logits.clone().requires_grad_(), pred.clone().requires_grad_()
+    output = criterion(x, labels, boxes, target)
+    (output.cls + output.loc).backward()
+    return output, x.grad, boxes.grad
+
+
+def test_defaults_are_the_papers():
+    criterion = ALRPLoss()
+    assert (criterion.delta, criterion.tau, criterion.box_error) == (1.0, 0.5, "giou")
+    assert (criterion.eps, criterion.loc_ranking, criterion.ignore_index, criterion.backend) == (1e-5, "sorted", -1, "auto")
+    assert isinstance(criterion.self_balance, SelfBalance)
+    assert criterion.self_balance.weight == 50
+    logits, labels, pred, target = problem()
+    output = criterion(logits, labels, pred, target)
+    assert isinstance(output, ALRPLossOutput)
+    cls, loc, rank = alrp_loss(logits, labels, box_error(pred, target, "giou", 0.5))
+    assert_same_bits("cls", output.cls, cls)
+    assert_same_bits("loc", output.loc, 50 * loc)
+    assert_same_bits("rank", output.rank, rank)
+
+
+def test_each_loss_has_a_self_balance_of_its_own():
+    one, other = ALRPLoss(), ALRPLoss()
+    assert one.self_balance is not other.self_balance
+    for _ in range(2):
+        one(*problem())
+    one.self_balance.step_epoch()
+    assert one.self_balance.weight != 50
+    assert other.self_balance.weight == 50
+    assert other.self_balance.count == 0
+    shared = SelfBalance(init=3)
+    assert ALRPLoss(self_balance=shared).self_balance is shared
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("tau", [0.0, 0.5, 0.7])
+def test_weight_and_errors_reach_the_boxes(tau, kind, backend):
+    logits, labels, pred, target = problem(60, 5)
+    arguments = {"delta": 0.5, "loc_ranking": "smooth", "backend": backend}
+    criterion = ALRPLoss(tau=tau, box_error=kind, self_balance=7.0, **arguments)
+    output, grad_logits, grad_boxes = run(criterion, logits, labels, pred, target)
+    x, boxes = logits.clone().requires_grad_(), pred.clone().requires_grad_()
+    cls, loc, _ = alrp_loss(x, labels, box_error(boxes, target, kind, tau), **arguments)
+    (cls + 7 * loc).backward()
+    assert_same_bits("loc", output.loc, 7 * loc)
+    assert_same_bits("grad_logits", grad_logits, x.grad)
+    assert_close("grad_boxes", grad_boxes, boxes.grad, 1e-6)
+    assert grad_boxes.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("weight", "factor"), [(None, 1.0), (0, 0.0), (1, 1.0), (2.5, 2.5)])
+def test_constant_weights(weight, factor):
+    logits, labels, pred, target = problem()
+    plain = alrp_loss(logits, labels, box_error(pred, target, "giou", 0.5))
+    criterion = ALRPLoss(self_balance=weight)
+    for _ in range(3):
+        output = criterion(logits, labels, pred, target)
+        assert_same_bits("loc", output.loc, factor * plain.loc)
+        assert_same_bits("cls", output.cls, plain.cls)
+    assert not criterion.state_dict()
+
+
+def test_weight_follows_unweighted_losses():
+    criterion = ALRPLoss(self_balance=SelfBalance(init=50, period=2))
+    plain = []
+    for seed in range(4):
+        logits, labels, pred, target = problem(seed=seed)
+        cls, loc, _ = (value.double() for value in alrp_loss(logits, labels, box_error(pred, target, "giou", 0.5)))
+        plain.append((cls + loc) / loc)
+        output = criterion(logits, labels, pred, target)
+        # The second iteration completes a period and uses its weight already.
+        weight = 50 if seed == 0 else sum(plain[:2]) / 2 if seed < 3 else sum(plain[2:]) / 2
+        assert_close(f"iteration {seed}", output.loc, weight * loc, 1e-6)
+
+
+def test_the_weight_is_a_constant_to_the_gradient():
+    criterion = ALRPLoss(self_balance=SelfBalance(period=1))
+    logits, labels, pred, target = problem()
+    boxes = pred.clone().requires_grad_()
+    output = criterion(logits, labels, boxes, target)
+    (gradient,) = torch.autograd.grad(output.loc, boxes)
+    again = pred.clone().requires_grad_()
+    loc = alrp_loss(logits, labels, box_error(again, target, "giou", 0.5)).loc
+    (plain,) = torch.autograd.grad(loc, again)
+    assert_close("gradient", gradient, criterion.self_balance.weight * plain, 1e-6)
+
+
+def test_evaluation_changes_no_weight():
+    criterion = ALRPLoss(self_balance=SelfBalance(init=9, period=1)).eval()
+    output = criterion(*problem())
+    assert criterion.self_balance.weight == 9
+    assert criterion.self_balance.count == 0
+    assert_close("loc", output.loc, 9 * ALRPLoss(self_balance=None)(*problem()).loc, 1e-6)
+    criterion.train()(*problem())
+    assert criterion.self_balance.weight != 9
+
+
+def test_batches_without_positives():
+    criterion = ALRPLoss(self_balance=SelfBalance(period=1))
+    logits = torch.randn(5, 3, requires_grad=True)
+    pred = torch.empty(0, 4, requires_grad=True)
+    output = criterion(logits, torch.full((5,), 3), pred, torch.empty(0, 4))
+    assert output.cls.item() == output.loc.item() == 0
+    assert criterion.self_balance.weight == 50
+    assert criterion.self_balance.count == 0
+    (output.cls + output.loc).backward()
+    assert not logits.grad.any()
+    assert pred.grad.shape == (0, 4)
+
+
+def test_state_survives_a_checkpoint():
+    criterion = ALRPLoss()
+    for seed in range(3):
+        criterion(*problem(seed=seed))
+    restored = ALRPLoss()
+    restored.load_state_dict(criterion.state_dict())
+    copied = copy.deepcopy(criterion)
+    for one in (criterion, restored, copied):
+        one(*problem(seed=7))
+        one.self_balance.step_epoch()
+    assert criterion.self_balance.weight != 50
+    for one in (restored, copied):
+        for name, value in one.state_dict().items():
+            assert_same_bits(name, value, criterion.state_dict()[name])
+        assert_same_bits("loc", one(*problem()).loc, criterion(*problem()).loc)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_boxes_are_compared_in_float32(dtype):
+    criterion = ALRPLoss(self_balance=None)
+    logits, labels, pred, target = problem(dtype=dtype)
+    output, grad_logits, grad_boxes = run(criterion, logits, labels, pred, target)
+    expected, expected_logits, expected_boxes = run(criterion, logits, labels, pred.float(), target.float())
+    assert_same_bits("loc", output.loc, expected.loc)
+    assert_same_bits("grad_logits", grad_logits, expected_logits)
+    assert_same_bits("grad_boxes", grad_boxes, expected_boxes.to(dtype))
+    assert grad_boxes.abs().sum() > 0
+
+
+def test_any_function_of_boxes():
+    def corner_distance(pred, target):
+        return (pred - target).abs().mean(dim=1) / 40
+
+    logits, labels, pred, target = problem()
+    criterion = ALRPLoss(tau=0.9, box_error=corner_distance, self_balance=None)
+    output, _, grad_boxes = run(criterion, logits, labels, pred, target)
+    expected = alrp_loss(logits, labels, corner_distance(pred, target))
+    assert_same_bits("loc", output.loc, expected.loc)
+    assert_same_bits("cls", output.cls, expected.cls)
+    assert grad_boxes.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_autocast_changes_nothing(backend):
+    criterion = ALRPLoss(self_balance=SelfBalance(period=1), backend=backend)
+    plain = ALRPLoss(self_balance=SelfBalance(period=1), backend=backend)
+    args = problem(60, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, grad_logits, grad_boxes = run(criterion, *args)
+    expected, expected_logits, expected_boxes = run(plain, *args)
+    for one, other in zip(output, expected):
+        assert_same_bits("output", one, other)
+    assert_same_bits("grad_logits", grad_logits, expected_logits)
+    assert_same_bits("grad_boxes", grad_boxes, expected_boxes)
+    assert_same_bits("weight", criterion.self_balance.weight, plain.self_balance.weight)
+
+
+def test_levels_and_ignored_rows():
+    logits, labels, pred, target = problem()
+    whole = ALRPLoss(self_balance=None, ignore_index=255)(logits, labels.masked_fill(labels == -1, 255), pred, target)
+    parts = ALRPLoss(self_balance=None)(logits.split(40), labels.split(40), pred, target)
+    for one, other in zip(parts, whole):
+        assert_same_bits("output", one, other)
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "arguments"),
+    [
+        (ValueError, "tau", {"tau": 1.0}),
+        (ValueError, "tau", {"tau": -0.1}),
+        (TypeError, "tau", {"tau": "0.5"}),
+        (ValueError, "(kind|box_error)", {"box_error": "l1"}),
+        (TypeError, "(kind|box_error)", {"box_error": 3}),
+        (TypeError, "self_balance", {"self_balance": "auto"}),
+        (TypeError, "self_balance", {"self_balance": True}),
+        (ValueError, "self_balance", {"self_balance": -1.0}),
+        (ValueError, "self_balance", {"self_balance": float("nan")}),
+        (ValueError, "self_balance", {"self_balance": float("inf")}),
+    ],
+)
+def test_wrong_arguments_raise_at_once(error, name, arguments):
+    with pytest.raises(error, match=f"^{name}: expected"):
+        ALRPLoss(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "arguments"),
+    [
+        (ValueError, "delta", {"delta": -1.0}),
+        (TypeError, "delta", {"delta": "1"}),
+        (ValueError, "eps", {"eps": -1.0}),
+        (ValueError, "loc_ranking", {"loc_ranking": "other"}),
+        (ValueError, "backend", {"backend": "other"}),
+        (TypeError, "ignore_index", {"ignore_index": 0.5}),
+    ],
+)
+def test_wrong_arguments_raise_in_forward(error, name, arguments):
+    with pytest.raises(error, match=f"^{name}: expected"):
+        ALRPLoss(**arguments)(*problem())
+
+
+def test_wrong_boxes():
+    logits, labels, pred, target = problem()
+    criterion = ALRPLoss()
+    with pytest.raises(ValueError, match="^pred_boxes: expected"):
+        criterion(logits, labels, pred[:, :3], target)
+    with pytest.raises(ValueError, match="^target_boxes: expected"):
+        criterion(logits, labels, pred, target[:5])
+    with pytest.raises(ValueError, match="expected one for each"):
+        criterion(logits, labels, pred[:5], target[:5])
+    assert criterion.self_balance.count == 0
+
+
+def test_repr_names_the_settings():
+    text = repr(ALRPLoss(delta=0.25, self_balance=2.0))
+    assert "delta=0.25" in text
+    assert "self_balance=2.0" in text
+    assert "SelfBalance" in repr(ALRPLoss())

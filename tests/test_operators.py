@@ -1,0 +1,223 @@
+"""The loss as PyTorch's machinery sees it: operators, autograd, torch.compile, memory kept for backward."""
+
+import pytest
+import torch
+from cases import Case, random_case
+from checks import assert_same_bits, assert_same_results, backends, engine_backends, evaluate
+from torch.autograd.graph import saved_tensors_hooks
+
+from alrp_triton import ALRPLoss, alrp_loss
+from alrp_triton.engine import Levels, Ranking, operators
+
+
+def table_problem(backend="torch", dtype=torch.float32):
+    """Two levels, of which the first has class labels, and the tables of their ranking."""
+    case = random_case(90, 7, dtype=dtype)
+    logits = [torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).to(dtype), case.logits]
+    labels = [torch.tensor([0, 5, 5, -1, 4, 5]), case.labels]
+    levels = Levels(logits, labels)
+    errors = torch.ones(9, dtype=torch.float64)
+    ranking = Ranking(levels, 9, delta=1.0, ignore_index=-1, backend=backend, values=errors)
+    rows = (ranking.thresholds.shape[0] + 1,) if backend == "pairwise" else (2 * 9 + 1,)
+    coefficients = torch.rand(1 if backend == "pairwise" else 2, *rows, dtype=torch.float64)
+    gradient = torch.rand(9, dtype=torch.float64)
+    return levels, ranking, [ranking.thresholds, coefficients, ranking.pos_index, gradient]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("backend", engine_backends())
+def test_opcheck_of_the_engine(backend, dtype):
+    levels, ranking, tables = table_problem(backend, dtype)
+    pos_logits = ranking.knots.pos_logits
+    settings = (1.0, -1, backend)
+    torch.library.opcheck(operators.find_positives, (levels.logits, levels.labels, 9, -1))
+    torch.library.opcheck(
+        operators.count_negatives, (levels.logits, levels.labels, ranking.thresholds, pos_logits, *settings)
+    )
+    value = torch.tensor(0.5, dtype=torch.float64)
+    leaves = [x.clone().requires_grad_() for x in levels.logits]
+    torch.library.opcheck(operators.attach_gradient, (value, leaves, levels.labels, *tables, *settings))
+    torch.library.opcheck(operators.write_gradient, (value, levels.logits, levels.labels, *tables, *settings))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_opcheck_of_computed_gradients(dtype):
+    leaves = [torch.randn(4, 3).to(dtype).requires_grad_(), torch.randn(5).to(dtype).requires_grad_()]
+    gradients = [torch.randn(4, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
+    value = torch.tensor(0.5, dtype=torch.float64)
+    torch.library.opcheck(operators.attach_computed, (value, leaves, gradients))
+    torch.library.opcheck(operators.scale_gradients, (value, gradients, dtype))
+
+
+def test_every_operator_is_checked_above():
+    names = {name for name in dir(torch.ops.alrp_triton) if not name.startswith("_") and name != "name"}
+    checked = {"find_positives", "count_negatives", "attach_gradient", "write_gradient", "attach_computed", "scale_gradients"}
+    assert names & checked == checked
+    registered = {name for name, value in vars(operators).items() if isinstance(value, torch.library.CustomOpDef)}
+    assert registered == checked
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_double_backward_raises(backend):
+    case = random_case(50, 5)
+    x = case.logits.clone().requires_grad_()
+    cls, loc, _ = alrp_loss(x, *case[2:], backend=backend)
+    (gradient,) = torch.autograd.grad(cls + loc, x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(gradient.square().sum(), x)
+    y = case.logits.clone().requires_grad_()
+    with pytest.raises(RuntimeError):
+        torch.autograd.functional.hessian(lambda z: alrp_loss(z, *case[2:], backend=backend).cls, y, strict=True)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_backward_twice_over_one_graph(backend):
+    case = random_case(50, 5)
+    x = case.logits.clone().requires_grad_()
+    cls = alrp_loss(x, *case[2:], backend=backend).cls
+    cls.backward(retain_graph=True)
+    once = x.grad.clone()
+    cls.backward()
+    assert_same_bits("accumulated", x.grad, 2 * once)
+    with pytest.raises(RuntimeError):
+        cls.backward()
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_logits_changed_before_backward_are_noticed(backend):
+    """Backward reads the logits again, so that it must not find others."""
+    case = random_case(50, 5)
+    x = case.logits.clone().requires_grad_()
+    y = x * 1
+    cls = alrp_loss(y, *case[2:], backend=backend).cls
+    expected = evaluate(*case[1:], backend).grad_logits
+    y.detach().add_(1.0)
+    try:
+        (gradient,) = torch.autograd.grad(cls, x)
+    except RuntimeError:
+        return
+    assert_same_bits("gradient", gradient, expected)
+
+
+@pytest.mark.parametrize("backend", engine_backends())
+@pytest.mark.parametrize("class_labels", [False, True])
+def test_only_tables_of_the_size_of_the_positives_are_kept(class_labels, backend):
+    case = random_case(4000, 20)
+    logits, labels = case.logits.view(50, 80), case.labels.view(50, 80)
+    errors = case.loc_errors
+    if class_labels:
+        labels, errors = torch.where(torch.arange(50) < 20, torch.arange(50), 80), torch.rand(20)
+    x = logits.clone().requires_grad_()
+    kept = []
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        output = alrp_loss(x, labels, errors.clone().requires_grad_(), backend=backend)
+    inputs = {x.untyped_storage().data_ptr(), labels.untyped_storage().data_ptr()}
+    tables = [tensor for tensor in kept if tensor.untyped_storage().data_ptr() not in inputs]
+    assert len(kept) > len(tables) > 0
+    # What a tensor keeps alive is its storage.
+    size = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tables}
+    assert sum(size.values()) <= 16 * 8 * (20 + 1)
+    (output.cls + output.loc).backward()
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_without_gradients(backend):
+    case = random_case(60, 6)
+    expected = alrp_loss(*case[1:], backend=backend)
+    x = case.logits.clone().requires_grad_()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            for logits in (x, case.logits.clone()):
+                output = alrp_loss(logits, *case[2:], backend=backend)
+                assert not output.cls.requires_grad
+                for one, other in zip(output, expected):
+                    assert_same_bits("output", one.clone(), other)
+    assert not expected.cls.requires_grad
+    # The localisation component alone may need a gradient.
+    errors = case.loc_errors.clone().requires_grad_()
+    output = alrp_loss(case.logits, case.labels, errors, backend=backend)
+    assert output.loc.requires_grad
+    assert not output.rank.requires_grad
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_hooks_of_the_leaf_see_the_gradient(backend):
+    case = random_case(60, 6)
+    x = case.logits.clone().requires_grad_()
+    seen = []
+    x.register_hook(lambda gradient: seen.append(gradient.clone()))
+    alrp_loss(x, *case[2:], backend=backend).cls.backward()
+    assert_same_bits("hooked", seen[0], evaluate(*case[1:], backend).grad_logits)
+
+
+def compiled(function, dynamic=None):
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+
+
+def loss_and_gradients(function, case: Case):
+    x = case.logits.clone().requires_grad_()
+    errors = case.loc_errors.clone().requires_grad_()
+    cls, loc, rank = function(x, case.labels, errors)
+    (cls + loc).backward()
+    return [cls.detach(), loc.detach(), rank, x.grad, errors.grad]
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("arguments", [{}, {"delta": 0.0, "loc_ranking": "smooth"}], ids=str)
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_function(dynamic, arguments, backend):
+    def function(x, labels, errors):
+        return alrp_loss(x, labels, errors, backend=backend, **arguments)
+
+    one = compiled(function, dynamic)
+    for num_logits, num_pos, ignored in [(90, 9, 0.0), (90, 7, 0.4), (120, 11, 0.2), (90, 0, 0.1), (64, 1, 0.1)]:
+        case = random_case(num_logits, num_pos, ignored=ignored)
+        for actual, expected in zip(loss_and_gradients(one, case), loss_and_gradients(function, case)):
+            assert_same_bits(f"{num_logits}, {num_pos}", actual, expected)
+
+
+def test_compiled_with_changing_sizes_stays_one_graph():
+    """With dynamic shapes, one graph serves any number of positives above one."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    one = torch.compile(alrp_loss, fullgraph=True, backend=counter, dynamic=True)
+    for num_logits, num_pos in [(90, 9), (100, 7), (120, 30), (130, 12)]:
+        one(*random_case(num_logits, num_pos)[1:])
+    assert counter.frame_count == 1
+
+
+def boxes(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(2, count, 2, generator=generator)
+    return torch.cat([corner, corner + 1], dim=-1).unbind(0)
+
+
+def test_compiled_module_on_levels():
+    torch.manual_seed(0)
+    logits = [torch.randn(8, 5), torch.randn(2, 3, 5)]
+    labels = [torch.tensor([0, 5, 5, 1, -1, 5, 4, 5]), torch.tensor([[5, 2, -1], [5, 5, 0]])]
+    pred, target = boxes(5)
+
+    def run(criterion, function):
+        leaves = [x.clone().requires_grad_() for x in logits]
+        pred_boxes = pred.clone().requires_grad_()
+        results = []
+        for _ in range(3):
+            cls, loc, rank = function(leaves, labels, pred_boxes, target)
+            (cls + loc).backward()
+            results += [cls.detach(), loc.detach(), rank]
+        return results + [x.grad for x in leaves] + [pred_boxes.grad] + list(criterion.state_dict().values())
+
+    eager, other = ALRPLoss(), ALRPLoss()
+    for actual, expected in zip(run(other, compiled(other)), run(eager, eager)):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_results_of_the_engine_do_not_alias_inputs():
+    case = random_case(60, 6, dtype=torch.float64)
+    first = evaluate(*case[1:], "torch")
+    second = evaluate(*case[1:], "torch")
+    first.grad_logits.fill_(9.0)
+    first.rank.fill_(9.0)
+    assert_same_results(second, evaluate(*case[1:], "torch"))
