@@ -101,19 +101,19 @@ def test_no_positives():
 
 def test_wrong_arguments():
     case = Case("", torch.zeros(4), torch.tensor([1, 0, 0, 1]), torch.zeros(2))
-    with pytest.raises(TypeError, match="^targets: expected"):
+    with pytest.raises(TypeError, match=r"^targets: expected"):
         aLRPLoss.apply(case.logits, [1, 0, 0, 1], case.loc_errors)
-    with pytest.raises(ValueError, match="^targets: expected"):
+    with pytest.raises(ValueError, match=r"^targets: expected"):
         aLRPLoss.apply(case.logits, case.labels[:3], case.loc_errors)
-    with pytest.raises(TypeError, match="^logits: expected"):
+    with pytest.raises(TypeError, match=r"^logits: expected"):
         aLRPLoss.apply([0.0] * 4, case.labels, case.loc_errors)
-    with pytest.raises(TypeError, match="^logits: expected"):
+    with pytest.raises(TypeError, match=r"^logits: expected"):
         aLRPLoss.apply(case.logits.long(), case.labels, case.loc_errors)
-    with pytest.raises(TypeError, match="^(regression_losses|loc_errors): expected"):
+    with pytest.raises(TypeError, match=r"^(regression_losses|loc_errors): expected"):
         aLRPLoss.apply(case.logits, case.labels, [0.0, 0.0])
-    with pytest.raises(ValueError, match="^(regression_losses|loc_errors): expected"):
+    with pytest.raises(ValueError, match=r"^(regression_losses|loc_errors): expected"):
         aLRPLoss.apply(case.logits, case.labels, torch.zeros(3))
-    with pytest.raises(ValueError, match="^delta: expected"):
+    with pytest.raises(ValueError, match=r"^delta: expected"):
         aLRPLoss.apply(case.logits, case.labels, case.loc_errors, -1.0)
-    with pytest.raises(ValueError, match="^eps: expected"):
+    with pytest.raises(ValueError, match=r"^eps: expected"):
         aLRPLoss.apply(case.logits, case.labels, case.loc_errors, 1.0, -1.0)

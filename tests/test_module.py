@@ -145,9 +145,11 @@ def test_state_survives_a_checkpoint():
         one.self_balance.step_epoch()
     assert criterion.self_balance.weight != 50
     for one in (restored, copied):
-        for name, value in one.state_dict().items():
-            assert_same_bits(name, value, criterion.state_dict()[name])
-        assert_same_bits("loc", one(*problem()).loc, criterion(*problem()).loc)
+        for name, value in criterion.state_dict().items():
+            assert_same_bits(name, one.state_dict()[name], value)
+    expected = criterion(*problem()).loc
+    for one in (restored, copied):
+        assert_same_bits("loc", one(*problem()).loc, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -237,9 +239,9 @@ def test_wrong_arguments_raise_in_forward(error, name, arguments):
 def test_wrong_boxes():
     logits, labels, pred, target = problem()
     criterion = ALRPLoss()
-    with pytest.raises(ValueError, match="^pred_boxes: expected"):
+    with pytest.raises(ValueError, match=r"^pred_boxes: expected"):
         criterion(logits, labels, pred[:, :3], target)
-    with pytest.raises(ValueError, match="^target_boxes: expected"):
+    with pytest.raises(ValueError, match=r"^target_boxes: expected"):
         criterion(logits, labels, pred, target[:5])
     with pytest.raises(ValueError, match="expected one for each"):
         criterion(logits, labels, pred[:5], target[:5])

@@ -27,7 +27,9 @@ class LabelKinds:
     def __init__(self, labels: Tensor, columns: int, per_class: bool, ignore_index: int) -> None:
         self.ignored = equals(labels, ignore_index)
         if per_class:
-            self.positive = (labels >= 0) & (labels < columns) & ~self.ignored
+            # Compared with a number that it cannot hold, a narrow dtype wraps the number.
+            below = labels < columns if columns <= torch.iinfo(labels.dtype).max else True
+            self.positive = (labels >= 0) & below & ~self.ignored
             negative = equals(labels, columns)
         else:
             self.positive = (labels == 1) & ~self.ignored

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .inputs import Levels, debug_checks
+from .inputs import Levels, debug_checks, waits_for_nothing
 from .labels import LabelKinds, pieces
 
-_PIECE = {"cpu": 1 << 18}
-_PIECE_ON_DEVICE = 1 << 22
+# Logits looked at in one step; on a GPU enough to hide the launches.
+_PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 22
 
 
 def find_positives(levels: Levels, num_positives: int, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -21,8 +21,7 @@ def find_positives(levels: Levels, num_positives: int, ignore_index: int) -> tup
     Returns:
         ``(pos_index [P] int64, pos_logits [P])``, the logits in the levels' compute dtype.
     """
-    device = levels.logits[0].device
-    if device.type == "cpu":
+    if not waits_for_nothing(levels.logits[0].device):
         pos_index, found, invalid = _collect(levels, ignore_index)
         _raise_on_mistakes(found, invalid, num_positives)
         return pos_index, _gather(levels, pos_index)
@@ -47,7 +46,7 @@ def _collect(levels: Levels, ignore_index: int) -> tuple[Tensor, int, bool]:
     indices, base, invalid = [torch.empty(0, dtype=torch.int64)], 0, False
     for logits, labels in zip(*levels):
         per_class = logits.dim() != labels.dim()
-        for x, y, _ in pieces(logits, labels, _PIECE["cpu"]):
+        for x, y, _ in pieces(logits, labels, _PIECE):
             kinds = LabelKinds(y, x.shape[1], per_class, ignore_index)
             rows = kinds.positive.nonzero().squeeze(1)
             indices.append(base + rows * x.shape[1] + (y[rows].long() if per_class else 0))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..inputs import waits_for_nothing
 from ..knots import buckets_of
 
 # Cells of the grid: enough that few hold more than one of some thousand knots, few enough that they stay in the cache.
@@ -24,7 +25,7 @@ class BucketSearch:
 
     def __init__(self, thresholds: Tensor) -> None:
         self.thresholds = thresholds
-        finite = thresholds[thresholds.isfinite()] if thresholds.device.type == "cpu" else thresholds[:0]
+        finite = thresholds[:0] if waits_for_nothing(thresholds.device) else thresholds[thresholds.isfinite()]
         self.low = float(finite[0]) if len(finite) else 0.0
         extent = float(finite[-1]) - self.low if len(finite) else math.inf
         self.grid = extent < math.inf

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..fixed_point import fraction_bits
-from ..inputs import Levels
+from ..inputs import Levels, waits_for_nothing
 from ..knots import bucket_floors
 from ..labels import equals, pieces
 from ..positives import local_indices
@@ -35,12 +35,12 @@ def count_negatives(levels: Levels, thresholds: Tensor, pos_logits: Tensor, delt
         bucket, offset = tables.locate(scores, has_nan)
         bucket = bucket.long()
         if ignored is not None:
-            bucket.view(len(ignored), -1)[ignored] = tables.nan_bucket + 1
+            bucket.view(len(ignored), -1).masked_fill_(ignored[:, None], tables.nan_bucket + 1)
         totals[0].scatter_add_(0, bucket, count.expand_as(bucket))
         totals[1].scatter_add_(0, bucket, offset.mul_(scale).to(torch.int64).mul_(count))
 
     for logits, labels in zip(*levels):
-        for x, y, _ in pieces(logits, labels, _piece_size(x_device=logits.device)):
+        for x, y, _ in pieces(logits, labels, _piece_size(logits.device)):
             add(x.reshape(-1).to(levels.compute_dtype), _ignored_rows(y, ignore_index), one)
     add(pos_logits, None, -one)
     return totals[:, :-1]
@@ -70,7 +70,7 @@ def write_gradient(
     level, slope = coefficients.to(levels.compute_dtype)
     gradients = [torch.empty_like(logits) for logits in levels.logits]
     for logits, labels, gradient in zip(*levels, gradients):
-        for x, y, out in pieces(logits, labels, _piece_size(x_device=logits.device), gradient):
+        for x, y, out in pieces(logits, labels, _piece_size(logits.device), gradient):
             scores = x.reshape(-1).to(levels.compute_dtype)
             low, has_nan = tables.peek(scores)
             if low:
@@ -80,10 +80,10 @@ def write_gradient(
                 value = torch.addcmul(level.index_select(0, bucket), slope.index_select(0, bucket), offset)
             ignored = _ignored_rows(y, ignore_index)
             if ignored is not None:
-                value.view(len(ignored), -1)[ignored] = 0
+                value.view(len(ignored), -1).masked_fill_(ignored[:, None], 0)
             out.copy_(value.view(out.shape))
     for gradient, local, inside in local_indices(gradients, pos_index):
-        if gradient.device.type == "cpu":
+        if not waits_for_nothing(gradient.device):
             gradient[torch.unravel_index(local[inside], gradient.shape)] = pos_gradient[inside].to(gradient.dtype)
         else:
             _overwrite_without_sync(gradient, local, inside, pos_gradient)
@@ -101,13 +101,13 @@ def _overwrite_without_sync(gradient: Tensor, local: Tensor, inside: Tensor, val
     gradient.index_put_(where, torch.where(inside, values, first))
 
 
-def _piece_size(x_device: torch.device) -> int:
-    return _PIECE if x_device.type == "cpu" else _PIECE_ON_DEVICE
+def _piece_size(device: torch.device) -> int:
+    return _PIECE_ON_DEVICE if waits_for_nothing(device) else _PIECE
 
 
 def _ignored_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
     ignored = equals(labels, ignore_index)
-    return ignored if not ignored.device.type == "cpu" or bool(ignored.any()) else None
+    return ignored if waits_for_nothing(ignored.device) or bool(ignored.any()) else None
 
 
 class _Tables:
@@ -117,14 +117,14 @@ class _Tables:
         self.search = BucketSearch(thresholds)
         self.floors = bucket_floors(thresholds)
         self.nan_bucket = len(thresholds) + 1
-        self.on_cpu = thresholds.device.type == "cpu"
+        self.may_look = not waits_for_nothing(thresholds.device)
         self.largest = torch.finfo(thresholds.dtype).max
-        self.lowest_threshold = float(thresholds[0]) if self.on_cpu and len(thresholds) else torch.inf
+        self.lowest_threshold = float(thresholds[0]) if self.may_look and len(thresholds) else torch.inf
         self.inverse_width = 0.5 / delta if delta > 0 else 0.0
 
     def peek(self, scores: Tensor) -> tuple[bool, bool]:
         """Whether all scores lie in bucket 0, and whether there is a NaN among them; on a GPU nobody asks."""
-        if not self.on_cpu or len(scores) == 0:
+        if not self.may_look or len(scores) == 0:
             return False, True
         largest = float(scores.amax())
         return largest < self.lowest_threshold, largest != largest
