@@ -14,7 +14,7 @@ from .losses import alrp_loss
 __all__ = ["aLRPLoss"]
 
 
-class aLRPLoss:  # noqa: N801 (the authors' name)
+class aLRPLoss:
     """aLRP Loss as the authors' heads call it, on one flat tensor; any device, exact and deterministic."""
 
     @staticmethod
@@ -31,15 +31,18 @@ class aLRPLoss:  # noqa: N801 (the authors' name)
             eps: a positive with at most this many false positives sends no score gradient.
 
         Returns:
-            ``(cls_loss, rank, order)``: the scalar whose backward gives the error-driven score gradient; the rank of each
-            positive ``[P]`` in flat order; and ``[P]`` int64, the positives in ascending order of score, of two equal ones
-            the earlier first, whatever the device. Without positives the loss is a scalar 0, attached to the graph.
+            ``(cls_loss, rank, order)``: the scalar whose backward gives the error-driven score gradient; the rank of
+            each positive ``[P]`` in flat order; and ``[P]`` int64, the positives in ascending order of score, of two
+            equal ones the earlier first, whatever the device. Without positives the loss is a scalar 0, attached to
+            the graph.
 
         Raises:
             TypeError, ValueError: as :func:`alrp_triton.alrp_loss`.
         """
-        if not isinstance(targets, Tensor):
-            raise TypeError(f"targets: expected a tensor, got {type(targets).__name__}")
+        arguments = {"logits": logits, "targets": targets, "regression_losses": regression_losses}
+        for name, value in arguments.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if targets.shape != logits.shape:
             raise ValueError(f"targets: expected the shape of logits, {list(logits.shape)}, got {list(targets.shape)}")
         # The published code reads 1 and 0 and nothing else.

@@ -2,8 +2,8 @@
 
     python benchmarks/static.py [--target sm_90] [--output FILE.json]
 
-Instructions per logit are those of the whole kernel over the logits that one thread handles: an upper bound, since a tile
-whose scores lie below every ramp jumps over most of them. Instructions per pair are those of the innermost loop.
+Instructions per logit are those of the whole kernel over the logits that one thread handles: an upper bound, since a
+tile whose scores lie below every ramp jumps over most of them. Instructions per pair are those of the innermost loop.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from alrp_triton.kernels import buckets, configurations, gradient, pairwise
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from alrp_triton.kernels import buckets, configurations, gradient, pairwise
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -72,17 +71,21 @@ def compile_kernel(
     function = KERNELS[kernel]
     settings = {"BLOCK": 256, "num_warps": 4} if kernel == "positives" else configurations.pinned(kernel, target)
     compute = "fp64" if logits == torch.float64 else "fp32"
-    constants: dict[str, Any] = {name.upper(): value for name, value in settings.items() if name != "num_warps"} | {
-        "AXES": axes,
-        "PER_CLASS": per_class,
-        "STEPS": steps,
-        "INVERSE_WIDTH": 0.0 if step_function else 0.5,
-        "SATURATE": TARGETS[target].backend == "cuda" and compute == "fp32",
-        "LARGEST": torch.finfo(torch.float64 if compute == "fp64" else torch.float32).max,
-        # A launch turns arguments that are 1 into constants.
-        "x_step0": 1,
-        "g_step0": 1,
-    } | ({"y_step1": 1} if per_class else {"y_step0": 1})
+    constants: dict[str, Any] = (
+        {name.upper(): value for name, value in settings.items() if name != "num_warps"}
+        | {
+            "AXES": axes,
+            "PER_CLASS": per_class,
+            "STEPS": steps,
+            "INVERSE_WIDTH": 0.0 if step_function else 0.5,
+            "SATURATE": TARGETS[target].backend == "cuda" and compute == "fp32",
+            "LARGEST": torch.finfo(torch.float64 if compute == "fp64" else torch.float32).max,
+            # A launch turns arguments that are 1 into constants.
+            "x_step0": 1,
+            "g_step0": 1,
+        }
+        | ({"y_step1": 1} if per_class else {"y_step0": 1})
+    )
     pointers = {"logits": TRITON_DTYPES[logits], "gradient": TRITON_DTYPES[logits], "labels": labels, "totals": "i64"}
     pointers |= {"pos_index": "i64", "pos_gradient": "fp64"}
     pointers |= dict.fromkeys(("thresholds", "floors", "levels", "slopes", "positives", "weights"), compute)
@@ -117,9 +120,7 @@ def figures(kernel: str, target: str, **how: Any) -> Figures:
         text = compiled.asm["amdgcn"]
         registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
         spill_bytes = 4 * sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text))
-    return Figures(
-        target, kernel, registers, spill_bytes, compiled.metadata.shared, instructions, per_logit, per_pair
-    )
+    return Figures(target, kernel, registers, spill_bytes, compiled.metadata.shared, instructions, per_logit, per_pair)
 
 
 def _read_cubin(cubin: bytes) -> tuple[int, int, list[tuple[int, str]]]:

@@ -1,11 +1,13 @@
 """Pass 1 of the linear form: every negative into its bucket. A count, and a sum of offsets in fixed point.
 
-All accumulation is in 64-bit integers, so the order in which tiles and atomics arrive changes nothing. Two things keep atomics
-off each other's toes: scores below the first threshold, most of them late in training, send none; and each tile sums the
-bucket of its first score, which early in training is nearly everyone's, before sending one.
+All accumulation is in 64-bit integers, so the order in which tiles and atomics arrive changes nothing. Two things
+keep atomics off each other's toes: scores below the first threshold, most of them late in training, send none; and
+each tile sums the bucket of its first score, which early in training is nearly everyone's, before sending one.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import triton
@@ -120,9 +122,11 @@ def count_into_buckets(
             num_warps=num_warps,
         )
 
+    def rehearse(walk: Walk, **settings: int) -> None:
+        launch(walk, torch.zeros_like(totals), **settings)
+
     with on_device_of(thresholds):
         for walk in walks:
             if walk.num_logits:
-                settings = choose("buckets", walk.logits, lambda s, walk=walk: launch(walk, totals.clone(), **s))
-                launch(walk, totals, **settings)
+                launch(walk, totals, **choose("buckets", walk.logits, partial(rehearse, walk)))
     return totals

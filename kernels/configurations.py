@@ -1,8 +1,8 @@
 """Launch settings: one pinned choice per kernel and architecture; a search only when asked for.
 
-With ``ALRP_TRITON_AUTOTUNE=1`` each kernel's candidates are timed once per device and size class, and the fastest is kept in
-``$ALRP_TRITON_CACHE`` (by default ``~/.cache/alrp-triton/settings.json``). Settings never change results of the linear form,
-which are sums of integers; nor do they change between two runs, since what was chosen stays.
+With ``ALRP_TRITON_AUTOTUNE=1`` each kernel's candidates are timed once per device and size class, and the fastest is
+kept in ``$ALRP_TRITON_CACHE`` (by default ``~/.cache/alrp-triton/settings.json``). Settings never change results of
+the linear form, which are sums of integers; nor do they change between two runs, since what was chosen stays.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ CANDIDATES: dict[str, list[Settings]] = {
     "buckets": [{"block": b, "num_warps": w} for b in (512, 1024, 2048, 4096) for w in (4, 8)],
     "gradient": [{"block": b, "num_warps": w} for b in (512, 1024, 2048, 4096) for w in (4, 8)],
     "pairwise_count": [
-        {"block": b, "block_p": p, "tiles": t, "num_warps": 4} for b in (64, 128, 256) for p in (16, 32) for t in (8, 32)
+        {"block": b, "block_p": p, "tiles": t, "num_warps": 4}
+        for b in (64, 128, 256)
+        for p in (16, 32)
+        for t in (8, 32)
     ],
     "pairwise_gradient": [
         {"block": b, "block_p": p, "blocks": 16, "num_warps": 4} for b in (128, 256, 512) for p in (8, 16)
@@ -65,13 +68,13 @@ def architecture_of(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def choose(kernel: str, logits: Tensor, launch: Callable[[Settings], None]) -> Settings:
+def choose(kernel: str, logits: Tensor, launch: Callable[..., None]) -> Settings:
     """Settings for one launch.
 
     Args:
         kernel: its name in :data:`PINNED`.
         logits: what it will read; says the device and the size class.
-        launch: runs the kernel once with given settings, to no lasting effect; called only when searching.
+        launch: runs the kernel once with settings as keywords, to no lasting effect; called only when searching.
     """
     if not autotuning() or logits.device.type != "cuda":
         return pinned(kernel, architecture_of(logits.device))
@@ -107,7 +110,8 @@ def cache_file() -> Path:
 
 
 def load() -> dict[str, Settings]:
-    """What earlier searches found; empty where there is no readable file. Entries that are no candidates are dropped."""
+    """What earlier searches found; empty where there is no readable file. Entries that are no candidates are
+    dropped."""
     try:
         found = json.loads(cache_file().read_text())
     except (OSError, ValueError):
@@ -127,12 +131,12 @@ def _store() -> None:
         partial.replace(target)
 
 
-def _milliseconds(launch: Callable[[Settings], None], settings: Settings) -> float:
+def _milliseconds(launch: Callable[..., None], settings: Settings) -> float:
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 
     try:
-        return float(do_bench(lambda: launch(settings), warmup=10, rep=50, return_mode="median"))
+        return float(do_bench(lambda: launch(**settings), warmup=10, rep=50, return_mode="median"))
     except (CompilationError, OutOfResources):
         return float("inf")

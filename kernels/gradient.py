@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -136,7 +138,7 @@ def write_linear_gradient(
     with on_device_of(thresholds):
         for walk in walks:
             if walk.num_logits:
-                launch(walk, **choose("gradient", walk.logits, lambda s, walk=walk: launch(walk, **s)))
+                launch(walk, **choose("gradient", walk.logits, partial(launch, walk)))
 
 
 def write_positives(walks: list[Walk], pos_index: Tensor, pos_gradient: Tensor) -> None:

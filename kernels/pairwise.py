@@ -1,12 +1,15 @@
-"""The direct form: tiles of positives against tiles of logits. O(P M) work, any ramp; an independent check of the linear form.
+"""The direct form: tiles of positives against tiles of logits. O(P M) work, any ramp; an independent check of the
+linear form.
 
-Pass 1 sums, for each positive, H(n_j - p_i) over a strip of logits: over a strip in float32, over
-strips by integer atomics in fixed point. Pass 2 sums w_i H(n_j - p_i) over all positives for each logit, in a fixed order: in groups, and over
-groups with the rounding of each addition carried along (Kahan), so that thousands of positives cost no digits.
+Pass 1 sums, for each positive, H(n_j - p_i) over all logits: within a strip in float32, over strips by
+integer atomics in fixed point. Pass 2 sums w_i H(n_j - p_i) over all positives for each logit, in a fixed
+order: in groups, and over groups with the rounding of each addition carried along (Kahan), so that thousands of
+positives cost no digits.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -205,11 +208,13 @@ def count_pairs(walks: list[Walk], pos_logits: Tensor, inverse_width: float, sca
             num_warps=num_warps,
         )
 
+    def rehearse(walk: Walk, **settings: int) -> None:
+        launch(walk, torch.zeros_like(totals), **settings)
+
     with on_device_of(pos_logits):
         for walk in walks:
             if walk.num_logits:
-                settings = choose("pairwise_count", walk.logits, lambda s, walk=walk: launch(walk, totals.clone(), **s))
-                launch(walk, totals, **settings)
+                launch(walk, totals, **choose("pairwise_count", walk.logits, partial(rehearse, walk)))
     return totals
 
 
@@ -251,4 +256,4 @@ def write_pairwise_gradient(
     with on_device_of(pos_logits):
         for walk in walks:
             if walk.num_logits:
-                launch(walk, **choose("pairwise_gradient", walk.logits, lambda s, walk=walk: launch(walk, **s)))
+                launch(walk, **choose("pairwise_gradient", walk.logits, partial(launch, walk)))

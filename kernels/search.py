@@ -28,7 +28,8 @@ def find_bucket(score, thresholds, STEPS: tl.constexpr):
 
 @triton.jit
 def offset_in_bucket(score, bucket, floors, INVERSE_WIDTH: tl.constexpr, LARGEST: tl.constexpr):
-    """(score - floor) / (2 delta), at most 1. Infinities count as the largest finite number, as they do in ``floors``."""
+    """(score - floor) / (2 delta), at most 1. Infinities count as the largest finite number, as they do in
+    ``floors``."""
     if INVERSE_WIDTH == 0:
         return tl.zeros_like(score)
     else:

@@ -1,11 +1,11 @@
 """How a kernel walks one level: logits of any strides, in row-major order, beside their labels.
 
-Axes of size 1 vanish, and axes that follow each other in memory in every tensor become one, so that what is contiguous has
-one axis (two with class labels, whose last axis holds the classes and takes no step in the labels). At most four remain
-without a copy: enough for a channel-first level ``[B, A C, H, W]`` seen as ``[B, H W, A, C]``.
+Axes of size 1 vanish, and axes that follow each other in memory in every tensor become one, so that what is
+contiguous has one axis (two with class labels, whose last axis holds the classes and takes no step in the labels). At
+most four remain without a copy: enough for a channel-first level ``[B, A C, H, W]`` seen as ``[B, H W, A, C]``.
 
-Positions are 64-bit. Within a tile, axis by axis from the innermost, they are 32-bit remainders: a tile begins at a position
-whose 64-bit division is done once, on a scalar.
+Positions are 64-bit. Within a tile, axis by axis from the innermost, they are 32-bit remainders: a tile begins at a
+position whose 64-bit division is done once, on a scalar.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Walk(NamedTuple):
         return self.logits.numel()
 
     def arguments(self, *tensors: str) -> dict[str, int]:
-        """The kernels' arguments for these of the tensors x (logits), y (labels), g (gradient): sizes of all axes but the
-        outermost, steps of all; 1 for axes that are not there."""
+        """The kernels' arguments for these of the tensors x (logits), y (labels), g (gradient): sizes of all axes but
+        the outermost, steps of all; 1 for axes that are not there."""
         pad = (1,) * (MAX_AXES - len(self.sizes))
         named = {f"size{i}": size for i, size in enumerate((*self.sizes, *pad)[:-1])}
         for name, steps in zip("xyg", self.steps):
@@ -96,7 +96,8 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 @triton.jit
 def indices(begin, lane, size0, size1, size2, AXES: tl.constexpr):
-    """Place of positions ``begin + lane`` on each axis, innermost first; places on axes that are not there mean nothing."""
+    """Place of positions ``begin + lane`` on each axis, innermost first; places on axes that are not there mean
+    nothing."""
     if AXES == 1:
         at = begin + lane
         return at, at, at, at

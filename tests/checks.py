@@ -77,7 +77,7 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, rel_norm: float, w
 
 
 def assert_rounded(name: str, actual: Tensor, expected: Tensor, margin: float) -> None:
-    """``actual`` is ``expected`` (float64), known up to ``margin`` of its norm, rounded to nearest in ``actual``'s dtype."""
+    """``actual`` is ``expected`` (float64), known to ``margin`` of its norm, rounded to ``actual``'s dtype."""
     slack = margin * expected.norm()
     low, high = (expected - slack).to(actual.dtype), (expected + slack).to(actual.dtype)
     outside = (actual < low) | (actual > high) | actual.isnan()

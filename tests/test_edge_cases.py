@@ -46,7 +46,8 @@ def test_no_positives(loc_ranking, delta, backend):
 def test_no_negatives(delta, backend):
     case = random_case(30, 30, ignored=0)
     ignored = case._replace(
-        logits=torch.cat([case.logits, torch.tensor([100.0, NAN])]), labels=torch.cat([case.labels, torch.tensor([-1, -1])])
+        logits=torch.cat([case.logits, torch.tensor([100.0, NAN])]),
+        labels=torch.cat([case.labels, torch.tensor([-1, -1])]),
     )
     for one in (case, ignored):
         result = evaluate(*one[1:], backend, delta=delta)

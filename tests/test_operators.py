@@ -47,7 +47,7 @@ def test_opcheck_of_computed_gradients(dtype):
     gradients = [torch.randn(4, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
     value = torch.tensor(0.5, dtype=torch.float64)
     torch.library.opcheck(operators.attach_computed, (value, leaves, gradients))
-    torch.library.opcheck(operators.scale_gradients, (value, gradients, dtype))
+    torch.library.opcheck(operators.scale_gradients, (value, [x.detach() for x in leaves], gradients))
 
 
 def test_every_operator_is_checked_above():
@@ -182,7 +182,9 @@ def test_compiled_function(dynamic, arguments, sizes, backend):
             assert_same_bits(f"{num_logits}, {num_pos}", actual, expected)
 
 
-@pytest.mark.parametrize("sizes", [[(90, 9), (90, 7), (90, 30)], [(90, 9), (130, 9), (70, 9)]], ids=["positives", "logits"])
+@pytest.mark.parametrize(
+    "sizes", [[(90, 9), (90, 7), (90, 30)], [(90, 9), (130, 9), (70, 9)]], ids=["positives", "logits"]
+)
 def test_one_graph_serves_any_number_of(sizes):
     """Else torch.compile would give up after some eight batches or image sizes."""
     counter = CompileCounterWithBackend("aot_eager")

@@ -1,5 +1,7 @@
 """What the paper proves, and what follows from the definitions, on drawn scores with ties, ramp ends and infinities."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from cases import INTERPRETED, problems
@@ -162,7 +164,7 @@ def test_levels_are_ranked_together(case, delta, cuts, loc_ranking, backend):
     arguments = {"delta": delta, "loc_ranking": loc_ranking, "backend": backend}
     whole = evaluate(*case[1:], **arguments)
     edges = sorted({0, len(case.logits), *(cut for cut in cuts if cut <= len(case.logits))})
-    parts = [slice(a, b) for a, b in zip(edges, edges[1:])] or [slice(0, 0)]
+    parts = [slice(a, b) for a, b in pairwise(edges)] or [slice(0, 0)]
     logits = [case.logits[part].clone().requires_grad_() for part in parts]
     errors = case.loc_errors.clone().requires_grad_()
     cls, loc, rank = alrp_loss(logits, [case.labels[part] for part in parts], errors, **arguments)

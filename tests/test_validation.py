@@ -73,6 +73,11 @@ WRONG_VALUES = [
     ("loc_errors", {"loc_errors": ERRORS[:, None]}),
     ("loc_errors", {"loc_errors": ERRORS.to(**META)}),
     ("delta", {"delta": -1e-9}),
+    ("delta", {"delta": -1}),
+    ("delta", {"delta": 9e-31}),
+    ("delta", {"delta": 5e-324}),
+    ("delta", {"delta": 1.1e30}),
+    ("delta", {"delta": 1.7e308}),
     ("delta", {"delta": NAN}),
     ("delta", {"delta": float("inf")}),
     ("eps", {"eps": -1e-9}),
@@ -101,7 +106,7 @@ def test_wrong_value(name, changed, backend):
 @pytest.mark.parametrize("backend", ["triton", "pairwise"])
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes CPU tensors")
 def test_a_backend_that_cannot_run_here_says_why(backend):
-    with pytest.raises(ValueError, match="^backend: .*TRITON_INTERPRET=1|^backend: .*not installed"):
+    with pytest.raises(ValueError, match=r"^backend: .*TRITON_INTERPRET=1|^backend: .*not installed"):
         call(backend=backend)
 
 
@@ -111,7 +116,7 @@ def test_every_integer_dtype_of_labels(dtype, backend):
     case = random_case(96, 10, ignored=0.2)
     expected = evaluate(*case[1:], backend)
     # Any value may be the one to ignore, as long as the dtype can hold it.
-    for ignore_index in ([255, 2] if dtype == torch.uint8 else [-1, -2, 127, 7]):
+    for ignore_index in [255, 2] if dtype == torch.uint8 else [-1, -2, 127, 7]:
         labels = case.labels.masked_fill(case.labels == -1, ignore_index).to(dtype)
         actual = evaluate(case.logits, labels, case.loc_errors, backend, ignore_index=ignore_index)
         assert_same_results(actual, expected)
@@ -123,11 +128,15 @@ def test_an_ignore_index_that_the_dtype_cannot_hold_ignores_nothing(backend):
     expected = evaluate(*case[1:], backend)
     for dtype, ignore_index in [(torch.uint8, -1), (torch.int8, 255), (torch.int8, 256), (torch.int16, 2**16)]:
         labels = case.labels.to(dtype)
-        assert_same_results(evaluate(case.logits, labels, case.loc_errors, backend, ignore_index=ignore_index), expected)
+        assert_same_results(
+            evaluate(case.logits, labels, case.loc_errors, backend, ignore_index=ignore_index), expected
+        )
 
 
 @pytest.mark.parametrize("backend", backends())
-@pytest.mark.parametrize(("dtype", "columns"), [(torch.int8, 127), (torch.int8, 300), (torch.uint8, 255), (torch.uint8, 600)])
+@pytest.mark.parametrize(
+    ("dtype", "columns"), [(torch.int8, 127), (torch.int8, 300), (torch.uint8, 255), (torch.uint8, 600)]
+)
 def test_narrow_class_labels_with_more_classes_than_they_can_name(dtype, columns, backend):
     # All rows positive, for classes that the dtype can hold; a background label would not always fit.
     logits = torch.randn(5, columns, generator=torch.Generator().manual_seed(0))

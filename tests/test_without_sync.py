@@ -22,7 +22,9 @@ CLASSES = 4
 def make_levels(seed: int = 0) -> tuple[Levels, int]:
     """A level by rows, an empty one, one without positives, one by logits whose first is positive; some ignored."""
     generator = torch.Generator().manual_seed(seed)
-    logits = [torch.randn(shape, generator=generator) for shape in ((2, 30, CLASSES), (0, CLASSES), (7, CLASSES), (50,))]
+    logits = [
+        torch.randn(shape, generator=generator) for shape in ((2, 30, CLASSES), (0, CLASSES), (7, CLASSES), (50,))
+    ]
     by_row = torch.randint(-1, CLASSES + 1, (2, 30), generator=generator)
     by_logit = torch.randint(-1, 2, (50,), generator=generator)
     by_row[0, 0], by_logit[0] = 0, 1

@@ -1,9 +1,9 @@
 """The engine: exact ranking statistics and ranking gradients in linear time. It knows no particular loss.
 
-The data's way: :mod:`.inputs` checks what came, :mod:`.positives` finds the P positives, :mod:`.knots` sorts their ramps,
-a backend from :mod:`.backends` reads every logit once (pass 1), :mod:`.ranking` turns that into per-positive statistics,
-the loss makes per-positive values and weights of them, and pass 2 writes every logit's gradient in backward.
-:mod:`.operators` registers what touches M-sized data with PyTorch.
+The data's way: :mod:`.inputs` checks what came, :mod:`.positives` finds the P positives, :mod:`.knots` sorts their
+ramps, a backend from :mod:`.backends` reads every logit once (pass 1), :mod:`.ranking` turns that into per-positive
+statistics, the loss makes per-positive values and weights of them, and pass 2 writes every logit's gradient in
+backward. :mod:`.operators` registers what touches M-sized data with PyTorch.
 """
 
 from .inputs import Levels, check_inputs

@@ -66,7 +66,9 @@ def check_inputs(
     """
     levels = Levels(_tensors("logits", logits), _tensors("labels", labels))
     if len(levels.logits) != len(levels.labels):
-        raise ValueError(f"labels: expected one tensor for each of the {len(levels.logits)} logits, got {len(levels.labels)}")
+        raise ValueError(
+            f"labels: expected one tensor for each of the {len(levels.logits)} logits, got {len(levels.labels)}"
+        )
     if not levels.logits:
         raise ValueError("logits: expected at least one tensor, got an empty sequence")
     first = levels.logits[0]
@@ -87,7 +89,9 @@ def check_inputs(
             )
         for what, tensor in (("logits", x), ("labels", y)):
             if tensor.device != first.device:
-                raise ValueError(f"{what}{at}: expected device {first.device}, as the first logits, got {tensor.device}")
+                raise ValueError(
+                    f"{what}{at}: expected device {first.device}, as the first logits, got {tensor.device}"
+                )
     check_per_positive(name, per_positive, first.device)
     if isinstance(delta, bool) or not isinstance(delta, (int, float)):
         raise TypeError(f"delta: expected a number, got {type(delta).__name__}")

@@ -5,12 +5,12 @@ As a function of a score t, each ramp H(t - p_i) is 0 below p_i - delta, linear 
 
 Three choices keep this exact for every finite and infinite score:
 
-* A knot is *rounded up* to the scores' own dtype: the smallest t with t - p_i >= -delta (the ramp begins) or >= delta (it
-  ends). Comparing t with the rounded knot then gives what comparing with the exact one would. Even where delta is less
-  than the spacing of floats, a score equal to p_i lies between the two knots, as H(0) = 1/2 requires. The end of the
-  ramp of p_i = inf lies above every float and is written NaN: no t >= NaN, and sorting puts NaN last.
-* Places inside a bucket are measured from its lower knot: t - knot is exact to one rounding *relative to itself*, however
-  large t is. Only the P-sized tables know what a knot's rounding added (at most delta): ``ramp_begin``.
+* A knot is *rounded up* to the scores' own dtype: the smallest t with t - p_i >= -delta (the ramp begins) or >= delta
+  (it ends). Comparing t with the rounded knot then gives what comparing with the exact one would. Even where delta is
+  less than the spacing of floats, a score equal to p_i lies between the two knots, as H(0) = 1/2 requires. The end of
+  the ramp of p_i = inf lies above every float and is written NaN: no t >= NaN, and sorting puts NaN last.
+* Places inside a bucket are measured from its lower knot: t - knot is exact to one rounding *relative to itself*,
+  however large t is. Only the P-sized tables know what a knot's rounding added (at most delta): ``ramp_begin``.
 * Places of buckets are measured on an axis on which gaps without any active ramp have shrunk to at most 2 delta
   (``coordinate``), from the top. So tables hold no large numbers whose differences would lose the small ones.
 """
@@ -58,11 +58,10 @@ class Knots(NamedTuple):
 def make_knots(pos_logits: Tensor, delta: float) -> Knots:
     """Sort the ramps of the positives' logits ``[P]`` (float32 or float64)."""
     num_pos = pos_logits.shape[0]
-    exact = pos_logits.double()
-    lower, upper = _round_up(exact - delta, pos_logits), _round_up(exact + delta, pos_logits)
+    lower, upper = _round_up_sum(pos_logits, -delta), _round_up_sum(pos_logits, delta)
     if delta > 0:
-        # Where delta vanishes beside p_i the ramp still ends above p_i.
-        upper = torch.where(exact + delta == exact, _next_above(pos_logits), upper)
+        # Sums with an infinity say nothing of where its ramp ends: just above -inf, and above every float.
+        upper = torch.where(pos_logits == -torch.inf, _next_above(pos_logits), upper)
         upper = upper.masked_fill(pos_logits == torch.inf, torch.nan)
 
     thresholds, permutation = torch.cat([lower, upper]).sort(stable=True)
@@ -119,7 +118,8 @@ def received_sums(knots: Knots, values: Tensor) -> Tensor:
     """sum_{i != k} v_i H(p_k - p_i) for values ``[P]``: what positive k receives from the ramps of the others."""
     level, slope = ramp_coefficients(knots, values)[:, knots.bucket]
     offset = knots.place - knots.coordinate[knots.bucket]
-    return level + slope * (offset * knots.inverse_width) - values * ramp_at_0(knots)
+    received: Tensor = level + slope * (offset * knots.inverse_width) - values * ramp_at_0(knots)
+    return received
 
 
 def false_positives(knots: Knots, counts: Tensor, offsets: Tensor) -> Tensor:
@@ -127,14 +127,13 @@ def false_positives(knots: Knots, counts: Tensor, offsets: Tensor) -> Tensor:
 
     Args:
         knots: of the positives.
-        counts: ``[2P + 1]`` number of negatives in each bucket, float64 or int64.
-        offsets: ``[2P + 1]`` float64, sum of their distances from the bucket's lower threshold. What bucket 0 and buckets
-            without an active ramp hold is never used.
+        counts: ``[2P + 1]`` float64, number of negatives in each bucket.
+        offsets: ``[2P + 1]`` float64, sum of their distances from the bucket's lower threshold. What bucket 0 and
+            buckets without an active ramp hold is never used.
 
     Returns:
         ``[P]`` float64.
     """
-    counts = counts.double()
     moment = offsets + counts * knots.coordinate
     mass_above, moment_above = suffix_sums(torch.stack([counts, moment]))
     found = _partial_sums(knots, mass_above[None], moment_above[None], knots.begin, knots.end)[0]
@@ -179,6 +178,13 @@ def _next_above(values: Tensor) -> Tensor:
     return torch.nextafter(values, torch.full_like(values, torch.inf))
 
 
-def _round_up(exact: Tensor, like: Tensor) -> Tensor:
-    rounded = exact.to(like.dtype)
-    return torch.where(rounded.double() < exact, _next_above(rounded), rounded)
+def _round_up_sum(values: Tensor, delta: float) -> Tensor:
+    """The smallest number of the values' dtype that is not below the exact value + delta; infinities stay."""
+    exact = values.double()
+    total = exact + delta
+    # What the sum lost to rounding (Knuth's two-sum); NaN for infinities, which lose nothing.
+    moved = total - exact
+    lost = (exact - (total - moved)) + (delta - moved)
+    rounded = total.to(values.dtype)
+    too_low = (rounded.double() < total) | ((rounded.double() == total) & (lost > 0))
+    return torch.where(too_low, _next_above(rounded), rounded)

@@ -37,7 +37,9 @@ class LabelKinds:
         self.invalid = ~(self.positive | negative | self.ignored)
 
 
-def pieces(logits: Tensor, labels: Tensor, size: int, out: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def pieces(
+    logits: Tensor, labels: Tensor, size: int, out: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Walk one level in row-major order, about ``size`` logits at a time, copying at most one piece.
 
     Args:

@@ -1,8 +1,9 @@
 """What touches M-sized data, registered with PyTorch, so that torch.compile sees opaque operators with known shapes.
 
-``attach_gradient`` is where a ranking loss meets autograd: it returns the value it is given, and its derivative with respect
-to the logits is what the loss's update rule says. For backward it keeps the logits and tables of size P. That backward is an
-operator of its own without a derivative: differentiating twice raises instead of giving a wrong number.
+``attach_gradient`` is where a ranking loss meets autograd: it returns the value it is given, and its derivative with
+respect to the logits is what the loss's update rule says. For backward it keeps the logits and tables of size P. That
+backward is an operator of its own without a derivative: differentiating twice raises instead of giving a wrong
+number.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import positives
+from .fixed_point import fraction_bits
 from .inputs import Levels
 
 
@@ -47,11 +49,13 @@ def count_negatives(
     delta: float,
     ignore_index: int,
     backend: str,
-) -> Tensor:
-    """Pass 1: what the negatives add up to, as int64 that may be summed over shards; ``[0, -1]`` counts NaN."""
+) -> tuple[Tensor, Tensor]:
+    """Pass 1: what the negatives add up to, as int64 in which ``[0, -1]`` counts NaN; and the unit of its fixed
+    point, a float64 scalar (a tensor, so that a compiled graph does not depend on the number of logits)."""
     levels = Levels(logits, labels)
-    totals: Tensor = _backend(backend).count_negatives(levels, thresholds, pos_logits, delta, ignore_index)
-    return totals
+    bits = fraction_bits(levels.num_logits)
+    totals = _backend(backend).count_negatives(levels, thresholds, pos_logits, delta, ignore_index, 2.0**bits)
+    return totals, torch.full((), 2.0**-bits, dtype=torch.float64, device=totals.device)
 
 
 @count_negatives.register_fake
@@ -63,9 +67,10 @@ def _(
     delta: float,
     ignore_index: int,
     backend: str,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     rows, buckets = (1, 0) if backend == "pairwise" else (2, 1)
-    return thresholds.new_empty((rows, thresholds.shape[0] + buckets + 1), dtype=torch.int64)
+    totals = thresholds.new_empty((rows, thresholds.shape[0] + buckets + 1), dtype=torch.int64)
+    return totals, thresholds.new_empty((), dtype=torch.float64)
 
 
 @torch.library.custom_op("alrp_triton::attach_gradient", mutates_args=())
@@ -114,7 +119,8 @@ def write_gradient(
     ignore_index: int,
     backend: str,
 ) -> list[Tensor]:
-    """Pass 2: the gradient of every logit, times ``grad_output``, which goes into the tables before they are rounded."""
+    """Pass 2: the gradient of every logit, times ``grad_output``, which goes into the tables before they are
+    rounded."""
     scale = grad_output.double()
     gradients: list[Tensor] = _backend(backend).write_gradient(
         Levels(logits, labels), thresholds, coefficients * scale, pos_index, pos_gradient * scale, delta, ignore_index
@@ -166,24 +172,28 @@ def _(value: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
 
 
 @torch.library.custom_op("alrp_triton::scale_gradients", mutates_args=())
-def scale_gradients(grad_output: Tensor, gradients: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """``grad_output`` times each of the gradients, rounded once to ``dtype``."""
-    return [(gradient * grad_output.to(gradient.dtype)).to(dtype, copy=True) for gradient in gradients]
+def scale_gradients(grad_output: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    """``grad_output`` times each of the gradients, rounded once to the dtype of the logits.
+
+    The logits are there to be depended on: differentiating twice must raise here, too.
+    """
+    scaled = [gradient * grad_output.to(gradient.dtype) for gradient in gradients]
+    return [torch.empty_like(x).copy_(gradient) for x, gradient in zip(logits, scaled)]
 
 
 @scale_gradients.register_fake
-def _(grad_output: Tensor, gradients: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [torch.empty_like(gradient, dtype=dtype) for gradient in gradients]
+def _(grad_output: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(x) for x in logits]
 
 
 def _keep_computed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.dtype = inputs[1][0].dtype
-    ctx.save_for_backward(*inputs[2])
+    ctx.num_levels = len(inputs[1])
+    ctx.save_for_backward(*inputs[1], *inputs[2])
 
 
 def _backward_computed(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    gradients = list(ctx.saved_tensors)
-    return None, scale_gradients(grad_output, gradients, ctx.dtype), [None] * len(gradients)
+    saved, n = ctx.saved_tensors, ctx.num_levels
+    return None, scale_gradients(grad_output, list(saved[:n]), list(saved[n:])), [None] * n
 
 
 attach_computed.register_autograd(_backward_computed, setup_context=_keep_computed)

@@ -23,20 +23,21 @@ def find_positives(levels: Levels, num_positives: int, ignore_index: int) -> tup
     """
     if not waits_for_nothing(levels.logits[0].device):
         pos_index, found, invalid = _collect(levels, ignore_index)
-        _raise_on_mistakes(found, invalid, num_positives)
+        raise_on_mistakes(found, invalid, num_positives)
         return pos_index, _gather(levels, pos_index)
     pos_index, found_, invalid_ = _collect_without_sync(levels, num_positives, ignore_index)
     if debug_checks():
-        _raise_on_mistakes(int(found_), bool(invalid_), num_positives)
+        raise_on_mistakes(int(found_), bool(invalid_), num_positives)
     mistaken = (found_ != num_positives) | invalid_
     return pos_index, _gather(levels, pos_index).masked_fill(mistaken, torch.nan)
 
 
-def _raise_on_mistakes(found: int, invalid: bool, expected: int) -> None:
+def raise_on_mistakes(found: int, invalid: bool, expected: int) -> None:
+    """What a wrong number of positives or a label out of range raises."""
     if invalid:
         raise ValueError(
-            "labels: expected 0, 1 or ignore_index (a label for each logit), or 0..C or ignore_index (a class index for "
-            "each row, C for background); got a value outside that"
+            "labels: expected 0, 1 or ignore_index (a label for each logit), or 0..C or ignore_index (a class index "
+            "for each row, C for background); got a value outside that"
         )
     if found != expected:
         raise ValueError(f"loc_errors: expected one for each positive label, {found}, got {expected}")

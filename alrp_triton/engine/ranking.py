@@ -1,4 +1,5 @@
-"""The ranking of P positives among M logits: statistics for a loss to use, and a way to give the logits its gradient."""
+"""The ranking of P positives among M logits: statistics for a loss to use, and a way to give the logits its
+gradient."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import torch
 from torch import Tensor
 
 from . import knots, operators
-from .fixed_point import fraction_bits
 from .inputs import Levels
 from .sums import prefix_sums
 
@@ -14,8 +14,8 @@ from .sums import prefix_sums
 class Ranking:
     """Per-positive statistics, all float64 ``[P]`` and without a derivative.
 
-    A loss reads :attr:`num_false_positives`, :attr:`rank_positive` and :attr:`rank`, sums any values over the positives with
-    :meth:`sums_above` and :meth:`sums_received`, and hands what it makes of them to :meth:`attach`.
+    A loss reads :attr:`num_false_positives`, :attr:`rank_positive` and :attr:`rank`, sums any values over the
+    positives with :meth:`sums_above` and :meth:`sums_received`, and hands what it makes of them to :meth:`attach`.
 
     Args:
         levels: checked logits and labels.
@@ -35,25 +35,24 @@ class Ranking:
             self.pos_index, pos_logits = operators.find_positives(logits, levels.labels, num_positives, ignore_index)
             self.knots = knots.make_knots(pos_logits, self.delta)
             self.thresholds = pos_logits if backend == "pairwise" else self.knots.thresholds
-            totals = operators.count_negatives(
+            totals, unit = operators.count_negatives(
                 logits, levels.labels, self.thresholds, pos_logits, self.delta, ignore_index, backend
             )
             has_nan = (totals[0, -1] > 0) | pos_logits.isnan().any() | values.isnan().any()
             #: 0, or NaN where a NaN takes part: added to every result, so that none is hidden by a comparison.
             self.poison = torch.where(has_nan, torch.nan, 0.0).double()
             #: N_FP(i) = sum over negatives of H(n_j - p_i).
-            self.num_false_positives = self._num_false_positives(totals[:, :-1]) + self.poison
+            self.num_false_positives = self._num_false_positives(totals[:, :-1].double(), unit) + self.poison
             #: rank+(i) = 1 + sum over k != i of H(p_k - p_i).
             self.rank_positive = 1 + self.sums_above(torch.ones_like(self.num_false_positives))
             #: rank(i) = rank+(i) + N_FP(i).
             self.rank = self.rank_positive + self.num_false_positives
 
-    def _num_false_positives(self, totals: Tensor) -> Tensor:
-        unit = 2.0 ** -fraction_bits(self.levels.num_logits)
+    def _num_false_positives(self, totals: Tensor, unit: Tensor) -> Tensor:
         if self.backend == "pairwise":
-            return totals[0].double() * unit
-        offsets = totals[1].double() * (unit * 2 * self.delta)
-        return knots.false_positives(self.knots, totals[0], offsets)
+            return totals[0] * unit
+        counts, offsets = totals
+        return knots.false_positives(self.knots, counts, offsets * unit * (2 * self.delta))
 
     def sums_above(self, values: Tensor) -> Tensor:
         """sum over k != i of v_k H(p_k - p_i), for ``[P]`` float64 values: what stands above positive i."""
@@ -72,7 +71,8 @@ class Ranking:
         return received + self.poison
 
     def attach(self, value: Tensor, pos_gradient: Tensor, weights: Tensor) -> Tensor:
-        """``value`` with the derivative ``pos_gradient[i]`` for positive i and sum_i weights[i] H(n_j - p_i) for negative j.
+        """``value`` with the derivative ``pos_gradient[i]`` for positive i and sum_i weights[i] H(n_j - p_i) for
+        negative j.
 
         Args:
             value: the loss, any shape.
@@ -84,7 +84,7 @@ class Ranking:
                 coefficients = torch.cat([weights, self.poison[None]])[None]
             else:
                 coefficients = knots.ramp_coefficients(self.knots, weights) + self.poison
-        return operators.attach_gradient(
+        attached: Tensor = operators.attach_gradient(
             value.detach(),
             self.levels.logits,
             self.levels.labels,
@@ -96,3 +96,4 @@ class Ranking:
             self.ignore_index,
             self.backend,
         )
+        return attached

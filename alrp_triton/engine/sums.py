@@ -10,8 +10,8 @@ from torch import Tensor
 def prefix_sums(rows: Tensor) -> Tensor:
     """Exclusive and total prefix sums of each row: ``[K, n] -> [K, n + 1]``, float64 or int64.
 
-    On CUDA the scan of a one-dimensional tensor may add floats in another order each time; the scan along the inner axis
-    of a matrix of several rows does not. So a lone row gets a companion.
+    On CUDA the scan of a one-dimensional tensor may add floats in another order each time; the scan along the inner
+    axis of a matrix of several rows does not. So a lone row gets a companion.
     """
     if rows.is_cuda and len(rows) == 1:
         return prefix_sums(torch.cat([rows, rows]))[:1]

@@ -20,6 +20,7 @@ from ..engine import Levels, Ranking, check_inputs
 from ..engine.backends import choose_backend
 from ..engine.labels import flatten_levels
 from ..engine.operators import attach_computed
+from ..engine.positives import raise_on_mistakes
 
 LOC_RANKINGS = ("sorted", "smooth")
 # Stands for a new SelfBalance(): one written into the signature would be shared by all losses.
@@ -50,31 +51,31 @@ def alrp_loss(
 ) -> ALRPLossOutput:
     r"""aLRP Loss (equation 9), exact, in O(M log P) time for M logits and P positives.
 
-    With the ramp H(x) = clamp(x / (2 delta) + 1/2, 0, 1), N_FP(i) the sum of H(n_j - p_i) over negatives j, and rank(i) =
-    1 + sum_{k != i} H(p_k - p_i) + N_FP(i), both over all levels and images that are passed together::
+    With the ramp H(x) = clamp(x / (2 delta) + 1/2, 0, 1), N_FP(i) the sum of H(n_j - p_i) over negatives j, and
+    rank(i) = 1 + sum_{k != i} H(p_k - p_i) + N_FP(i), both over all levels and images that are passed together::
 
         cls = mean_i N_FP(i) / rank(i)
         loc = mean_i (E_i + sum of E_k over the positives k above i) / rank(i)
 
     Args:
-        logits: scores before the sigmoid: ``[..., C]`` or ``[M]``, float16, bfloat16, float32 or float64, any strides; or a
-            sequence of such tensors (feature-pyramid levels), ranked together without being concatenated.
-        labels: integer tensor(s) like ``logits``: of the same shape (1 positive, 0 negative, ``ignore_index`` ignored), or
-            without the last axis (a class index 0..C-1, C for background, ``ignore_index`` ignored).
-        loc_errors: ``[P]``, >= 0: localisation error of each positive, in the flat (row-major, level after level) order of
-            the positives.
+        logits: scores before the sigmoid: ``[..., C]`` or ``[M]``, float16, bfloat16, float32 or float64, any
+            strides; or a sequence of such tensors (feature-pyramid levels), ranked together without being concatenated.
+        labels: integer tensor(s) like ``logits``: of the same shape (1 positive, 0 negative, ``ignore_index``
+            ignored), or without the last axis (a class index 0..C-1, C for background, ``ignore_index`` ignored).
+        loc_errors: ``[P]``, >= 0: localisation error of each positive, in the flat (row-major, level after level)
+            order of the positives.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step H(x) = [x >= 0]. The method's one
             hyperparameter.
         eps: a positive with at most this many false positives sends no score gradient.
-        loc_ranking: which positives are above i in ``loc``: ``"sorted"``, those that precede it in descending order (the
-            authors' code), or ``"smooth"``, each k != i by H(p_k - p_i) (equation 11).
+        loc_ranking: which positives are above i in ``loc``: ``"sorted"``, those that precede it in descending order
+            (the authors' code), or ``"smooth"``, each k != i by H(p_k - p_i) (equation 11).
         ignore_index: the label of logits that take part in nothing.
         backend: ``"auto"`` (triton on a GPU, else torch), ``"torch"``, ``"triton"``, ``"pairwise"`` or ``"reference"``.
 
     Returns:
         ``ALRPLossOutput(cls, loc, rank)``. Float64 for float64 logits, else float32; score gradients have the logits'
-        dtype. Without positives both components are 0 and attached to the graph. A NaN among logits that take part, or in
-        ``loc_errors``, makes everything NaN.
+        dtype. Without positives both components are 0 and attached to the graph. A NaN among logits that take part,
+        or in ``loc_errors``, makes everything NaN.
 
     Raises:
         TypeError, ValueError: for a wrong type, shape, device, dtype or value, naming the argument. A wrong number of
@@ -95,9 +96,7 @@ def alrp_loss(
 
     num_pos = loc_errors.shape[0]
     errors = loc_errors.detach().double()
-    ranking = Ranking(
-        levels, num_pos, delta=delta, ignore_index=ignore_index, backend=backend, values=errors
-    )
+    ranking = Ranking(levels, num_pos, delta=delta, ignore_index=ignore_index, backend=backend, values=errors)
     mean = 1.0 / max(num_pos, 1)
     with torch.no_grad():
         num_fp, rank = ranking.num_false_positives, ranking.rank
@@ -119,6 +118,7 @@ def _reference(
     levels: Levels, loc_errors: Tensor, delta: float, eps: float, loc_ranking: str, ignore_index: int
 ) -> ALRPLossOutput:
     logits, labels = flatten_levels(levels, ignore_index)
+    raise_on_mistakes(int((labels == 1).sum()), bool((labels == -2).any()), loc_errors.shape[0])
     result = reference.alrp(logits, labels, loc_errors, delta=delta, eps=eps, loc_ranking=loc_ranking)
     sizes = [level.numel() for level in levels.logits]
     gradients = [g.view(x.shape) for g, x in zip(result.grad_logits.split(sizes), levels.logits)]
@@ -143,8 +143,8 @@ class ALRPLoss(nn.Module):
         delta: half width of the ramp, see :func:`alrp_loss`.
         tau: the IoU from which a box counts as localised, in [0, 1): errors are divided by 1 - tau. The paper takes 0.5
             for dense heads and second stages, 0.7 for proposal heads.
-        box_error: ``"iou"``, ``"giou"``, ``"diou"``, ``"ciou"``, or a callable of predicted and target boxes that returns
-            the ``[P]`` localisation errors, see :func:`alrp_triton.boxes.box_error`.
+        box_error: ``"iou"``, ``"giou"``, ``"diou"``, ``"ciou"``, or a callable of predicted and target boxes that
+            returns the ``[P]`` localisation errors, see :func:`alrp_triton.boxes.box_error`.
         self_balance: a :class:`SelfBalance`, a constant weight >= 0 for the localisation component, or None for 1. By
             default a new ``SelfBalance()``, whose ``step_epoch()`` is to be called after each epoch.
         eps, loc_ranking, ignore_index, backend: see :func:`alrp_loss`.
@@ -169,7 +169,9 @@ class ALRPLoss(nn.Module):
         if self_balance is _NEW:
             self_balance = SelfBalance()
         if isinstance(self_balance, bool) or not isinstance(self_balance, (SelfBalance, int, float, type(None))):
-            raise TypeError(f"self_balance: expected a SelfBalance, a number or None, got {type(self_balance).__name__}")
+            raise TypeError(
+                f"self_balance: expected a SelfBalance, a number or None, got {type(self_balance).__name__}"
+            )
         if isinstance(self_balance, (int, float)) and not 0 <= self_balance < math.inf:
             raise ValueError(f"self_balance: expected a finite weight >= 0, got {self_balance}")
         check_box_error(box_error, tau)

@@ -10,4 +10,3 @@ from cases import INTERPRETED
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     # Elsewhere the same kernels go through the compiler (test_compiled.py).
     return None if INTERPRETED or collection_path.name == "conftest.py" else True
-

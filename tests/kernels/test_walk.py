@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from alrp_triton.kernels import configurations
+from alrp_triton.kernels.walk import make_walk
 from cases import Case, random_case
 from checks import assert_close, assert_same_results, evaluate, judge
 
 from alrp_triton import alrp_loss
-from alrp_triton.kernels import configurations
-from alrp_triton.kernels.walk import make_walk
 
 pytestmark = pytest.mark.parametrize("backend", ["triton", "pairwise"])
 
@@ -34,9 +34,7 @@ def test_levels_of_every_layout(backend: str, dtype: torch.dtype) -> None:
         torch.empty(0, dtype=torch.int64),
         torch.randint(-1, 2, (9, 11), dtype=torch.int32).t(),
     ]
-    positive = [
-        (y >= 0) & (y < classes) if y.dim() != x.dim() else y == 1 for x, y in zip(levels, labels)
-    ]
+    positive = [(y >= 0) & (y < classes) if y.dim() != x.dim() else y == 1 for x, y in zip(levels, labels)]
     errors = torch.rand(int(sum(mask.sum() for mask in positive)))
 
     def gradients(backend: str) -> list[torch.Tensor]:

@@ -1,8 +1,8 @@
 """Ways to do the two passes over the logits, and the one place that chooses between them.
 
 A backend is a module with ``count_negatives`` (pass 1) and ``write_gradient`` (pass 2). The linear ones, ``torch`` and
-``triton``, work on sorted knots; ``pairwise`` compares every logit with every positive. ``reference`` is no engine backend:
-it computes losses whole, in :mod:`alrp_triton.reference`.
+``triton``, work on sorted knots; ``pairwise`` compares every logit with every positive. ``reference`` is no engine
+backend: it computes losses whole, in :mod:`alrp_triton.reference`.
 """
 
 from __future__ import annotations

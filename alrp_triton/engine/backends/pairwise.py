@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...kernels.gradient import write_positives
 from ...kernels.pairwise import count_pairs, write_pairwise_gradient
 from ...kernels.walk import make_walk
-from ..fixed_point import fraction_bits
 from ..inputs import Levels
 from .triton import inverse_width, walks_to_write, written
 
 
-def count_negatives(levels: Levels, thresholds: Tensor, pos_logits: Tensor, delta: float, ignore_index: int) -> Tensor:
+def count_negatives(
+    levels: Levels, thresholds: Tensor, pos_logits: Tensor, delta: float, ignore_index: int, scale: float
+) -> Tensor:
     """Pass 1: ``[1, P + 1]`` int64, N_FP of each positive in fixed point; the last counts NaN.
 
     ``thresholds`` are the positives' logits themselves, of all shards where there are several.
@@ -22,7 +22,7 @@ def count_negatives(levels: Levels, thresholds: Tensor, pos_logits: Tensor, delt
         [make_walk(logits.detach(), labels) for logits, labels in zip(*levels)],
         thresholds,
         inverse_width(delta),
-        2.0 ** fraction_bits(levels.num_logits),
+        scale,
         ignore_index,
     )
 
@@ -38,9 +38,6 @@ def write_gradient(
 ) -> list[Tensor]:
     """Pass 2: ``coefficients`` ``[1, P + 1]`` are the positives' weights, and a constant."""
     walks = walks_to_write(levels)
-    write_pairwise_gradient(
-        walks, thresholds, coefficients[0].to(thresholds.dtype), inverse_width(delta), ignore_index
-    )
+    write_pairwise_gradient(walks, thresholds, coefficients[0].to(thresholds.dtype), inverse_width(delta), ignore_index)
     write_positives(walks, pos_index, pos_gradient)
     return written(walks, levels)
-

@@ -18,9 +18,10 @@ _CELLS = 1 << 15
 class BucketSearch:
     """Counts, for each score, the thresholds at or below it.
 
-    A binary search takes log2(2P) dependent steps, most of them branches that a CPU mispredicts. There a uniform grid over
-    the thresholds' range comes first: the map from scores to cells is monotone in floating point, so all thresholds in
-    lower cells lie at or below the score, all in higher cells above it, and only those of its own cell are compared.
+    A binary search takes log2(2P) dependent steps, most of them branches that a CPU mispredicts. There a uniform grid
+    over the thresholds' range comes first: the map from scores to cells is monotone in floating point, so all
+    thresholds in lower cells lie at or below the score, all in higher cells above it, and only those of its own cell
+    are compared.
     """
 
     def __init__(self, thresholds: Tensor) -> None:

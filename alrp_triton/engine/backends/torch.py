@@ -1,7 +1,8 @@
 """The linear form in plain torch: both passes stream the logits in pieces, so the workspace is fixed.
 
-Pass 1 counts every logit that is not ignored, positives included, and then takes the positives out again, exactly, since
-all sums are integers; so no mask over the classes of an anchor is ever made. Pass 2 overwrites the positives last.
+Pass 1 counts every logit that is not ignored, positives included, and then takes the positives out again, exactly,
+since all sums are integers; so no mask over the classes of an anchor is ever made. Pass 2 overwrites the positives
+last.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..fixed_point import fraction_bits
 from ..inputs import Levels, waits_for_nothing
 from ..knots import bucket_floors
 from ..labels import equals, pieces
@@ -20,11 +20,12 @@ from .search import BucketSearch
 _PIECE, _PIECE_ON_DEVICE = 1 << 17, 1 << 21
 
 
-def count_negatives(levels: Levels, thresholds: Tensor, pos_logits: Tensor, delta: float, ignore_index: int) -> Tensor:
-    """Pass 1: ``[2, 2P + 2]`` int64; for each bucket its number of negatives, and the sum of their offsets from its floor
-    in units of 2 delta, in fixed point. The last column counts NaN."""
+def count_negatives(
+    levels: Levels, thresholds: Tensor, pos_logits: Tensor, delta: float, ignore_index: int, scale: float
+) -> Tensor:
+    """Pass 1: ``[2, 2P + 2]`` int64; for each bucket its number of negatives, and the sum of their offsets from its
+    floor in units of 2 delta, in fixed point with ``scale`` units to 1. The last column counts NaN."""
     tables = _Tables(thresholds, delta)
-    scale = 2.0 ** fraction_bits(levels.num_logits)
     totals = torch.zeros(2, tables.nan_bucket + 2, dtype=torch.int64, device=thresholds.device)
     one = torch.ones(1, dtype=torch.int64, device=thresholds.device)
 

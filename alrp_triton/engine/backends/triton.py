@@ -8,19 +8,20 @@ from torch import Tensor
 from ...kernels.buckets import count_into_buckets
 from ...kernels.gradient import write_linear_gradient, write_positives
 from ...kernels.walk import Walk, make_walk
-from ..fixed_point import fraction_bits
 from ..inputs import Levels
 from ..knots import bucket_floors
 
 
-def count_negatives(levels: Levels, thresholds: Tensor, pos_logits: Tensor, delta: float, ignore_index: int) -> Tensor:
+def count_negatives(
+    levels: Levels, thresholds: Tensor, pos_logits: Tensor, delta: float, ignore_index: int, scale: float
+) -> Tensor:
     """Pass 1; see ``backends.torch.count_negatives``. Bucket 0, of which nothing depends, is not counted."""
     return count_into_buckets(
         [make_walk(logits.detach(), labels) for logits, labels in zip(*levels)],
         thresholds,
         bucket_floors(thresholds),
         inverse_width(delta),
-        2.0 ** fraction_bits(levels.num_logits),
+        scale,
         ignore_index,
     )
 
@@ -37,9 +38,7 @@ def write_gradient(
     """Pass 2; see ``backends.torch.write_gradient``."""
     walks = walks_to_write(levels)
     floors = bucket_floors(thresholds)
-    write_linear_gradient(
-        walks, thresholds, floors, coefficients.to(floors.dtype), inverse_width(delta), ignore_index
-    )
+    write_linear_gradient(walks, thresholds, floors, coefficients.to(floors.dtype), inverse_width(delta), ignore_index)
     write_positives(walks, pos_index, pos_gradient)
     return written(walks, levels)
 

@@ -1,0 +1,219 @@
+"""The command ``alrp-triton``: ``verify`` checks the backends of this machine, ``info`` shows what there is.
+
+A command is a function that adds its parser, with a function of the parsed arguments that returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__, info, verify
+from .engine.backends import BACKENDS
+from .verify_cases import FULL, cases
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv``, by default the process's own; return the exit status.
+
+    Raises:
+        SystemExit: with status 2 for wrong arguments, with 0 for ``--help`` and ``--version``.
+    """
+    parser = argparse.ArgumentParser(prog="alrp-triton", description="Ranking-based losses for object detection.")
+    parser.add_argument("--version", action="version", version=f"alrp-triton {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_verify, _add_info):
+        add(commands)
+    arguments = parser.parse_args(argv)
+    status: int = arguments.run(arguments)
+    return status
+
+
+def _add_verify(commands: Any) -> None:
+    text = (
+        "Check every backend on every device of this machine against the float64 reference. Exit status 1 on any miss."
+    )
+    parser = commands.add_parser("verify", help="check the backends of this machine", description=text)
+    parser.add_argument("--backend", action="append", choices=BACKENDS, help="check only this one; may be repeated")
+    parser.add_argument(
+        "--device", action="append", type=_device, help="check only here: cpu, cuda or cuda:1; may be repeated"
+    )
+    parser.add_argument(
+        "--interpret", action="store_true", help="also run the Triton backends on the CPU, in Triton's interpreter"
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller cases")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    parser.set_defaults(run=_verify)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{name!r} is no device") from None
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", 0)
+    here = info.devices()
+    if device not in here:
+        raise argparse.ArgumentTypeError(f"{name!r} is not on this machine, which has {', '.join(map(str, here))}")
+    return device
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    backends = arguments.backend or list(BACKENDS)
+    devices = arguments.device or info.devices()
+    checks, unavailable = verify.plan(backends, devices, quick=arguments.quick)
+    to_interpret = [backend for backend in backends if backend in verify.TRITON_BACKENDS and arguments.interpret]
+    unavailable = [(b, d, why) for b, d, why in unavailable if not (b in to_interpret and d.type == "cpu")]
+
+    def run() -> Iterator[verify.Row]:
+        yield from (check.run() for check in checks)
+        if to_interpret:
+            yield from verify.interpreted(to_interpret)
+
+    rows = list(_with_progress(run(), len(checks) + len(to_interpret) * len(cases(FULL))))
+    _print_table(
+        f"Errors against float64, at most {verify.BOUND:.0e}", _VERIFY_COLUMNS, [_verify_cells(row) for row in rows]
+    )
+    for row in rows:
+        if row.misses:
+            print(f"MISS: {row.case}, {row.backend} on {row.device}: {'; '.join(row.misses)}")
+    for backend, device, reason in unavailable:
+        print(f"not checked: {backend} on {device}: {reason}")
+    if any(d.type == "cpu" and b in verify.TRITON_BACKENDS for b, d, _ in unavailable):
+        print("To run the Triton backends on the CPU, in Triton's interpreter: alrp-triton verify --interpret")
+    # Who asks for a backend by its name wants to hear of it.
+    unchecked = sorted(set(arguments.backend or ()) - {row.backend for row in rows})
+    for backend in unchecked:
+        print(f"MISS: {backend} could not be checked anywhere")
+    misses = sum(bool(row.misses) for row in rows) + len(unchecked)
+    print(f"{len(rows)} checks, {misses} missed")
+    if arguments.json:
+        _write_verify_json(arguments.json, rows, unavailable, misses)
+    return 1 if misses or not rows else 0
+
+
+_VERIFY_COLUMNS = [
+    "case", "backend", "device", "score gradient", "worst element", "cls", "loc", "rank", "loc gradient", "same bits", "ms", "",
+]  # fmt: skip
+
+
+def _verify_cells(row: verify.Row) -> list[str]:
+    errors = [f"{getattr(row, name):.1e}" for name in verify.ERRORS]
+    same_bits, milliseconds = "yes" if row.same_bits else "no", f"{row.milliseconds:.2f}"
+    if row.failure:
+        errors, same_bits, milliseconds = ["-"] * len(errors), "-", "-"
+    return [row.case, row.backend, row.device, *errors, same_bits, milliseconds, row.status]
+
+
+def _write_verify_json(
+    path: Path, rows: list[verify.Row], unavailable: list[tuple[str, torch.device, str]], misses: int
+) -> None:
+    # JSON has no infinity.
+    values = [{k: None if v == math.inf else v for k, v in row._asdict().items()} for row in rows]
+    report = {
+        "bound": verify.BOUND,
+        "misses": misses,
+        "checks": [value | {"status": row.status, "misses": row.misses} for value, row in zip(values, rows)],
+        "not_checked": [{"backend": b, "device": str(d), "reason": why} for b, d, why in unavailable],
+        "versions": info.collect()["versions"],
+    }
+    path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _add_info(commands: Any) -> None:
+    text = "Show versions, devices, backends, and the kernels' settings."
+    parser = commands.add_parser("info", help="show versions, devices, backends and settings", description=text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_info)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    found = info.collect()
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    _print_table("Versions", ["", ""], [[name, value or "-"] for name, value in found["versions"].items()])
+    _print_table("Devices", ["device", "name", "architecture", "memory"], [
+        [d["device"], d["name"], d["architecture"], f"{d['memory'] / 2**30:.1f} GiB" if d["memory"] else "-"]
+        for d in found["devices"]
+    ])  # fmt: skip
+    _print_table("Backends", ["backend", "device", "available", ""], [
+        [b["backend"], b["device"], "yes" if b["available"] else "no", b["reason"] or ("taken by auto" if b["auto"] else "")]
+        for b in found["backends"]
+    ])  # fmt: skip
+    _print_table("Pinned settings", ["architecture", "kernel", "settings"], [
+        [architecture, kernel, _settings(chosen)]
+        for architecture, kernels in found["settings"].items()
+        for kernel, chosen in kernels.items()
+    ])  # fmt: skip
+    tuning = found["autotuning"]
+    print(
+        f"Autotuning is {'on' if tuning['on'] else 'off'}: {'found' if tuning['on'] else 'pinned'} settings are used."
+    )
+    print(
+        f"Cache: {tuning['cache_file']} ({len(tuning['found'])} settings)"
+        if tuning["exists"]
+        else f"Cache: {tuning['cache_file']} (no file)"
+    )
+    if tuning["found"]:
+        columns = ["kernel", "device", "dtype", "logits from", "settings"]
+        _print_table("Found settings", columns, [[*key.split("|"), _settings(s)] for key, s in tuning["found"].items()])
+    _print_table("Environment", ["variable", "value", "meaning"], [
+        [name, "not set" if value is None else value, info.ENVIRONMENT[name]] for name, value in found["environment"].items()
+    ])  # fmt: skip
+    return 0
+
+
+def _settings(settings: dict[str, int]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _with_progress(rows: Iterable[verify.Row], total: int) -> Iterator[verify.Row]:
+    """The rows, with a bar on the terminal's standard error while they come; without rich, no bar."""
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        yield from rows
+        return
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("verify", total=total)
+        for row in rows:
+            yield row
+            progress.update(task, advance=1, description=f"{row.backend} on {row.device}: {row.case}")
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """By rich where that is installed, else as plain text in aligned columns."""
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        lines = [columns, *rows] if any(columns) else rows
+        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+        print(f"\n{title}")
+        for line in lines:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+        print()
+        return
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, show_header=any(columns))
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row, style="bold red" if "MISS" in row else None)
+    console = Console(markup=False, highlight=False)
+    # What goes to a file or a pipe has no width of its own.
+    console.print(table, width=None if console.is_terminal else max(console.width, 140))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""What there is on this machine, and what the package makes of it; prints nothing, and touches a GPU only to name it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import numpy
+import torch
+
+from . import __version__
+from .engine.backends import BACKENDS, choose_backend, triton_installed, why_unavailable
+from .kernels import configurations
+
+ENVIRONMENT = {
+    "ALRP_TRITON_AUTOTUNE": "1: time the candidates of each kernel once, and keep the fastest",
+    "ALRP_TRITON_CACHE": "folder for settings that were found so",
+    "ALRP_TRITON_DEBUG": "1: check on a GPU what the host would have to wait for",
+    "TRITON_INTERPRET": "1: Triton's interpreter, in which kernels run on the CPU",
+}
+"""The environment variables that change what the package does."""
+
+# What installs the module ``triton``, by where it comes from.
+_TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm", "triton-windows")
+
+
+def devices() -> list[torch.device]:
+    """The CPU, and each CUDA or ROCm device."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(count))]
+
+
+def collect() -> dict[str, Any]:
+    """Everything that ``alrp-triton info`` shows, ready for JSON.
+
+    Returns:
+        ``versions``: name to version or None; ``devices``: a dict for each, memory in bytes; ``backends``: a dict for each
+        backend and device, with ``reason`` where it is not ``available``, and whether ``backend="auto"`` takes it;
+        ``settings``: architecture, then kernel, to what ships with the package; ``autotuning``: whether it is on, the cache
+        file, whether that exists, and what earlier searches found; ``environment``: variable to value or None.
+    """
+    found = devices()
+    architectures = {configurations.architecture_of(device) for device in found if device.type == "cuda"}
+    return {
+        "versions": _versions(),
+        "devices": [_describe(device) for device in found],
+        "backends": [_backend(backend, device) for device in found for backend in BACKENDS],
+        "settings": {
+            architecture: {kernel: configurations.pinned(kernel, architecture) for kernel in configurations.PINNED}
+            for architecture in sorted(architectures) or ["default"]
+        },
+        "autotuning": {
+            "on": configurations.autotuning(),
+            "cache_file": str(configurations.cache_file()),
+            "exists": configurations.cache_file().exists(),
+            "found": configurations.load(),
+        },
+        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    return {
+        "alrp-triton": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "triton": _triton_version(),
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def _triton_version() -> str | None:
+    """From its metadata, since importing Triton takes its time and reads TRITON_INTERPRET."""
+    if not triton_installed():
+        return None
+    for name in _TRITON_DISTRIBUTIONS:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _describe(device: torch.device) -> dict[str, Any]:
+    if device.type == "cpu":
+        name, architecture, memory = platform.machine(), torch.backends.cpu.get_cpu_capability(), _host_memory()
+        return {"device": "cpu", "name": name, "architecture": architecture, "memory": memory}
+    # The properties ask the driver; free memory would need a context, which takes memory itself.
+    properties = torch.cuda.get_device_properties(device)
+    architecture, memory = configurations.architecture_of(device), properties.total_memory
+    return {"device": str(device), "name": properties.name, "architecture": architecture, "memory": memory}
+
+
+def _host_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not on this system
+        return None
+
+
+def _backend(backend: str, device: torch.device) -> dict[str, Any]:
+    reason = why_unavailable(backend, device)
+    return {
+        "backend": backend,
+        "device": str(device),
+        "available": reason is None,
+        "reason": reason,
+        "auto": choose_backend("auto", device) == backend,
+    }
