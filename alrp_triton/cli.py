@@ -6,6 +6,7 @@ A command is a function that adds its parser, with a function of the parsed argu
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from . import __version__, info, verify
-from .engine.backends import BACKENDS
+from .engine.backends import BACKENDS, triton_installed, why_unavailable
 from .verify_cases import FULL, cases
 
 
@@ -37,17 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_verify(commands: Any) -> None:
-    text = (
-        "Check every backend on every device of this machine against the float64 reference. Exit status 1 on any miss."
-    )
+    text = "Check every backend on every device against the float64 reference. The exit status is 1 on any miss."
     parser = commands.add_parser("verify", help="check the backends of this machine", description=text)
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="check only this one; may be repeated")
-    parser.add_argument(
-        "--device", action="append", type=_device, help="check only here: cpu, cuda or cuda:1; may be repeated"
-    )
-    parser.add_argument(
-        "--interpret", action="store_true", help="also run the Triton backends on the CPU, in Triton's interpreter"
-    )
+    parser.add_argument("--device", action="append", type=_device, help="check only here (cuda:1); may be repeated")
+    parser.add_argument("--interpret", action="store_true", help="run Triton's backends on the CPU, too, interpreted")
     parser.add_argument("--quick", action="store_true", help="smaller cases")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
     parser.set_defaults(run=_verify)
@@ -70,7 +65,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     backends = arguments.backend or list(BACKENDS)
     devices = arguments.device or info.devices()
     checks, unavailable = verify.plan(backends, devices, quick=arguments.quick)
-    to_interpret = [backend for backend in backends if backend in verify.TRITON_BACKENDS and arguments.interpret]
+    to_interpret = [b for b in backends if arguments.interpret and why_unavailable(b, torch.device("cpu"))]
     unavailable = [(b, d, why) for b, d, why in unavailable if not (b in to_interpret and d.type == "cpu")]
 
     def run() -> Iterator[verify.Row]:
@@ -79,15 +74,15 @@ def _verify(arguments: argparse.Namespace) -> int:
             yield from verify.interpreted(to_interpret)
 
     rows = list(_with_progress(run(), len(checks) + len(to_interpret) * len(cases(FULL))))
-    _print_table(
-        f"Errors against float64, at most {verify.BOUND:.0e}", _VERIFY_COLUMNS, [_verify_cells(row) for row in rows]
-    )
+    print(f"Relative errors against float64, at most {verify.BOUND:.0e}; in half precision, beyond rounding.")
+    for title, group in itertools.groupby(rows, lambda row: f"{row.backend} on {row.device}"):
+        _print_table(title, _VERIFY_COLUMNS, map(_verify_cells, group))
     for row in rows:
         if row.misses:
             print(f"MISS: {row.case}, {row.backend} on {row.device}: {'; '.join(row.misses)}")
     for backend, device, reason in unavailable:
         print(f"not checked: {backend} on {device}: {reason}")
-    if any(d.type == "cpu" and b in verify.TRITON_BACKENDS for b, d, _ in unavailable):
+    if triton_installed() and any(device.type == "cpu" for _, device, _ in unavailable):
         print("To run the Triton backends on the CPU, in Triton's interpreter: alrp-triton verify --interpret")
     # Who asks for a backend by its name wants to hear of it.
     unchecked = sorted(set(arguments.backend or ()) - {row.backend for row in rows})
@@ -97,20 +92,18 @@ def _verify(arguments: argparse.Namespace) -> int:
     print(f"{len(rows)} checks, {misses} missed")
     if arguments.json:
         _write_verify_json(arguments.json, rows, unavailable, misses)
-    return 1 if misses or not rows else 0
+    return 1 if misses else 0
 
 
-_VERIFY_COLUMNS = [
-    "case", "backend", "device", "score gradient", "worst element", "cls", "loc", "rank", "loc gradient", "same bits", "ms", "",
-]  # fmt: skip
+_VERIFY_COLUMNS = ["case", "score gradient", "worst element", "loss, rank", "loc gradient", "same bits", "ms", ""]
 
 
 def _verify_cells(row: verify.Row) -> list[str]:
-    errors = [f"{getattr(row, name):.1e}" for name in verify.ERRORS]
-    same_bits, milliseconds = "yes" if row.same_bits else "no", f"{row.milliseconds:.2f}"
     if row.failure:
-        errors, same_bits, milliseconds = ["-"] * len(errors), "-", "-"
-    return [row.case, row.backend, row.device, *errors, same_bits, milliseconds, row.status]
+        return [row.case, *"------", row.status]
+    errors = (row.score_gradient, row.worst, max(row.cls, row.loc, row.rank), row.loc_gradient)
+    same_bits = "yes" if row.same_bits else "no"
+    return [row.case, *(f"{error:.1e}" for error in errors), same_bits, f"{row.milliseconds:.2f}", row.status]
 
 
 def _write_verify_json(
@@ -118,12 +111,14 @@ def _write_verify_json(
 ) -> None:
     # JSON has no infinity.
     values = [{k: None if v == math.inf else v for k, v in row._asdict().items()} for row in rows]
+    machine = info.collect()
     report = {
+        "versions": machine["versions"],
+        "devices": machine["devices"],
         "bound": verify.BOUND,
         "misses": misses,
         "checks": [value | {"status": row.status, "misses": row.misses} for value, row in zip(values, rows)],
         "not_checked": [{"backend": b, "device": str(d), "reason": why} for b, d, why in unavailable],
-        "versions": info.collect()["versions"],
     }
     path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -140,36 +135,36 @@ def _info(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0
+    tuning = found["autotuning"]
     _print_table("Versions", ["", ""], [[name, value or "-"] for name, value in found["versions"].items()])
-    _print_table("Devices", ["device", "name", "architecture", "memory"], [
-        [d["device"], d["name"], d["architecture"], f"{d['memory'] / 2**30:.1f} GiB" if d["memory"] else "-"]
-        for d in found["devices"]
-    ])  # fmt: skip
-    _print_table("Backends", ["backend", "device", "available", ""], [
-        [b["backend"], b["device"], "yes" if b["available"] else "no", b["reason"] or ("taken by auto" if b["auto"] else "")]
-        for b in found["backends"]
-    ])  # fmt: skip
-    _print_table("Pinned settings", ["architecture", "kernel", "settings"], [
+    _print_table("Devices", ["device", "name", "architecture", "memory"], map(_device_cells, found["devices"]))
+    _print_table("Backends", ["backend", "device", "available", ""], map(_backend_cells, found["backends"]))
+    settings = [
         [architecture, kernel, _settings(chosen)]
         for architecture, kernels in found["settings"].items()
         for kernel, chosen in kernels.items()
-    ])  # fmt: skip
-    tuning = found["autotuning"]
-    print(
-        f"Autotuning is {'on' if tuning['on'] else 'off'}: {'found' if tuning['on'] else 'pinned'} settings are used."
-    )
-    print(
-        f"Cache: {tuning['cache_file']} ({len(tuning['found'])} settings)"
-        if tuning["exists"]
-        else f"Cache: {tuning['cache_file']} (no file)"
-    )
+    ]
+    _print_table("Pinned settings", ["architecture", "kernel", "settings"], settings)
+    print(f"Autotuning: {'on: GPUs use what was found' if tuning['on'] else 'off: pinned settings are used'}")
+    holds = f"{len(tuning['found'])} settings" if tuning["exists"] else "not there"
+    print(f"Cache file: {tuning['cache_file']} ({holds})")
+    print()
     if tuning["found"]:
-        columns = ["kernel", "device", "dtype", "logits from", "settings"]
-        _print_table("Found settings", columns, [[*key.split("|"), _settings(s)] for key, s in tuning["found"].items()])
-    _print_table("Environment", ["variable", "value", "meaning"], [
-        [name, "not set" if value is None else value, info.ENVIRONMENT[name]] for name, value in found["environment"].items()
-    ])  # fmt: skip
+        cells = [[key.replace("|", ", "), _settings(chosen)] for key, chosen in tuning["found"].items()]
+        _print_table("Found settings", ["kernel, device, dtype, logits", "settings"], cells)
+    variables = [[name, value or "not set", info.ENVIRONMENT[name]] for name, value in found["environment"].items()]
+    _print_table("Environment", ["variable", "value", "meaning"], variables)
     return 0
+
+
+def _device_cells(device: dict[str, Any]) -> list[str]:
+    memory = "-" if device["memory"] is None else f"{device['memory'] / 2**30:.1f} GiB"
+    return [device["device"], device["name"], device["architecture"], memory]
+
+
+def _backend_cells(backend: dict[str, Any]) -> list[str]:
+    remark = backend["reason"] or ("taken by auto" if backend["auto"] else "")
+    return [backend["backend"], backend["device"], "yes" if backend["available"] else "no", remark]
 
 
 def _settings(settings: dict[str, int]) -> str:
@@ -191,28 +186,27 @@ def _with_progress(rows: Iterable[verify.Row], total: int) -> Iterator[verify.Ro
             progress.update(task, advance=1, description=f"{row.backend} on {row.device}: {row.case}")
 
 
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def _print_table(title: str, columns: list[str], rows: Iterable[list[str]]) -> None:
     """By rich where that is installed, else as plain text in aligned columns."""
     try:
         from rich import box
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        lines = [columns, *rows] if any(columns) else rows
+        lines = [columns, *rows] if any(columns) else list(rows)
         widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-        print(f"\n{title}")
+        print(title)
         for line in lines:
-            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
         print()
         return
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, show_header=any(columns))
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*row, style="bold red" if "MISS" in row else None)
-    console = Console(markup=False, highlight=False)
+        table.add_row(*row, style="bold red" if row[-1] == "MISS" else None)
     # What goes to a file or a pipe has no width of its own.
-    console.print(table, width=None if console.is_terminal else max(console.width, 140))
+    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What there is on this machine, and what the package makes of it; prints nothing, and touches a GPU only to name it."""
+"""What there is on this machine, and what the package makes of it; prints nothing, and asks a GPU only for its name."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def collect() -> dict[str, Any]:
     """Everything that ``alrp-triton info`` shows, ready for JSON.
 
     Returns:
-        ``versions``: name to version or None; ``devices``: a dict for each, memory in bytes; ``backends``: a dict for each
-        backend and device, with ``reason`` where it is not ``available``, and whether ``backend="auto"`` takes it;
-        ``settings``: architecture, then kernel, to what ships with the package; ``autotuning``: whether it is on, the cache
-        file, whether that exists, and what earlier searches found; ``environment``: variable to value or None.
+        ``versions``: name to version or None; ``devices``: a dict for each, memory in bytes; ``backends``: a dict for
+        each backend and device, with a ``reason`` where it is not ``available``, and whether ``backend="auto"`` takes
+        it; ``settings``: architecture, then kernel, to what ships with the package; ``autotuning``: whether it is on,
+        the cache file, whether that exists, and what earlier searches found; ``environment``: variable to value or
+        None.
     """
     found = devices()
     architectures = {configurations.architecture_of(device) for device in found if device.type == "cuda"}

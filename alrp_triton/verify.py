@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ class Check(NamedTuple):
         except Exception as error:
             return row._replace(failure=f"{type(error).__name__}: {str(error).strip() or 'no message'}")
 
-    def _measure(self) -> dict[str, float | bool]:
+    def _measure(self) -> dict[str, Any]:
         case, exact = self.case, self.case.exact
         levels = [level.to(self.device).requires_grad_() for level in case.logits]
         labels = [level.to(self.device) for level in case.labels]
@@ -195,6 +195,7 @@ def _rounding(found: Tensor, exact: Tensor, dtype: torch.finfo) -> Tensor:
     mantissa, exponent = torch.frexp(found)
     smallest = dtype.smallest_normal * dtype.eps
     spacing = torch.ldexp(torch.full_like(found, dtype.eps), exponent - 1).clamp(min=smallest)
+    spacing = torch.where(found == 0, smallest, spacing)  # 0 has no exponent
     # Numbers below a power of two are spaced half as wide, down to the subnormal ones.
     finer = (mantissa.abs() == 0.5) & (exact.abs() < found.abs()) & (spacing > smallest)
     return spacing / torch.where(finer, 4, 2)

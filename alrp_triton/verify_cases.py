@@ -84,7 +84,7 @@ def cases(size: Size) -> tuple[Case, ...]:
 _REGIMES = {
     "early": ((-4.6, 0.05), (-4.6, 0.05)),
     "middle": ((-4.0, 1.0), (-2.5, 1.0)),
-    "late": ((-7.0, 1.5), (1.0, 2.5)),
+    "late": ((-6.5, 1.5), (0.5, 3.0)),
 }
 
 
@@ -156,14 +156,14 @@ def detector_cases(size: Size) -> list[Case]:
         missing = f"{file} is missing: it is a part of the package, which needs to be installed again"
         return [Case("detector", [], [], torch.empty(0), missing=missing)]
     with np.load(content) as arrays:
-        return [_detector_case(f"detector {time}", *_arrays(arrays, time), size) for time in _REGIMES]
+        return [_detector_case(f"detector {time}", size, *_arrays(arrays, time)) for time in _REGIMES]
 
 
 def _arrays(arrays: Mapping[str, Any], time: str) -> list[Tensor]:
     return [torch.from_numpy(arrays[f"{time}_{key}"]) for key in ("logits", "labels", "loc_errors")]
 
 
-def _detector_case(name: str, logits: Tensor, labels: Tensor, loc_errors: Tensor, size: Size) -> Case:
+def _detector_case(name: str, size: Size, logits: Tensor, labels: Tensor, loc_errors: Tensor) -> Case:
     """All rows with a positive, and as many of the others as fit."""
     classes = logits.shape[-1]
     logits, labels = logits.reshape(-1, classes).float(), labels.reshape(-1)

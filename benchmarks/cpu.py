@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,7 +54,7 @@ def run_focal(workload: Workload, targets: Tensor) -> None:
 
 def gradient_error(workload: Workload) -> float:
     """Norm of the difference between our gradient and the loop's, relative to the loop's."""
-    gradients = []
+    gradients: list[Tensor] = []
     for run in (run_ours, run_loop):
         workload.logits.grad = None
         run(workload, workload.logit_labels())
@@ -90,10 +91,10 @@ def compare(regime: str, args: argparse.Namespace) -> dict[str, Any]:
     per_logit = workload.logit_labels()
     targets = per_logit.to(workload.logits.dtype)
     contenders: dict[str, tuple[Callable[[], None], int]] = {
-        "ours": (lambda: run_ours(workload, per_logit), args.repeats),
-        "ours, class labels": (lambda: run_ours(workload, workload.class_labels), args.repeats),
-        "focal": (lambda: run_focal(workload, targets), args.repeats),
-        "loop": (lambda: run_loop(workload, per_logit), args.loop_repeats),
+        "ours": (partial(run_ours, workload, per_logit), args.repeats),
+        "ours, class labels": (partial(run_ours, workload, workload.class_labels), args.repeats),
+        "focal": (partial(run_focal, workload, targets), args.repeats),
+        "loop": (partial(run_loop, workload, per_logit), args.loop_repeats),
     }
     run_focal(workload, targets)  # the others have run once already
     seconds = take_turns(contenders, [workload.logits], CLOCKS[args.clock])
@@ -113,7 +114,7 @@ def scaling(regime: str, args: argparse.Namespace) -> dict[str, Any]:
     for p, workload in workloads.items():
         labels = workload.logit_labels()
         run_ours(workload, labels)
-        contenders[str(p)] = (lambda workload=workload, labels=labels: run_ours(workload, labels), args.repeats)
+        contenders[str(p)] = (partial(run_ours, workload, labels), args.repeats)
     seconds = take_turns(contenders, [workload.logits for workload in workloads.values()], CLOCKS[args.clock])
     return {"regime": regime, "gradient_error": error, "seconds": seconds}
 

@@ -8,6 +8,7 @@ Needs matplotlib. The same versions of matplotlib and PyTorch give the same file
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -21,7 +22,8 @@ from alrp_triton import alrp_loss
 from alrp_triton.engine.knots import make_knots, ramp_coefficients
 from alrp_triton.reference import difference, ramp
 
-POSITIVES = torch.tensor([-1.6, -0.3, 0.45, 4.3], dtype=torch.float64)
+POSITIVES = torch.tensor([-1.5, 0.1, 0.9, 3.9], dtype=torch.float64)
+NEGATIVES = torch.linspace(-3.3, 5.6, 24, dtype=torch.float64)
 LOC_ERRORS = torch.tensor([0.6, 0.4, 0.3, 0.2], dtype=torch.float64)
 DELTA = 1.0
 RANGE = (-3.6, 6.2)
@@ -30,31 +32,24 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7"]
 INK, GREY = "#222222", "#8A8A8A"
 
 
-def negatives() -> torch.Tensor:
-    """Sixty scores, most of them below the positives, some above."""
-    generator = torch.Generator().manual_seed(3)
-    low = torch.randn(50, generator=generator, dtype=torch.float64) * 1.1 - 1.6
-    high = torch.linspace(1.2, 5.2, 10, dtype=torch.float64)
-    return torch.cat([low.clamp(-3.5, 3.0), high])
-
-
 def piecewise(path: Path) -> None:
     """The gradient of a negative as a function of its score: the ramps it is made of, their sum, and the knots."""
-    neg = negatives()
-    logits = torch.cat([POSITIVES, neg]).requires_grad_()
-    labels = torch.cat([torch.ones(len(POSITIVES)), torch.zeros(len(neg))]).long()
-    cls, _, rank = alrp_loss(logits, labels, LOC_ERRORS, delta=DELTA)
+    logits = torch.cat([POSITIVES, NEGATIVES]).requires_grad_()
+    labels = torch.cat([torch.ones(len(POSITIVES)), torch.zeros(len(NEGATIVES))]).long()
+    cls, _, _ = alrp_loss(logits, labels, LOC_ERRORS, delta=DELTA)
     (gradient,) = torch.autograd.grad(cls, logits)
 
     # w_i / P: the excess c_i of a positive, which is its own gradient, over its false positives.
-    num_fp = ramp(difference(neg, POSITIVES), DELTA).sum(dim=1)
+    num_fp = ramp(difference(NEGATIVES, POSITIVES), DELTA).sum(dim=1)
     weights = -gradient[: len(POSITIVES)] / num_fp
     knots = make_knots(POSITIVES, DELTA)
     level, _ = ramp_coefficients(knots, weights)
     t = torch.cat([torch.tensor([RANGE[0]]), knots.thresholds, torch.tensor([RANGE[1]])])
     ramps = weights[:, None] * ramp(difference(t, POSITIVES), DELTA)
 
-    plt.rcParams.update({"font.size": 10, "mathtext.fontset": "cm", "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update(
+        {"font.size": 10, "mathtext.fontset": "cm", "axes.spines.top": False, "axes.spines.right": False}
+    )
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(8.6, 6.0), sharex=True, height_ratios=[1, 1.75], layout="constrained"
     )
@@ -62,10 +57,10 @@ def piecewise(path: Path) -> None:
         top.plot(t, ramps[i], color=colour, linewidth=1.8)
         top.plot(p, weights[i] / 2, "o", color=colour, markersize=5)
         top.annotate(
-            f"$i={i + 1}$", (p, float(weights[i]) / 2), (7, -9), textcoords="offset points", color=colour, fontsize=11
+            f"$i={i + 1}$", (p + DELTA, weights[i]), (4, 4), textcoords="offset points", color=colour, fontsize=11
         )
     top.set_ylabel(r"$\frac{1}{P}\,w_i\,H(t-p_i)$", fontsize=13)
-    top.set_ylim(0, 1.12 * float(weights.max()))
+    top.set_ylim(0, 1.18 * float(weights.max()))
     top.set_title("One ramp for each positive (dot: its own score)", loc="left", fontsize=10.5)
 
     begins, ends = POSITIVES - DELTA, POSITIVES + DELTA
@@ -75,14 +70,14 @@ def piecewise(path: Path) -> None:
             axes.axvline(x, color=GREY, linewidth=0.7, linestyle=(0, (2, 3)), zorder=0)
     bottom.plot(t, ramps.sum(dim=0), color=INK, linewidth=2, label="$g(t)$, the sum of the ramps", zorder=2)
     bottom.plot(
-        neg,
+        NEGATIVES,
         gradient[len(POSITIVES) :],
         "o",
         markersize=4.5,
         markerfacecolor="white",
         markeredgecolor=INK,
         markeredgewidth=0.9,
-        label="gradients of 60 negatives, as the loss returns them",
+        label="negatives, with the gradients that the loss returns",
         zorder=3,
     )
     floor = -0.055 * height
@@ -92,16 +87,16 @@ def piecewise(path: Path) -> None:
     bottom.plot([], [], linestyle="none", marker="^", color=GREY, label=r"knot $p_i-\delta$: a ramp begins")
     bottom.plot([], [], linestyle="none", marker="v", color=GREY, label=r"knot $p_i+\delta$: a ramp ends")
     edges = t.tolist()
-    for b, (low, high) in enumerate(zip(edges, edges[1:])):
-        bottom.text((low + high) / 2, height * 1.0, str(b), ha="center", va="center", color=GREY, fontsize=9)
+    for b, (low, high) in enumerate(pairwise(edges)):
+        name = str(b) if b else "bucket 0"
+        bottom.text((low + high) / 2, height, name, ha="center", va="center", color=GREY, fontsize=9)
         if b % 2:
             bottom.axvspan(low, high, color="#000000", alpha=0.035, linewidth=0, zorder=0)
-    bottom.text(RANGE[0], height * 1.075, "bucket", ha="left", va="center", color=GREY, fontsize=9)
-    bottom.set_ylim(-0.1 * height, height * 1.12)
+    bottom.set_ylim(-0.1 * height, height * 1.06)
     bottom.set_xlim(*RANGE)
     bottom.set_ylabel("$g(t)$", fontsize=13)
     bottom.set_xlabel("score $t$ of a negative", fontsize=11)
-    bottom.legend(loc="lower right", frameon=True, framealpha=1, edgecolor="none", fontsize=9.5, bbox_to_anchor=(1, 0.08))
+    bottom.legend(loc="upper left", bbox_to_anchor=(0, 0.9), framealpha=1, edgecolor="none", fontsize=9.5)
     figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
     plt.close(figure)
 

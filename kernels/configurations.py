@@ -2,7 +2,7 @@
 
 With ``ALRP_TRITON_AUTOTUNE=1`` each kernel's candidates are timed once per device and size class, and the fastest is
 kept in ``$ALRP_TRITON_CACHE`` (by default ``~/.cache/alrp-triton/settings.json``). Settings never change results of
-the linear form, which are sums of integers; nor do they change between two runs, since what was chosen stays.
+the linear form, which are sums of integers. What was chosen stays, so that no results change between two runs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,7 @@ PINNED: dict[str, dict[str, Settings]] = {
 }
 """By kernel, then by the longest prefix of the architecture's name (``sm_90``, ``gfx942``) that is listed."""
 
+# Every pinned choice is among them, so that a search never ends with something slower.
 CANDIDATES: dict[str, list[Settings]] = {
     "buckets": [{"block": b, "num_warps": w} for b in (512, 1024, 2048, 4096) for w in (4, 8)],
     "gradient": [{"block": b, "num_warps": w} for b in (512, 1024, 2048, 4096) for w in (4, 8)],
@@ -42,7 +44,7 @@ CANDIDATES: dict[str, list[Settings]] = {
         {"block": b, "block_p": p, "tiles": t, "num_warps": 4}
         for b in (64, 128, 256)
         for p in (16, 32)
-        for t in (8, 32)
+        for t in (8, 16, 32)
     ],
     "pairwise_gradient": [
         {"block": b, "block_p": p, "blocks": 16, "num_warps": 4} for b in (128, 256, 512) for p in (8, 16)
@@ -78,7 +80,9 @@ def choose(kernel: str, logits: Tensor, launch: Callable[..., None]) -> Settings
     """
     if not autotuning() or logits.device.type != "cuda":
         return pinned(kernel, architecture_of(logits.device))
-    return search(kernel, key_of(kernel, logits), lambda settings: _milliseconds(launch, settings))
+    found = search(kernel, key_of(kernel, logits), lambda settings: _milliseconds(launch, settings))
+    # Where no candidate runs, the launch itself is to say why.
+    return found or pinned(kernel, architecture_of(logits.device))
 
 
 def autotuning() -> bool:
@@ -92,15 +96,35 @@ def key_of(kernel: str, logits: Tensor) -> str:
     return f"{kernel}|{torch.cuda.get_device_name(logits.device)}|{logits.dtype}|2^{size_class}"
 
 
-def search(kernel: str, key: str, milliseconds: Callable[[Settings], float]) -> Settings:
-    """The fastest candidate, from memory, from the file, or by timing; a candidate that cannot run is passed over."""
+def search(kernel: str, key: str, milliseconds: Callable[[Settings], float]) -> Settings | None:
+    """The fastest candidate: from memory, else from the file, else by timing them all.
+
+    Args:
+        kernel: its name in :data:`CANDIDATES`.
+        key: what the choice is filed under, see :func:`key_of`.
+        milliseconds: times one candidate. One that raises or takes infinitely long is passed over.
+
+    Returns:
+        The settings, or None, which is not kept, where no candidate runs.
+    """
     if key not in _known:
-        _known.update(load())
+        # What this process has used already stays, whatever others have written since.
+        _known.update(load() | _known)
     if key not in _known:
-        timed = [(milliseconds(candidate), i) for i, candidate in enumerate(CANDIDATES[kernel])]
-        _known[key] = CANDIDATES[kernel][min(timed)[1]]
+        times = [_time(milliseconds, candidate) for candidate in CANDIDATES[kernel]]
+        best = min(range(len(times)), key=times.__getitem__)
+        if times[best] == float("inf"):
+            return None
+        _known[key] = CANDIDATES[kernel][best]
         _store()
     return _known[key]
+
+
+def _time(milliseconds: Callable[[Settings], float], candidate: Settings) -> float:
+    try:
+        return milliseconds(candidate)
+    except Exception:  # too large for this device, in one of the ways in which compiler, driver and launch say so
+        return float("inf")
 
 
 def cache_file() -> Path:
@@ -110,33 +134,34 @@ def cache_file() -> Path:
 
 
 def load() -> dict[str, Settings]:
-    """What earlier searches found; empty where there is no readable file. Entries that are no candidates are
-    dropped."""
+    """What earlier searches found; empty where there is no readable file. Whatever is no candidate is left out."""
     try:
-        found = json.loads(cache_file().read_text())
+        found = json.loads(cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if not isinstance(found, dict):
         return {}
-    return {key: value for key, value in found.items() if value in CANDIDATES.get(key.split("|")[0], [])}
+    # The candidates themselves rather than what equals them in the file, such as 1024.0.
+    return {
+        key: candidate
+        for key, value in found.items()
+        for candidate in CANDIDATES.get(key.split("|")[0], [])
+        if candidate == value
+    }
 
 
 def _store() -> None:
-    """Write to a file of our own and move it into place, so that no reader sees half of it."""
+    """Add to the file what it does not have, by way of a file of our own, so that no reader sees half of it."""
     target = cache_file()
-    partial = target.with_suffix(f".{os.getpid()}")
+    # Backward runs in a thread for each device.
+    partial = target.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(load() | _known, indent=1, sort_keys=True))
+        partial.write_text(json.dumps(_known | load(), indent=1, sort_keys=True), encoding="utf-8")
         partial.replace(target)
 
 
 def _milliseconds(launch: Callable[..., None], settings: Settings) -> float:
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 
-    try:
-        return float(do_bench(lambda: launch(**settings), warmup=10, rep=50, return_mode="median"))
-    except (CompilationError, OutOfResources):
-        return float("inf")
+    return float(do_bench(lambda: launch(**settings), warmup=10, rep=50, return_mode="median"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import INTERPRETED, Case, all_cases, drawn_case, random_case
 from checks import (
+    EXACT,
     assert_close,
     assert_rounded,
     assert_same_bits,
@@ -180,7 +181,7 @@ def test_ranks_are_exact_where_the_ramps_values_are(delta, backend):
     assert_same_bits("rank", result.rank, judge(case, delta=delta).rank.float())
 
 
-@pytest.mark.parametrize("backend", [backend for backend in engine_backends() if backend != "pairwise"])
+@pytest.mark.parametrize("backend", [backend for backend in backends() if backend in EXACT])
 def test_fixed_point_bounds_the_error_of_tiny_ramps(backend):
     # 2000 negatives, each a false positive by less than the fixed point resolves exactly.
     count = 2000

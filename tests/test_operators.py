@@ -9,6 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from alrp_triton import ALRPLoss, alrp_loss
 from alrp_triton.engine import Levels, Ranking, operators
+from alrp_triton.engine.backends import choose_backend
 
 
 def table_problem(backend="torch", dtype=torch.float32):
@@ -195,6 +196,17 @@ def test_one_graph_serves_any_number_of(sizes):
         one(*random_case(num_logits, num_pos)[1:])
         counts.append(counter.frame_count)
     assert counts == counts[:1] * len(sizes)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_choosing_a_backend_breaks_no_graph(device, backend):
+    """Also for tensors of a GPU, which this machine need not have."""
+
+    def function(x):
+        return x + len(choose_backend(backend, torch.device(device)))
+
+    assert compiled(function)(torch.zeros(())) == function(torch.zeros(()))
 
 
 def boxes(count, seed=0):

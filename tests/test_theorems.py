@@ -5,13 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 from cases import INTERPRETED, problems
-from checks import assert_close, assert_same_bits, assert_same_results, backends, evaluate
+from checks import EXACT, assert_close, assert_same_bits, assert_same_results, assert_same_sums, backends, evaluate
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from alrp_triton import alrp_loss
 
-EXAMPLES = 10 if INTERPRETED else 80
+EXAMPLES = 6 if INTERPRETED else 60
 DELTAS = st.sampled_from([1.0, 0.5, 0.1, 0.0, 37.5, 1e-6])
 LOC_RANKINGS = st.sampled_from(["sorted", "smooth"])
 # Scores whose shifts by whole numbers are exact in float32.
@@ -117,11 +117,8 @@ def test_permuting_the_negatives_permutes_the_gradient(case, delta, data, backen
     expected = evaluate(*case[1:], backend, delta=delta)
     result = evaluate(case.logits[order], case.labels[order], case.loc_errors, backend, delta=delta)
     wanted = expected._replace(grad_logits=expected.grad_logits[order])
-    if backend == "reference":
-        for name, one, other in zip(wanted._fields, result, wanted):
-            assert_close(name, one, other, 1e-6)
-    else:
-        assert_same_results(result, wanted)
+    for name, one, other in zip(wanted._fields, result, wanted):
+        assert_same_sums(backend, name, one, other)
 
 
 @properties
@@ -144,7 +141,7 @@ def test_permuting_everything_permutes_the_gradients(case, delta, loc_ranking, d
     )
     # P-sized sums in another order: float64 rounding, which float32 hardly ever shows.
     for name, one, other in zip(wanted._fields, result, wanted):
-        assert_close(name, one, other, 1.5e-7)
+        assert_close(name, one, other, 1.5e-7 if backend in EXACT else 1e-6)
 
 
 @properties
@@ -155,7 +152,9 @@ def test_ignored_logits_might_as_well_not_be_there(case, delta, value, loc_ranki
     result = evaluate(case.logits.masked_fill(ignored, value), *case[2:], backend, **arguments)
     assert not result.grad_logits[ignored].any()
     without = evaluate(case.logits[~ignored], case.labels[~ignored], case.loc_errors, backend, **arguments)
-    assert_same_results(result._replace(grad_logits=result.grad_logits[~ignored]), without)
+    kept = result._replace(grad_logits=result.grad_logits[~ignored])
+    for name, one, other in zip(kept._fields, kept, without):
+        assert_same_sums(backend, name, one, other)
 
 
 @properties
@@ -170,7 +169,8 @@ def test_levels_are_ranked_together(case, delta, cuts, loc_ranking, backend):
     cls, loc, rank = alrp_loss(logits, [case.labels[part] for part in parts], errors, **arguments)
     gradient = torch.cat(torch.autograd.grad(cls, logits, retain_graph=True))
     (grad_errors,) = torch.autograd.grad(loc, errors)
-    assert_same_results(type(whole)(cls.detach(), loc.detach(), rank, gradient, grad_errors), whole)
+    for name, one, other in zip(whole._fields, (cls.detach(), loc.detach(), rank, gradient, grad_errors), whole):
+        assert_same_sums(backend, name, one, other)
 
 
 @properties

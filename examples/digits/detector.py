@@ -9,15 +9,12 @@ from torch.nn import functional as F
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import Conv2dNormActivation
+from torchvision.ops import Conv2dNormActivation as conv  # 3 x 3, batch norm, ReLU
 
 CHANNELS = 64
 # Square roots of anchor areas on the levels of stride 8 and 16, pixels; height to width of a digit's box is about 1.4.
 ANCHOR_SIZES = ((14, 18, 22), (26, 32, 39))
 ASPECT_RATIO = 1.4
-
-group_norm = partial(nn.GroupNorm, 8)  # keeps a scene's features independent of the batch it is in
-conv = partial(Conv2dNormActivation, norm_layer=group_norm)
 
 
 class Backbone(nn.Module):
@@ -52,6 +49,8 @@ def build_detector(num_classes: int, image_size: int) -> RetinaNet:
         image_mean=[0.5],
         image_std=[0.25],
         anchor_generator=anchors,
-        head=RetinaNetHead(CHANNELS, anchors.num_anchors_per_location()[0], num_classes, norm_layer=group_norm),
+        head=RetinaNetHead(
+            CHANNELS, anchors.num_anchors_per_location()[0], num_classes, norm_layer=partial(nn.GroupNorm, 8)
+        ),
         detections_per_img=50,
     )

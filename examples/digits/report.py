@@ -9,12 +9,10 @@ from pathlib import Path
 import matplotlib
 import torch
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from scenes import NUM_CLASSES, DigitScenes
+from scenes import NUM_CLASSES, SIZE, DigitScenes
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
 from torchvision.ops import box_convert, box_iou
@@ -64,44 +62,49 @@ def average_precision(detections: Detections, scenes: DigitScenes) -> dict[str, 
     return {name: float(value) for name, value in zip(("AP", "AP50", "AP75"), evaluation.stats)}
 
 
-def draw(
-    path: Path,
-    title: str,
-    scenes: DigitScenes,
-    detections: Detections,
-    history: dict[str, list[float]],
-    min_score: float = 0.5,
-) -> None:
-    """Save a picture: the first eight scenes with their detections, and beside them the course of training.
+def draw(path: Path, title: str, scenes: DigitScenes, detections: Detections, history: dict[str, list[float]]) -> None:
+    """Save a picture: detections in the first eight scenes with two digits or more, and beside them the training.
+
+    A ranking loss orders the scores but does not calibrate them, so what is drawn follows from the order: over all
+    ``scenes``, as many of the best detections as there are digits.
 
     Args:
         history: one value an iteration for each of ``cls``, ``loc`` (weighted) and ``weight``.
-        min_score: detections with a lower score are not drawn.
     """
-    figure = plt.figure(figsize=(17, 8), layout="constrained")
+    targets = [scenes[i][1] for i in range(len(scenes))]
+    scores = torch.cat([found["scores"] for found in detections]).sort(descending=True).values
+    num_drawn = min(sum(len(target["labels"]) for target in targets), len(scores))
+    min_score = scores[num_drawn - 1].item() if num_drawn else 1.0
+    shown = [i for i, target in enumerate(targets) if len(target["labels"]) >= 2][:8]
+
+    figure = plt.figure(figsize=(17, 7.2), layout="constrained")
     figure.suptitle(title, fontsize=15, fontweight="bold")
     left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))
-    for index, axes in enumerate(left.subplots(2, 4).flat):
+    for index, axes in zip(shown, left.subplots(2, 4).flat):
         _draw_scene(axes, *scenes[index], detections[index], min_score)
+    frames = (
+        (TRUTH, "--", "ground truth"),
+        (RIGHT, "-", "found: right class, IoU of 0.5 or more"),
+        (WRONG, "-", "false"),
+    )
     left.legend(
         handles=[
-            Rectangle((0, 0), 1, 1, fill=False, edgecolor=TRUTH, linestyle="--", label="ground truth"),
-            Rectangle((0, 0), 1, 1, fill=False, edgecolor=RIGHT, linewidth=2, label="right class, IoU of at least 0.5"),
-            Rectangle((0, 0), 1, 1, fill=False, edgecolor=WRONG, linewidth=2, label="false detection"),
-            Line2D([], [], linestyle="", label=f"labels: class and score, from {min_score:g} upwards"),
+            Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour, linestyle=line, linewidth=2, label=label)
+            for colour, line, label in frames
         ],
+        title=f"labels: class and score; drawn from a score of {min_score:.2f}, which gives as many as there are digits",
         loc="outside lower center",
-        ncols=4,
-        facecolor="#555555",
-        labelcolor="white",
+        ncols=len(frames),
+        fontsize=11,
+        frameon=False,
     )
 
     losses, weight = right.subplots(2, 1, sharex=True, height_ratios=(1.6, 1))
     for name, label, colour in (("cls", "classification", "#1f77b4"), ("loc", "localisation, weighted", "#d95f02")):
         losses.plot(history[name], color=colour, alpha=0.25, linewidth=0.8)
         losses.plot(_smoothed(history[name]), color=colour, linewidth=2, label=label)
-    losses.set(title="the two components of aLRP Loss", ylabel="loss", ylim=(0, 1.5))
-    losses.legend()
+    losses.set(title="the two components of aLRP Loss", ylabel="loss", ylim=(0, 2))
+    losses.legend(frameon=False)
     weight.plot(history["weight"], color="#444444", linewidth=1.5)
     weight.set(title="self-balancing weight of the localisation loss", xlabel="iteration", ylabel="weight")
     weight.set(yscale="log", xlim=(0, len(history["cls"])))
@@ -112,20 +115,30 @@ def draw(
     plt.close(figure)
 
 
-def _draw_scene(axes: Axes, image: Tensor, target: dict[str, Tensor], found: dict[str, Tensor], min_score: float) -> None:
-    axes.imshow(image[0], cmap="gray", vmin=0, vmax=1, extent=(0, image.shape[2], image.shape[1], 0))
+def _draw_scene(
+    axes: Axes, image: Tensor, target: dict[str, Tensor], found: dict[str, Tensor], min_score: float
+) -> None:
+    axes.imshow(image[0], cmap="gray", vmin=0, vmax=1, extent=(0, SIZE, SIZE, 0))
     axes.set_axis_off()
-    unmatched = (box_iou(found["boxes"], target["boxes"]) >= 0.5) & (found["labels"][:, None] == target["labels"])
-    for i in range(int((found["scores"] >= min_score).sum())):
-        right = bool(unmatched[i].any())
-        if right:  # best score first, and each digit can be found once
-            unmatched[:, unmatched[i].int().argmax()] = False
-        _draw_box(axes, found["boxes"][i], RIGHT if right else WRONG, linewidth=2)
-        x, y = found["boxes"][i, :2].tolist()
-        text = axes.text(x, max(y - 1, 6), f"{found['labels'][i]}  {found['scores'][i]:.2f}", color="white", fontsize=9)
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="black")])
     for box in target["boxes"]:
-        _draw_box(axes, box, TRUTH, linewidth=1.2, linestyle="--")
+        _draw_box(axes, box, TRUTH, linewidth=1.5, linestyle="--")
+    match = (box_iou(found["boxes"], target["boxes"]) >= 0.5) & (found["labels"][:, None] == target["labels"])
+    for i in range(int((found["scores"] >= min_score).sum())):
+        colour = WRONG
+        if match[i].any():  # best score first, and a digit is found only once
+            colour = RIGHT
+            match[:, match[i].int().argmax()] = False
+        _draw_box(axes, found["boxes"][i], colour, linewidth=2)
+        x, top, _, bottom = found["boxes"][i].tolist()
+        right = colour == RIGHT
+        axes.text(  # labels of false detections go below, off those of what they lie on
+            x,
+            top if right else bottom,
+            f"{found['labels'][i]}  {found['scores'][i]:.2f}",
+            fontsize=9,
+            va="bottom" if right else "top",
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2},
+        )
 
 
 def _draw_box(axes: Axes, box: Tensor, colour: str, **style: object) -> None:

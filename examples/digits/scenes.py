@@ -27,6 +27,7 @@ SIZE = 128  # of a scene, pixels
 MAX_DIGITS = 7
 DIGIT_SIZES = (24, 52)  # of a scan enlarged with its margin of one pixel, pixels
 HELD_OUT = 0.25  # share of the scans kept for the test scenes
+NOISE = 0.03  # standard deviation of each pixel; images are in 0..1
 INK = 0.5  # coverage from which a pixel belongs to the digit, and so to its box
 
 
@@ -75,7 +76,7 @@ class DigitScenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                     labels.append(int(classes[chosen]))
                     break
 
-        canvas += rng.normal(0, 0.03, canvas.shape)
+        canvas += rng.normal(0, NOISE, canvas.shape)
         return torch.from_numpy(canvas.clip(0, 1))[None], {
             "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             "labels": torch.tensor(labels, dtype=torch.int64),
