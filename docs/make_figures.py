@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from alrp_triton import alrp_loss
-from alrp_triton.engine.knots import make_knots, ramp_coefficients
+from alrp_triton.engine.knots import make_knots
 from alrp_triton.reference import difference, ramp
 
 POSITIVES = torch.tensor([-1.5, 0.1, 0.9, 3.9], dtype=torch.float64)
@@ -42,9 +42,7 @@ def piecewise(path: Path) -> None:
     # w_i / P: the excess c_i of a positive, which is its own gradient, over its false positives.
     num_fp = ramp(difference(NEGATIVES, POSITIVES), DELTA).sum(dim=1)
     weights = -gradient[: len(POSITIVES)] / num_fp
-    knots = make_knots(POSITIVES, DELTA)
-    level, _ = ramp_coefficients(knots, weights)
-    t = torch.cat([torch.tensor([RANGE[0]]), knots.thresholds, torch.tensor([RANGE[1]])])
+    t = torch.cat([torch.tensor([RANGE[0]]), make_knots(POSITIVES, DELTA).thresholds, torch.tensor([RANGE[1]])])
     ramps = weights[:, None] * ramp(difference(t, POSITIVES), DELTA)
 
     plt.rcParams.update(
@@ -64,7 +62,7 @@ def piecewise(path: Path) -> None:
     top.set_title("One ramp for each positive (dot: its own score)", loc="left", fontsize=10.5)
 
     begins, ends = POSITIVES - DELTA, POSITIVES + DELTA
-    height = 1.1 * float(level.max())
+    height = 1.1 * float(ramps.sum(dim=0).max())
     for axes in (top, bottom):
         for x in torch.cat([begins, ends]).tolist():
             axes.axvline(x, color=GREY, linewidth=0.7, linestyle=(0, (2, 3)), zorder=0)

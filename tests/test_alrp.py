@@ -195,6 +195,15 @@ def test_fixed_point_bounds_the_error_of_tiny_ramps(backend):
     assert expected.cls > 4e-6
 
 
+@pytest.mark.parametrize("backend", engine_backends())
+def test_a_false_positive_too_small_to_count_gives_no_nan(backend):
+    # H is 5e-13 there, less than a unit of the fixed point; without a gate of its own nothing may be divided by it.
+    case = Case("", torch.tensor([1.0, 1e-12, -5.0]), torch.tensor([1, 0, 0]), torch.tensor([0.5]))
+    result = evaluate(*case[1:], backend, eps=0.0)
+    assert (result.grad_logits.abs() <= 1e-10).all()
+    assert result.cls <= 1e-10
+
+
 def test_fixed_point_never_overflows():
     for num_logits in (1, 1000, 2**26, 2**27, 2**31, 2**40):
         assert num_logits * 2 ** fraction_bits(num_logits) <= 2**62

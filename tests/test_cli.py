@@ -1,10 +1,8 @@
-"""The command ``alrp-triton``: that ``verify`` passes here, that wrong backends would not pass, and what is shown."""
+"""The command ``alrp-triton``: its arguments, ``info``, and how results are shown."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -16,26 +14,9 @@ from typing import Any
 import pytest
 import torch
 from alrp_triton.kernels import configurations
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
 
 import alrp_triton
-from alrp_triton import cli, info, reference, verify, verify_cases
-from alrp_triton.engine.backends import triton_installed
-from alrp_triton.engine.inputs import Levels
-from alrp_triton.engine.labels import flatten_levels
-from alrp_triton.verify_cases import FULL, INTERPRETED, QUICK, Case
-
-TIMES = ("early", "middle", "late")
-NAMES = [
-    *(*TIMES, "ties", "delta 0", "smooth"),
-    *(f"{time} {dtype}" for dtype in ("float16", "bfloat16") for time in TIMES),
-    *("middle float64", "pyramid", "infinities", *(f"detector {time}" for time in TIMES)),
-]
-# By name: as an attribute of its package it is hidden by the torch that this imports.
-torch_backend = importlib.import_module("alrp_triton.engine.backends.torch")
-HALVES = (torch.float16, torch.bfloat16)
+from alrp_triton import cli, info, verify
 
 
 @pytest.fixture(autouse=True)
@@ -45,19 +26,12 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALRP_TRITON_CACHE", str(tmp_path / "settings"))
 
 
-def run_verify(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    """The exit status of a quick ``verify`` on the CPU, and its report."""
-    file = tmp_path / "report.json"
-    status = cli.main(["verify", "--quick", "--device", "cpu", "--json", str(file), *arguments])
-    return status, json.loads(file.read_text(encoding="utf-8"))
-
-
-def run_process(*arguments: str, code: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+def run_process(*arguments: str, code: str) -> subprocess.CompletedProcess[str]:
     """``alrp-triton`` in a process of its own, which runs ``code`` first."""
     code = f"import sys\n{code}\nfrom alrp_triton.cli import main\nsys.exit(main())"
-    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "alrp_triton.cli"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, check=False)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
 def words(text: str) -> list[str]:
@@ -68,205 +42,6 @@ def words(text: str) -> list[str]:
 def without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*filter(lambda name: name.startswith("rich."), sys.modules), "rich"]:
         monkeypatch.setitem(sys.modules, name, None)
-
-
-# verify
-
-
-def test_verify_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, report = run_verify(tmp_path)
-    assert status == 0
-    assert report["misses"] == 0
-    assert [(c["backend"], c["case"]) for c in report["checks"]] == [
-        (b, n) for b in ("torch", "reference") for n in NAMES
-    ]
-    for check in report["checks"]:
-        assert check["status"] == "ok"
-        assert check["misses"] == []
-        assert check["device"] == "cpu"
-        assert check["same_bits"] is True
-        assert 0 < check["milliseconds"] < 60_000
-        assert all(0 <= check[name] <= 1e-6 for name in verify.ERRORS)
-    # Figures are those of a comparison: float32 cannot hold the reference's numbers.
-    assert all(check["score_gradient"] > 0 for check in report["checks"] if "float" not in check["case"])
-    assert {(c["backend"], c["device"]) for c in report["not_checked"]} == {("triton", "cpu"), ("pairwise", "cpu")}
-    assert report["versions"]["torch"] == torch.__version__
-    assert report["devices"][0]["device"] == "cpu"
-
-    output = capsys.readouterr().out
-    assert "MISS" not in output
-    assert output.count(" ok ") == 2 * len(NAMES)
-    assert f"{2 * len(NAMES)} checks, 0 missed" in output
-    for backend in ("triton", "pairwise"):
-        reason = "Triton runs on GPUs" if triton_installed() else "Triton is not installed"
-        assert f"not checked: {backend} on cpu: {reason}" in output
-    assert ("alrp-triton verify --interpret" in output) == triton_installed()
-
-
-def test_verify_as_a_module() -> None:
-    done = run_process("verify", "--quick", "--backend", "torch", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    assert f"{len(NAMES)} checks, 0 missed" in done.stdout
-    assert "reference on" not in done.stdout
-
-
-def change_gradient(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
-    """Have the torch backend's gradients changed before they are rounded to half precision."""
-    original = torch_backend.write_gradient
-
-    def wrong(levels: Levels, *arguments: Any) -> list[Tensor]:
-        dtype = levels.logits[0].dtype
-        logits = [level.float() if dtype in HALVES else level for level in levels.logits]
-        return [change(g).to(dtype) for g in original(Levels(logits, levels.labels), *arguments)]
-
-    monkeypatch.setattr(torch_backend, "write_gradient", wrong)
-
-
-def test_a_wrong_gradient_is_a_miss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    change_gradient(monkeypatch, lambda gradient: gradient * (1 + 1e-4))
-    status, report = run_verify(tmp_path)
-    output = capsys.readouterr().out
-    assert status == 1
-    assert {check["status"] for check in report["checks"] if check["backend"] == "reference"} == {"ok"}
-    by_torch = [check for check in report["checks"] if check["backend"] == "torch"]
-    missed = [check for check in by_torch if check["status"] == "MISS"]
-    # bfloat16 is so coarse that few numbers are rounded otherwise.
-    assert {check["case"] for check in by_torch if check["status"] == "ok"} <= {f"{t} bfloat16" for t in TIMES}
-    assert report["misses"] == len(missed)
-    middle = next(check for check in missed if check["case"] == "middle")
-    assert middle["score_gradient"] == pytest.approx(1e-4, rel=0.01)
-    assert middle["misses"][0].startswith("score gradient 1.0e-04 (allowed 1e-06)")
-    assert "MISS: middle, torch on cpu: score gradient 1.0e-04 (allowed 1e-06)" in output
-    assert f"{len(report['checks'])} checks, {len(missed)} missed" in output
-
-
-def test_one_wrong_element_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def change(gradient: Tensor) -> Tensor:
-        # By hardly anything in terms of the norm.
-        gradient[(0,) * gradient.dim()] += 2e-6 * gradient.abs().max()
-        return gradient
-
-    change_gradient(monkeypatch, change)
-    status, report = run_verify(tmp_path, "--backend", "torch")
-    assert status == 1
-    check = next(check for check in report["checks"] if check["case"] == "middle")
-    assert check["score_gradient"] < 1e-6 < check["worst"]
-
-
-@pytest.mark.parametrize("name", ["cls", "loc", "rank"])
-def test_a_wrong_loss_is_a_miss(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(*args: Any, **arguments: Any) -> alrp_triton.ALRPLossOutput:
-        out = alrp_triton.alrp_loss(*args, **arguments)
-        value = getattr(out, name)
-        return out._replace(**{name: value + 2e-6 * value.detach()})
-
-    monkeypatch.setattr(verify, "alrp_loss", wrong)
-    status, report = run_verify(tmp_path, "--backend", "torch")
-    assert status == 1
-    for check in report["checks"]:
-        assert check["misses"] == [f"{name} {check[name]:.1e} (allowed 1e-06)"]
-        assert check[name] == pytest.approx(2e-6, rel=0.1)
-
-
-def test_a_wrong_gradient_of_the_errors_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(logits: Any, labels: Any, errors: Tensor, **arguments: Any) -> alrp_triton.ALRPLossOutput:
-        return alrp_triton.alrp_loss(logits, labels, errors + 1e-5 * (errors - errors.detach()), **arguments)
-
-    monkeypatch.setattr(verify, "alrp_loss", wrong)
-    status, report = run_verify(tmp_path, "--backend", "torch")
-    assert status == 1
-    for check in report["checks"]:
-        assert check["misses"] == [f"loc gradient {check['loc_gradient']:.1e} (allowed 1e-06)"]
-
-
-def test_other_bits_in_another_run_are_a_miss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = 0
-
-    def change(gradient: Tensor) -> Tensor:
-        nonlocal runs
-        runs += 1
-        # The sign of a zero: equal numbers, other bits.
-        gradient[gradient == 0] = 0.0 if runs % 2 else -0.0
-        return gradient
-
-    change_gradient(monkeypatch, change)
-    status, report = run_verify(tmp_path, "--backend", "torch")
-    assert status == 1
-    middle = next(check for check in report["checks"] if check["case"] == "middle")
-    assert middle["same_bits"] is False
-    assert middle["misses"] == ["two runs differ in their bits"]
-    assert "MISS: middle, torch on cpu: two runs differ in their bits" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_a_miss_and_null_in_json(
-    value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    change_gradient(monkeypatch, lambda gradient: torch.full_like(gradient, value))
-    status, report = run_verify(tmp_path, "--backend", "torch")
-    assert status == 1
-    assert all(check["score_gradient"] is None for check in report["checks"])
-    assert all("score gradient inf (allowed 1e-06)" in check["misses"] for check in report["checks"])
-
-
-def test_a_backend_that_raises_is_a_miss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def broken(*args: Any) -> Tensor:
-        raise RuntimeError("no kernel image is available")
-
-    monkeypatch.setattr(torch_backend, "count_negatives", broken)
-    status, report = run_verify(tmp_path, "--backend", "torch")
-    assert status == 1
-    assert {check["status"] for check in report["checks"]} == {"MISS"}
-    assert "MISS: ties, torch on cpu: RuntimeError: no kernel image is available" in capsys.readouterr().out
-
-
-def test_missing_detector_logits_are_a_miss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(verify_cases.resources, "files", lambda package: tmp_path)
-    verify_cases.cases.cache_clear()
-    try:
-        status, report = run_verify(tmp_path, "--backend", "torch")
-    finally:
-        verify_cases.cases.cache_clear()
-    assert status == 1
-    assert [check["case"] for check in report["checks"] if check["status"] == "MISS"] == ["detector"]
-    assert f"MISS: detector, torch on cpu: {tmp_path / 'data' / 'detector_logits.npz'} is missing" in (
-        capsys.readouterr().out
-    )
-
-
-def test_a_backend_that_was_asked_for_and_cannot_run_is_a_miss(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, report = run_verify(tmp_path, "--backend", "triton")
-    assert status == 1
-    assert report["checks"] == []
-    assert report["misses"] == 1
-    assert "MISS: triton could not be checked anywhere" in capsys.readouterr().out
-
-
-@pytest.mark.skipif(not triton_installed(), reason="needs Triton")
-def test_interpret_checks_the_triton_backends(tmp_path: Path) -> None:
-    status, report = run_verify(tmp_path, "--interpret", "--backend", "triton")
-    assert status == 0, report
-    assert [(c["backend"], c["device"], c["case"]) for c in report["checks"]] == [("triton", "cpu", n) for n in NAMES]
-    assert report["not_checked"] == []
-
-
-def test_an_interpreter_that_fails_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    status, report = run_verify(tmp_path, "--interpret", "--backend", "triton", "--backend", "torch")
-    assert status == 1
-    failed = [check for check in report["checks"] if check["status"] == "MISS"]
-    assert [check["backend"] for check in failed] == ["triton"]
-    assert failed[0]["misses"] == ["Triton's interpreter: exit status 1"]
 
 
 @pytest.mark.parametrize(
@@ -296,111 +71,6 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert output.endswith(f"alrp-triton {alrp_triton.__version__}\n")
     for word in ("verify", "info", "--interpret", "--quick", "--json"):
         assert word in output
-
-
-# What is checked
-
-
-@pytest.mark.parametrize("size", [FULL, QUICK, INTERPRETED])
-def test_cases_are_worth_checking(size: verify_cases.Size) -> None:
-    cases = verify_cases.cases(size)
-    assert [case.name for case in cases] == NAMES
-    for case in cases:
-        levels = Levels(case.logits, case.labels)
-        assert sum(level.numel() for level in case.logits) <= 2 * size.logits
-        exact = case.exact
-        flat_logits, flat_labels = flatten_levels(levels, -1)
-        for value in exact:
-            assert value.isfinite().all()
-            assert value.any()
-        assert (exact.grad_logits[flat_labels == 1] < 0).any()
-        assert (exact.grad_logits[flat_labels == 0] > 0).any()
-        assert (exact.grad_logits[flat_labels == -1] == 0).all()
-        assert (flat_labels == -1).any()
-        # The engine reads labels as the cases do.
-        expected = reference.alrp(flat_logits, flat_labels, case.loc_errors, **case.arguments)
-        assert all(one.equal(other) for one, other in zip(expected, exact))
-
-
-def test_cases_are_what_they_are_called() -> None:
-    cases = {case.name: case for case in verify_cases.cases(FULL)}
-    assert all(case.logits[0].dtype == torch.float32 for name, case in cases.items() if "float" not in name)
-    assert cases["middle float16"].logits[0].dtype == torch.float16
-    assert cases["late bfloat16"].logits[0].dtype == torch.bfloat16
-    ties, positive = cases["ties"].logits[0], cases["ties"].labels[0] == 1
-    assert len(ties[positive].unique()) < len(ties[positive])
-    assert torch.isin(ties[positive], ties[cases["ties"].labels[0] == 0]).any()
-    assert cases["delta 0"].arguments == {"delta": 0.0}
-    assert cases["smooth"].arguments == {"loc_ranking": "smooth"}
-    infinite, positive = cases["infinities"].logits[0], cases["infinities"].labels[0] == 1
-    for value in (math.inf, -math.inf):
-        assert (infinite[positive] == value).any()
-        assert (infinite[cases["infinities"].labels[0] == 0] == value).any()
-    pyramid = cases["pyramid"]
-    assert len(pyramid.logits) == 3
-    assert not pyramid.logits[0].is_contiguous()
-    assert pyramid.logits[0].isnan().any()
-    assert pyramid.labels[0].shape == pyramid.logits[0].shape[:-1]
-    assert cases["detector early"].logits[0].shape[1:] == (10,)
-
-
-# How errors are measured
-
-
-def neighbour(value: Tensor, up: bool) -> Tensor:
-    """The next number of a half-precision dtype."""
-    steps = value.view(torch.int16).int()
-    ordered = torch.where(steps < 0, -(steps & 0x7FFF), steps) + (1 if up else -1)
-    return torch.where(ordered < 0, -ordered | 0x8000, ordered).to(torch.int16).view(value.dtype)
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-@given(value=st.floats(-1e4, 1e4), up=st.booleans())
-def test_only_the_nearest_number_is_free_of_error(dtype: torch.dtype, value: float, up: bool) -> None:
-    exact = torch.tensor([value, 5e4], dtype=torch.float64)
-    nearest = exact.to(dtype)
-    # To float64 first, so that the second element is exact.
-    exact[1] = nearest[1].double()
-    assert verify.relative_errors(nearest, exact) == (0, 0)
-    other = nearest.clone()
-    other[:1] = neighbour(nearest[:1], up)
-    # The middle between two neighbours may go to either.
-    missing = (other[0].double() - exact[0]).abs() - (other[0].double() - nearest[0].double()).abs() / 2
-    _, worst = verify.relative_errors(other, exact)
-    assert worst * float(exact.abs().max()) == pytest.approx(float(missing), rel=1e-6, abs=1e-300)
-
-
-def all_of(dtype: torch.dtype) -> Tensor:
-    """Every finite number of a half-precision dtype, ascending."""
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    return every[every.isfinite()].double().unique()
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-def test_between_all_numbers_of_half_precision(dtype: torch.dtype) -> None:
-    numbers = all_of(dtype)
-    low, high = numbers[:-1], numbers[1:]
-    for share, to_low, to_high in ((0.25, 0, 0.25), (0.5, 0, 0), (0.75, 0.25, 0)):
-        exact = low + share * (high - low)
-        for neighbours, expected in ((low, to_low), (high, to_high)):
-            found = (neighbours - exact).abs() - verify._rounding(neighbours, exact, torch.finfo(dtype))
-            torch.testing.assert_close(found.clamp(min=0), expected * (high - low), rtol=0, atol=0)
-
-
-def test_relative_errors() -> None:
-    exact = torch.tensor([[3.0, 0.0], [0.0, -4.0]], dtype=torch.float64)
-    assert verify.relative_errors(exact.float(), exact) == (0, 0)
-    assert verify.relative_errors(exact.float() + torch.tensor([[0, 0.5], [0, 0]]), exact) == (0.1, 0.125)
-    assert verify.relative_errors(exact[0].float(), exact) == (math.inf, math.inf)
-    for value in (math.nan, math.inf):
-        assert verify.relative_errors(torch.full((2, 2), value), exact) == (math.inf, math.inf)
-    zero = torch.zeros(2, dtype=torch.float64)
-    assert verify.relative_errors(torch.tensor([0.0, -0.0]), zero) == (0, 0)
-    assert verify.relative_errors(torch.tensor([0.0, 1e-30]), zero) == (math.inf, math.inf)
-    assert verify.relative_errors(torch.empty(0), zero[:0]) == (0, 0)
-
-
-# info
 
 
 def test_info_shows_what_there_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,9 +190,6 @@ def _without_cases(plan: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **arguments: ([], plan(*args, **arguments)[1])
 
 
-# Tables
-
-
 def test_the_same_words_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
     monkeypatch.setenv("ALRP_TRITON_CACHE", "cache")  # short enough for a cell of a table
@@ -550,9 +217,3 @@ def test_progress_goes_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[s
     rows = iter([verify.Row("a", "torch", "cpu"), verify.Row("b", "torch", "cpu")])
     assert [row.case for row in cli._with_progress(rows, 2)] == ["a", "b"]
     assert capsys.readouterr().out == ""
-
-
-def test_a_missing_case_is_never_run() -> None:
-    check = verify.Check(Case("gone", [], [], torch.empty(0), missing="it is gone"), "torch", torch.device("cpu"), 1)
-    assert check.run().misses == ["it is gone"]
-    assert check.run().status == "MISS"

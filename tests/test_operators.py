@@ -186,6 +186,7 @@ def test_compiled_function(dynamic, arguments, sizes, backend):
 @pytest.mark.parametrize(
     "sizes", [[(90, 9), (90, 7), (90, 30)], [(90, 9), (130, 9), (70, 9)]], ids=["positives", "logits"]
 )
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="this PyTorch compiles anew when a list's shapes change")
 def test_one_graph_serves_any_number_of(sizes):
     """Else torch.compile would give up after some eight batches or image sizes."""
     counter = CompileCounterWithBackend("aot_eager")

@@ -28,8 +28,13 @@ class Levels(NamedTuple):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype scores are compared in: half precision and float32 in float32, float64 as it is."""
-        return torch.float64 if self.logits[0].dtype == torch.float64 else torch.float32
+        """The dtype scores are compared in, see :func:`compute_dtype`."""
+        return compute_dtype(self.logits[0].dtype)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which scores of a dtype are compared: half precision and float32 in float32, float64 as it is."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def debug_checks() -> bool:

@@ -19,11 +19,21 @@ from .fixed_point import fraction_bits
 from .inputs import Levels
 
 
+# Schemas are written out, since the oldest supported PyTorch does not read list[Tensor] from annotations.
+_LEVELS = "Tensor[] logits, Tensor[] labels"
+_TABLES = "Tensor thresholds, Tensor coefficients, Tensor pos_index, Tensor pos_gradient"
+_SETTINGS = "float delta, int ignore_index, str backend"
+
+
 def _backend(name: str) -> Any:
     return importlib.import_module(f".backends.{name}", __package__)
 
 
-@torch.library.custom_op("alrp_triton::find_positives", mutates_args=())
+@torch.library.custom_op(
+    "alrp_triton::find_positives",
+    mutates_args=(),
+    schema=f"({_LEVELS}, SymInt num_positives, int ignore_index) -> (Tensor, Tensor)",
+)
 def find_positives(
     logits: list[Tensor], labels: list[Tensor], num_positives: int, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
@@ -40,7 +50,11 @@ def _(logits: list[Tensor], labels: list[Tensor], num_positives: int, ignore_ind
     )
 
 
-@torch.library.custom_op("alrp_triton::count_negatives", mutates_args=())
+@torch.library.custom_op(
+    "alrp_triton::count_negatives",
+    mutates_args=(),
+    schema=f"({_LEVELS}, Tensor thresholds, Tensor pos_logits, {_SETTINGS}) -> (Tensor, Tensor)",
+)
 def count_negatives(
     logits: list[Tensor],
     labels: list[Tensor],
@@ -73,7 +87,11 @@ def _(
     return totals, thresholds.new_empty((), dtype=torch.float64)
 
 
-@torch.library.custom_op("alrp_triton::attach_gradient", mutates_args=())
+@torch.library.custom_op(
+    "alrp_triton::attach_gradient",
+    mutates_args=(),
+    schema=f"(Tensor value, {_LEVELS}, {_TABLES}, {_SETTINGS}) -> Tensor",
+)
 def attach_gradient(
     value: Tensor,
     logits: list[Tensor],
@@ -106,7 +124,11 @@ def _(
     return torch.empty_like(value)
 
 
-@torch.library.custom_op("alrp_triton::write_gradient", mutates_args=())
+@torch.library.custom_op(
+    "alrp_triton::write_gradient",
+    mutates_args=(),
+    schema=f"(Tensor grad_output, {_LEVELS}, {_TABLES}, {_SETTINGS}) -> Tensor[]",
+)
 def write_gradient(
     grad_output: Tensor,
     logits: list[Tensor],
@@ -160,7 +182,11 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 attach_gradient.register_autograd(_backward, setup_context=_keep)
 
 
-@torch.library.custom_op("alrp_triton::attach_computed", mutates_args=())
+@torch.library.custom_op(
+    "alrp_triton::attach_computed",
+    mutates_args=(),
+    schema="(Tensor value, Tensor[] logits, Tensor[] gradients) -> Tensor",
+)
 def attach_computed(value: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
     """``value``, with a derivative with respect to the logits that is given whole (for the reference)."""
     return value.clone()
@@ -171,7 +197,11 @@ def _(value: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
     return torch.empty_like(value)
 
 
-@torch.library.custom_op("alrp_triton::scale_gradients", mutates_args=())
+@torch.library.custom_op(
+    "alrp_triton::scale_gradients",
+    mutates_args=(),
+    schema="(Tensor grad_output, Tensor[] logits, Tensor[] gradients) -> Tensor[]",
+)
 def scale_gradients(grad_output: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
     """``grad_output`` times each of the gradients, rounded once to the dtype of the logits.
 

@@ -18,6 +18,7 @@ from ..balance import SelfBalance
 from ..boxes import BoxError, box_error, check_box_error
 from ..engine import Levels, Ranking, check_inputs
 from ..engine.backends import choose_backend
+from ..engine.inputs import compute_dtype
 from ..engine.labels import flatten_levels
 from ..engine.operators import attach_computed
 from ..engine.positives import raise_on_mistakes
@@ -132,7 +133,7 @@ def _output(levels: Levels, cls: Tensor, loc: Tensor, rank: Tensor) -> ALRPLossO
     if rank.shape[0] == 0:
         # No positive: the errors may come without a graph; the zero then still reaches the scores.
         loc = loc + 0 * cls
-    dtype = levels.compute_dtype
+    dtype = compute_dtype(levels.logits[0].dtype)
     return ALRPLossOutput(cls.to(dtype), loc.to(dtype), rank.to(dtype))
 
 

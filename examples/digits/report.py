@@ -92,7 +92,7 @@ def draw(path: Path, title: str, scenes: DigitScenes, detections: Detections, hi
             Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour, linestyle=line, linewidth=2, label=label)
             for colour, line, label in frames
         ],
-        title=f"labels: class and score; drawn from a score of {min_score:.2f}, which gives as many as there are digits",
+        title=f"class and score; drawn from {min_score:.2f} upwards, where there are as many detections as digits",
         loc="outside lower center",
         ncols=len(frames),
         fontsize=11,
@@ -103,7 +103,7 @@ def draw(path: Path, title: str, scenes: DigitScenes, detections: Detections, hi
     for name, label, colour in (("cls", "classification", "#1f77b4"), ("loc", "localisation, weighted", "#d95f02")):
         losses.plot(history[name], color=colour, alpha=0.25, linewidth=0.8)
         losses.plot(_smoothed(history[name]), color=colour, linewidth=2, label=label)
-    losses.set(title="the two components of aLRP Loss", ylabel="loss", ylim=(0, 2))
+    losses.set(title="the two components of aLRP Loss", ylabel="loss", yscale="log")
     losses.legend(frameon=False)
     weight.plot(history["weight"], color="#444444", linewidth=1.5)
     weight.set(title="self-balancing weight of the localisation loss", xlabel="iteration", ylabel="weight")
@@ -118,7 +118,7 @@ def draw(path: Path, title: str, scenes: DigitScenes, detections: Detections, hi
 def _draw_scene(
     axes: Axes, image: Tensor, target: dict[str, Tensor], found: dict[str, Tensor], min_score: float
 ) -> None:
-    axes.imshow(image[0], cmap="gray", vmin=0, vmax=1, extent=(0, SIZE, SIZE, 0))
+    axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1, extent=(0, SIZE, SIZE, 0))
     axes.set_axis_off()
     for box in target["boxes"]:
         _draw_box(axes, box, TRUTH, linewidth=1.5, linestyle="--")

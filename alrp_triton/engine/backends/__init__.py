@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import cache
 
-import torch
+from torch import device as Device  # not torch itself, whose name is a submodule's here
 
 BACKENDS = ("torch", "triton", "pairwise", "reference")
 
 
-@cache
+# Found once, since torch.compile cannot look; found, not imported.
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
 def triton_installed() -> bool:
     """Whether Triton can be imported; does not import it."""
-    return importlib.util.find_spec("triton") is not None
+    return _TRITON_INSTALLED
 
 
-def why_unavailable(backend: str, device: torch.device) -> str | None:
+def why_unavailable(backend: str, device: Device) -> str | None:
     """Why a backend cannot take tensors of this device, or None if it can."""
     if backend in ("torch", "reference"):
         return None
@@ -35,7 +37,7 @@ def why_unavailable(backend: str, device: torch.device) -> str | None:
     return None
 
 
-def choose_backend(backend: str, device: torch.device) -> str:
+def choose_backend(backend: str, device: Device) -> str:
     """The backend that ``backend`` asks for: ``"auto"`` takes triton on a GPU where Triton is present, else torch.
 
     Raises:

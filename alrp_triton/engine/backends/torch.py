@@ -44,7 +44,7 @@ def count_negatives(
         for x, y, _ in pieces(logits, labels, _piece_size(logits.device)):
             add(x.reshape(-1).to(levels.compute_dtype), _ignored_rows(y, ignore_index), one)
     add(pos_logits, None, -one)
-    return totals[:, :-1]
+    return totals[:, :-1].contiguous()
 
 
 def write_gradient(
