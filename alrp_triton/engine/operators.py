@@ -18,7 +18,6 @@ from . import positives
 from .fixed_point import fraction_bits
 from .inputs import Levels
 
-
 # Schemas are written out, since the oldest supported PyTorch does not read list[Tensor] from annotations.
 _LEVELS = "Tensor[] logits, Tensor[] labels"
 _TABLES = "Tensor thresholds, Tensor coefficients, Tensor pos_index, Tensor pos_gradient"
