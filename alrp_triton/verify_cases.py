@@ -164,11 +164,11 @@ def _arrays(arrays: Mapping[str, Any], time: str) -> list[Tensor]:
 
 
 def _detector_case(name: str, size: Size, logits: Tensor, labels: Tensor, loc_errors: Tensor) -> Case:
-    """All rows with a positive, and as many of the others as fit."""
+    """All rows that are positive or ignored, and as many of the others as fit."""
     classes = logits.shape[-1]
     logits, labels = logits.reshape(-1, classes).float(), labels.reshape(-1)
-    is_pos = (labels >= 0) & (labels < classes)
-    kept = is_pos | (torch.arange(len(labels)) % math.ceil(logits.numel() / size.logits) == 0)
+    is_background = labels == classes
+    kept = ~is_background | (torch.arange(len(labels)) % math.ceil(logits.numel() / size.logits) == 0)
     return Case(name, [logits[kept]], [labels[kept]], loc_errors.float())
 
 

@@ -22,14 +22,9 @@ from .walk import Walk, indices, is_negative, load, on_device_of, steps_to, stor
 
 
 @triton.jit
-def ramps(score, positive, infinite, INVERSE_WIDTH: tl.constexpr, SATURATE: tl.constexpr):
-    """H(score - positive) for all pairs, ``[positives, scores]``; 0 where the score is NaN.
-
-    ``infinite`` says whether any score is: equal infinities must then be told from NaN.
-    """
+def ramps(score, positive, INVERSE_WIDTH: tl.constexpr, SATURATE: tl.constexpr):
+    """H(score - positive) for all pairs, ``[positives, scores]``; 0 where the score is NaN, and of equal infinities."""
     x = score[None, :] - positive[:, None]
-    if infinite:
-        x = tl.where(score[None, :] == positive[:, None], 0.0, x)
     if INVERSE_WIDTH == 0:
         return tl.where(x >= 0, 1.0, 0.0).to(x.dtype)
     elif SATURATE:
@@ -81,6 +76,8 @@ def pairwise_count_kernel(
     positive = tl.load(positives + i, mask=i < num_positives, other=0)
     lane = tl.arange(0, BLOCK)
     sums = tl.zeros([BLOCK_P, BLOCK], positives.dtype.element_ty)
+    num_above = tl.zeros([BLOCK], tl.int32)
+    num_below = tl.zeros([BLOCK], tl.int32)
     num_nan = tl.zeros([BLOCK], tl.int32)
     for tile in range(TILES):
         begin = strip + tile * BLOCK
@@ -94,12 +91,15 @@ def pairwise_count_kernel(
         num_nan += (counted & (score != score)).to(tl.int32)
         # What does not count becomes NaN, for which every ramp is 0.
         score = tl.where(counted, score, float("nan"))
-        infinite = tl.max((tl.abs(score) == float("inf")).to(tl.int32)) > 0
-        sums += ramps(score, positive, infinite, INVERSE_WIDTH, SATURATE)
+        num_above += (score == float("inf")).to(tl.int32)
+        num_below += (score == float("-inf")).to(tl.int32)
+        sums += ramps(score, positive, INVERSE_WIDTH, SATURATE)
     units = (tl.sum(sums, axis=1) * scale).to(tl.int64)
     tl.atomic_add(totals + i, units, mask=i < num_positives, sem="relaxed")
     if tl.program_id(1) == 0:
-        tl.atomic_add(totals + num_positives, tl.sum(num_nan).to(tl.int64), sem="relaxed")
+        tl.atomic_add(totals + num_positives, tl.sum(num_above).to(tl.int64), sem="relaxed")
+        tl.atomic_add(totals + num_positives + 1, tl.sum(num_below).to(tl.int64), sem="relaxed")
+        tl.atomic_add(totals + num_positives + 2, tl.sum(num_nan).to(tl.int64), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
@@ -145,10 +145,11 @@ def pairwise_gradient_kernel(
     score = load(logits + x_at, there, positives.dtype.element_ty)
     label = tl.load(labels + y_at, mask=there, other=0)
     negative = is_negative(label, i0, ignore_index, PER_CLASS)
-    infinite = tl.max((tl.abs(score) == float("inf")).to(tl.int32)) > 0
 
-    # The weight after the last is a constant: 0, or NaN where a NaN takes part.
-    value = tl.zeros_like(score) + tl.load(weights + num_positives)
+    # After the weights: what the positives at +inf and at -inf give to scores there, and a constant (0 or NaN) for all.
+    value = tl.zeros_like(score) + tl.load(weights + num_positives + 2)
+    value += tl.where(score == float("inf"), tl.load(weights + num_positives), 0.0)
+    value += tl.where(score == float("-inf"), tl.load(weights + num_positives + 1), 0.0)
     lost = tl.zeros_like(score)
     for group in range(0, num_positives, BLOCK_P * BLOCKS):
         sums = tl.zeros([BLOCK_P, BLOCK], positives.dtype.element_ty)
@@ -156,7 +157,7 @@ def pairwise_gradient_kernel(
             i = group + block * BLOCK_P + tl.arange(0, BLOCK_P)
             positive = tl.load(positives + i, mask=i < num_positives, other=0)
             weight = tl.load(weights + i, mask=i < num_positives, other=0)
-            sums += ramps(score, positive, infinite, INVERSE_WIDTH, SATURATE) * weight[:, None]
+            sums += ramps(score, positive, INVERSE_WIDTH, SATURATE) * weight[:, None]
         term = tl.sum(sums, axis=0) - lost
         total = value + term
         lost = (total - value) - term
@@ -184,10 +185,11 @@ def count_pairs(walks: list[Walk], pos_logits: Tensor, inverse_width: float, sca
         ignore_index: label of what is not counted.
 
     Returns:
-        ``[1, P + 1]`` int64: N_FP of each positive in units; the last counts NaN.
+        ``[1, P + 3]`` int64: N_FP of each positive in units, without equal infinities; then how many negatives are
+        +inf, -inf, and NaN.
     """
     num_pos = len(pos_logits)
-    totals = torch.zeros(1, num_pos + 1, dtype=torch.int64, device=pos_logits.device)
+    totals = torch.zeros(1, num_pos + 3, dtype=torch.int64, device=pos_logits.device)
 
     def launch(walk: Walk, into: Tensor, block: int, block_p: int, tiles: int, num_warps: int) -> None:
         grid = (triton.cdiv(walk.num_logits, block * tiles), max(1, triton.cdiv(num_pos, block_p)))
@@ -230,7 +232,8 @@ def write_pairwise_gradient(
     Args:
         walks: the levels.
         pos_logits: as in pass 1.
-        weights: ``[P + 1]`` in the dtype of ``pos_logits``; the last is added to every negative's gradient.
+        weights: ``[P + 3]`` in the dtype of ``pos_logits``; the last three are added to the gradients of negatives at
+            +inf, of those at -inf, and of all.
         inverse_width: 1 / (2 delta), 0 for delta = 0.
         ignore_index: label of what gets 0.
     """

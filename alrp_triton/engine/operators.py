@@ -81,7 +81,7 @@ def _(
     ignore_index: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    rows, buckets = (1, 0) if backend == "pairwise" else (2, 1)
+    rows, buckets = (1, 2) if backend == "pairwise" else (2, 1)
     totals = thresholds.new_empty((rows, thresholds.shape[0] + buckets + 1), dtype=torch.int64)
     return totals, thresholds.new_empty((), dtype=torch.float64)
 

@@ -50,9 +50,15 @@ class Ranking:
 
     def _num_false_positives(self, totals: Tensor, unit: Tensor) -> Tensor:
         if self.backend == "pairwise":
-            return totals[0] * unit
+            return totals[0, :-2] * unit + (totals[0, -2:, None] * self._at_infinities()).sum(0)
         counts, offsets = totals
         return knots.false_positives(self.knots, counts, offsets * unit * (2 * self.delta))
+
+    def _at_infinities(self) -> Tensor:
+        """``[2, P]``: H(0) where positives are +inf, and where they are -inf; else 0. The pairwise form leaves out what
+        scores at the same infinity give, whose differences would cost it a comparison for each pair."""
+        pos_logits = self.knots.pos_logits
+        return torch.stack([pos_logits == torch.inf, pos_logits == -torch.inf]) * knots.ramp_at_0(self.knots)
 
     def sums_above(self, values: Tensor) -> Tensor:
         """sum over k != i of v_k H(p_k - p_i), for ``[P]`` float64 values: what stands above positive i."""
@@ -81,7 +87,8 @@ class Ranking:
         """
         with torch.no_grad():
             if self.backend == "pairwise":
-                coefficients = torch.cat([weights, self.poison[None]])[None]
+                at_infinities = (self._at_infinities() * weights).sum(1)
+                coefficients = torch.cat([weights, at_infinities, self.poison[None]])[None]
             else:
                 coefficients = knots.ramp_coefficients(self.knots, weights) + self.poison
         attached: Tensor = operators.attach_gradient(

@@ -14,7 +14,8 @@ from .triton import inverse_width, walks_to_write, written
 def count_negatives(
     levels: Levels, thresholds: Tensor, pos_logits: Tensor, delta: float, ignore_index: int, scale: float
 ) -> Tensor:
-    """Pass 1: ``[1, P + 1]`` int64, N_FP of each positive in fixed point; the last counts NaN.
+    """Pass 1: ``[1, P + 3]`` int64, N_FP of each positive in fixed point, without those at the same infinity; then how
+    many negatives are +inf, -inf, and NaN.
 
     ``thresholds`` are the positives' logits themselves, of all shards where there are several.
     """
@@ -36,7 +37,8 @@ def write_gradient(
     delta: float,
     ignore_index: int,
 ) -> list[Tensor]:
-    """Pass 2: ``coefficients`` ``[1, P + 1]`` are the positives' weights, and a constant."""
+    """Pass 2: ``coefficients`` ``[1, P + 3]`` are the positives' weights, and what is added for negatives at +inf, at
+    -inf, and for all."""
     walks = walks_to_write(levels)
     write_pairwise_gradient(walks, thresholds, coefficients[0].to(thresholds.dtype), inverse_width(delta), ignore_index)
     write_positives(walks, pos_index, pos_gradient)
