@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ def environment(module: str) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "alrp_triton": alrp_triton.__version__,
+        "commit": _commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cpu": _cpu_name(),
@@ -31,6 +33,16 @@ def environment(module: str) -> dict[str, Any]:
         # Of the last minute: above the number of cores, others share them and wall-clock times mean little.
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, "-dirty" where tracked files differ from it; None outside a checkout."""
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def _cpu_name() -> str:

@@ -48,6 +48,14 @@ def _collect(levels: Levels, ignore_index: int) -> tuple[Tensor, int, bool]:
     for logits, labels in zip(*levels):
         per_class = logits.dim() != labels.dim()
         for x, y, _ in pieces(logits, labels, _PIECE):
+            if not per_class and ignore_index == -1 and y.dtype != torch.uint8:
+                # The usual case at the cost of two looks at the labels.
+                low, high = y.aminmax()
+                invalid = invalid or bool((low < -1) | (high > 1))
+                if high > 0:
+                    indices.append(base + (y == 1).nonzero().squeeze(1))
+                base += x.numel()
+                continue
             kinds = LabelKinds(y, x.shape[1], per_class, ignore_index)
             rows = kinds.positive.nonzero().squeeze(1)
             indices.append(base + rows * x.shape[1] + (y[rows].long() if per_class else 0))

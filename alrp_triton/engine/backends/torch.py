@@ -7,6 +7,9 @@ last.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -30,10 +33,15 @@ def count_negatives(
     one = torch.ones(1, dtype=torch.int64, device=thresholds.device)
 
     def add(scores: Tensor, ignored: Tensor | None, count: Tensor) -> None:
-        low, has_nan = tables.peek(scores)
-        if low and not has_nan:
+        seen = tables.peek(scores)
+        if seen.bucket == 0:
             return
-        bucket, offset = tables.locate(scores, has_nan)
+        if seen.bucket is not None and ignored is None:
+            units = tables.offset(scores, tables.floors[seen.bucket]).mul_(scale).to(torch.int64)
+            totals[0, seen.bucket] += count[0] * len(scores)
+            totals[1, seen.bucket] += count[0] * units.sum()
+            return
+        bucket, offset = tables.locate(scores, seen)
         bucket = bucket.long()
         if ignored is not None:
             bucket.view(len(ignored), -1).masked_fill_(ignored[:, None], tables.nan_bucket + 1)
@@ -73,11 +81,14 @@ def write_gradient(
     for logits, labels, gradient in zip(*levels, gradients):
         for x, y, out in pieces(logits, labels, _piece_size(logits.device), gradient):
             scores = x.reshape(-1).to(levels.compute_dtype)
-            low, has_nan = tables.peek(scores)
-            if low:
+            seen = tables.peek(scores)
+            if seen.bucket == 0:
                 value = level[0].expand(len(scores)).clone()
+            elif seen.bucket is not None:
+                offset = tables.offset(scores, tables.floors[seen.bucket])
+                value = torch.addcmul(level[seen.bucket], slope[seen.bucket], offset)
             else:
-                bucket, offset = tables.locate(scores, has_nan, past_end=0)
+                bucket, offset = tables.locate(scores, seen, past_end=0)
                 value = torch.addcmul(level.index_select(0, bucket), slope.index_select(0, bucket), offset)
             ignored = _ignored_rows(y, ignore_index)
             if ignored is not None:
@@ -111,6 +122,16 @@ def _ignored_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
     return ignored if waits_for_nothing(ignored.device) or bool(ignored.any()) else None
 
 
+class _Seen(NamedTuple):
+    """What a look at a piece's extremes tells; on a GPU nobody looks."""
+
+    bucket: int | None
+    """The bucket that holds all scores, where one does and all are finite. Early in training that is the rule, and late
+    in training many pieces lie below all ramps."""
+    finite: bool
+    nan: bool
+
+
 class _Tables:
     """What both passes look up for a score: its bucket, and its offset from the bucket's floor in units of 2 delta."""
 
@@ -118,30 +139,37 @@ class _Tables:
         self.search = BucketSearch(thresholds)
         self.floors = bucket_floors(thresholds)
         self.nan_bucket = len(thresholds) + 1
-        self.may_look = not waits_for_nothing(thresholds.device)
         self.largest = torch.finfo(thresholds.dtype).max
-        self.lowest_threshold = float(thresholds[0]) if self.may_look and len(thresholds) else torch.inf
         self.inverse_width = 0.5 / delta if delta > 0 else 0.0
+        # For bisection by single scores; the NaN at the top stand above all.
+        self.sorted = None if waits_for_nothing(thresholds.device) else [t for t in thresholds.tolist() if t == t]
 
-    def peek(self, scores: Tensor) -> tuple[bool, bool]:
-        """Whether all scores lie in bucket 0, and whether there is a NaN among them; on a GPU nobody asks."""
-        if not self.may_look or len(scores) == 0:
-            return False, True
-        largest = float(scores.amax())
-        return largest < self.lowest_threshold, largest != largest
+    def peek(self, scores: Tensor) -> _Seen:
+        """Look at the extremes of a piece."""
+        if self.sorted is None or len(scores) == 0:
+            return _Seen(None, False, True)
+        low, high = (float(extreme) for extreme in scores.aminmax())
+        if not -self.largest <= low <= high <= self.largest:
+            return _Seen(None, False, not low <= high)
+        bucket = bisect_right(self.sorted, low)
+        return _Seen(bucket if bucket == bisect_right(self.sorted, high) else None, True, False)
 
-    def locate(self, scores: Tensor, has_nan: bool, past_end: int | None = None) -> tuple[Tensor, Tensor]:
-        """Buckets and offsets in [0, 1] of scores; NaN goes to bucket ``past_end``, by default one past the last."""
-        nan = scores.isnan() if has_nan else None
-        finite = scores.clamp(-self.largest, self.largest)
+    def offset(self, finite: Tensor, floor: Tensor) -> Tensor:
+        """Offsets in [0, 1] of finite scores from the floors of their buckets."""
+        if not self.inverse_width:
+            return torch.zeros_like(finite)
+        return torch.sub(finite, floor).mul_(self.inverse_width).clamp_(max=1)
+
+    def locate(self, scores: Tensor, seen: _Seen, past_end: int | None = None) -> tuple[Tensor, Tensor]:
+        """Buckets and offsets of scores; NaN goes to bucket ``past_end``, by default one past the last."""
+        if seen.finite:
+            bucket = self.search(scores)
+            return bucket, self.offset(scores, self.floors.index_select(0, bucket))
+        nan = scores.isnan() if seen.nan else None
         if nan is not None:
-            finite = finite.masked_fill_(nan, 0)
             scores = scores.masked_fill(nan, 0)
         bucket = self.search(scores)
-        if self.inverse_width:
-            offset = finite.sub_(self.floors.index_select(0, bucket)).mul_(self.inverse_width).clamp_(max=1)
-        else:
-            offset = finite.zero_()
+        offset = self.offset(scores.clamp(-self.largest, self.largest), self.floors.index_select(0, bucket))
         if nan is not None:
             bucket = bucket.masked_fill(nan, self.nan_bucket if past_end is None else past_end)
         return bucket, offset
