@@ -1,6 +1,6 @@
 """Compile every kernel without a GPU and read what the machine code costs: registers, spills, instructions.
 
-    python benchmarks/static.py [--target sm_90] [--output FILE.json]
+    python -m benchmarks.static [--target sm_90] [--output FILE.json]
 
 Instructions per logit are those of the whole kernel over the logits that one thread handles: an upper bound, since a
 tile whose scores lie below every ramp jumps over most of them. Instructions per pair are those of the innermost loop.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import FLOAT_MAX, INF, NAN
 
-from alrp_triton.engine import knots
+from alrp_triton.engine import knots, sums
 from alrp_triton.engine.backends.search import BucketSearch
 from alrp_triton.reference import difference, ramp
 
@@ -208,3 +208,9 @@ def test_search_counts_thresholds_at_or_below(name):
     expected = (scores[:, None] >= thresholds).sum(1)
     assert BucketSearch(thresholds)(scores).tolist() == expected.tolist()
     assert knots.buckets_of(scores, thresholds).tolist() == expected.tolist()
+
+
+def test_sums_to_the_end_keep_what_is_small_there():
+    """As differences of sums from the beginning they would be 0."""
+    found = sums.suffix_sums(torch.tensor([[1e17, 3.0, 1.0]], dtype=torch.float64))
+    assert found.tolist() == [[1e17, 4.0, 1.0, 0.0]]

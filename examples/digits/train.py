@@ -11,9 +11,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import sys
 import time
 from pathlib import Path
+
+# Before torch starts its threads: one that waits should sleep. On a machine whose cores are all taken, as by the process
+# that composes scenes, those that spin keep the others from running, and an iteration takes ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import report
