@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-# Before torch starts its threads: one that waits should sleep. On a machine whose cores are all taken, as by the process
-# that composes scenes, those that spin keep the others from running, and an iteration takes ten times as long.
+# Before torch starts its threads: one that waits should sleep. Where all cores are taken, if only by the process that
+# composes scenes, threads that spin keep the others from running, and an iteration can take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
