@@ -1,11 +1,40 @@
 """Ranking-based losses for object detection, exact in linear time.
 
-One loss for classification and localisation, one hyperparameter, no weights to tune. See :func:`alrp_loss` and
-:class:`ALRPLoss`; the mathematics is in docs/mathematics.md.
+aLRP Loss unifies classification and localisation in one loss with one hyperparameter: :func:`alrp_loss`,
+:class:`ALRPLoss`. AP Loss, Rank & Sort Loss and NDCG Loss share its engine, and so does a loss of your own, see
+:mod:`alrp_triton.framework`. The mathematics is in docs/mathematics.md.
 """
 
+from . import framework
 from .balance import SelfBalance
-from .losses import ALRPLoss, ALRPLossOutput, alrp_loss
+from .losses import (
+    ALRPLoss,
+    ALRPLossOutput,
+    APLoss,
+    NDCGLoss,
+    RankSortLoss,
+    RankSortLossOutput,
+    RankSortOutput,
+    alrp_loss,
+    ap_loss,
+    ndcg_loss,
+    rank_sort_loss,
+)
 
 __version__ = "0.1.0"
-__all__ = ["ALRPLoss", "ALRPLossOutput", "SelfBalance", "__version__", "alrp_loss"]
+__all__ = [
+    "ALRPLoss",
+    "ALRPLossOutput",
+    "APLoss",
+    "NDCGLoss",
+    "RankSortLoss",
+    "RankSortLossOutput",
+    "RankSortOutput",
+    "SelfBalance",
+    "__version__",
+    "alrp_loss",
+    "ap_loss",
+    "framework",
+    "ndcg_loss",
+    "rank_sort_loss",
+]

@@ -48,5 +48,5 @@ class aLRPLoss:
         # The published code reads 1 and 0 and nothing else.
         labels = torch.where(targets == 1, 1, torch.where(targets == 0, 0, -1)).to(torch.int8)
         cls, _, rank = alrp_loss(logits, labels, regression_losses.detach(), delta=delta, eps=eps)
-        _, pos_logits = find_positives([logits.detach()], [labels], len(rank), -1)
+        _, pos_logits, _ = find_positives([logits.detach()], [labels], [], len(rank), -1, "regression_losses")
         return cls, rank, pos_logits.argsort(stable=True)

@@ -1,4 +1,4 @@
-"""What the linear form is compared with: the method as its authors published it, and focal loss in eager PyTorch."""
+"""What the linear form is compared with: the losses as their authors published them, and focal loss."""
 
 from __future__ import annotations
 
@@ -71,6 +71,89 @@ class _PerPositiveLoop(torch.autograd.Function):
     def backward(ctx: Any, grad_cls: Tensor, grad_rank: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_cls, None, None, None, None
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value, and the gradient that a loop accumulated beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_value, None, None
+
+
+def ap_loop(logits: Tensor, labels: Tensor, delta: float = 1.0) -> Tensor:
+    """AP Loss, interpolated, by a loop over the positives: as :func:`per_positive_loop`, from the same source.
+
+    Args:
+        logits, labels, delta: see :func:`per_positive_loop`; at least one positive.
+    """
+    scores, gradient = logits.detach(), torch.zeros_like(logits)
+    is_pos = labels == 1
+    pos = scores[is_pos]
+    is_neg = (labels == 0) & (scores >= pos.min() - delta)
+    neg = scores[is_neg]
+    neg_gradient, precision, best = torch.zeros_like(neg), torch.zeros_like(pos), pos.new_zeros(())
+    for i in pos.argsort():
+        rank_positive = torch.clamp((pos - pos[i]) / (2 * delta) + 0.5, min=0, max=1).sum() + 0.5
+        false = torch.clamp((neg - pos[i]) / (2 * delta) + 0.5, min=0, max=1)
+        rank = rank_positive + false.sum()
+        own = rank_positive / rank
+        share = false / rank
+        if best > own:
+            share *= (1 - best) / (1 - own)
+        best = torch.maximum(best, own)
+        neg_gradient += share
+        precision[i] = best
+    gradient[is_pos] = (precision - 1) / len(pos)
+    gradient[is_neg] = neg_gradient / len(pos)
+    value: Tensor = _WithGradient.apply(logits, 1 - precision.mean(), gradient)
+    return value
+
+
+def rank_sort_loop(logits: Tensor, labels: Tensor, ious: Tensor, delta: float = 0.5, eps: float = 1e-10) -> Tensor:
+    """Rank & Sort Loss, both errors added, by a loop over the positives: what its authors run, in their order.
+
+    Written from K. Oksuz et al., ICCV 2021, and from what their code does (https://github.com/kemaloksuz/RankSortLoss).
+
+    Args:
+        logits, labels, delta: see :func:`per_positive_loop`; at least one positive.
+        ious: ``[P]``, one for each positive in flat order.
+        eps: a positive with at most this many false, or missorted, positives sends no gradient.
+    """
+    scores, gradient = logits.detach(), torch.zeros_like(logits)
+    is_pos = labels == 1
+    pos = scores[is_pos]
+    is_neg = (labels == 0) & (scores >= pos.min() - delta)
+    neg = scores[is_neg]
+    neg_gradient, pos_gradient = torch.zeros_like(neg), torch.zeros_like(pos)
+    ranking, sorting = torch.zeros_like(pos), torch.zeros_like(pos)
+    for i in pos.argsort():
+        above = torch.clamp((pos - pos[i]) / (2 * delta) + 0.5, min=0, max=1)
+        false = torch.clamp((neg - pos[i]) / (2 * delta) + 0.5, min=0, max=1)
+        rank_positive, num_false_positives = above.sum(), false.sum()
+        ranking[i] = num_false_positives / (rank_positive + num_false_positives)
+        better = ious >= ious[i]
+        proper = better * above
+        target = (proper * (1 - ious)).sum() / proper.sum()
+        sorting[i] = (above * (1 - ious)).sum() / rank_positive - target
+        if num_false_positives > eps:
+            pos_gradient[i] -= ranking[i]
+            neg_gradient += false * (ranking[i] / num_false_positives)
+        missorted = ~better * above
+        num_missorted = missorted.sum()
+        if num_missorted > eps:
+            pos_gradient[i] -= sorting[i]
+            pos_gradient += missorted * (sorting[i] / num_missorted)
+    gradient[is_pos], gradient[is_neg] = pos_gradient / len(pos), neg_gradient / len(pos)
+    value: Tensor = _WithGradient.apply(logits, ranking.mean() + sorting.mean(), gradient)
+    return value
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

@@ -18,9 +18,17 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from alrp_triton.kernels import buckets, configurations, gradient, pairwise
+import triton.language as tl
+from alrp_triton.kernels import buckets, configurations, gradient, pairs, pairwise, sorting
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+
+@triton.jit
+def sigmoid(x, delta):
+    """A function to stand in the place of the ramp."""
+    return 1 / (1 + tl.exp(-x / delta))
+
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -34,7 +42,15 @@ KERNELS = {
     "pairwise_count": pairwise.pairwise_count_kernel,
     "pairwise_gradient": pairwise.pairwise_gradient_kernel,
     "positives": gradient.positives_kernel,
+    "sorting_errors": sorting.errors_kernel,
+    "sorting_received": sorting.received_kernel,
 }
+VARIANTS = {
+    "": tuple(KERNELS),
+    "grouped": tuple(kernel for kernel in KERNELS if kernel != "positives"),
+    "sigmoid": ("pairwise_count", "pairwise_gradient"),
+}
+"""The kernels that can be compiled with groups, or with a function of one's own in the place of the ramp."""
 TRITON_DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -44,6 +60,7 @@ class Figures(NamedTuple):
 
     target: str
     kernel: str
+    variant: str
     registers: int | None
     spill_bytes: int | None
     shared_bytes: int
@@ -62,14 +79,19 @@ def compile_kernel(
     axes: int = 2,
     steps: int = 10,
     step_function: bool = False,
+    variant: str = "",
 ) -> tuple[Any, dict[str, int]]:
-    """Compile one kernel as a launch on contiguous logits would, with the settings pinned for the target.
+    """Compile one kernel as a launch on contiguous logits would, with the settings pinned for the target, in one of the
+    :data:`VARIANTS` (groups: one for each row of logits).
 
     Returns:
         ``(compiled kernel, settings)``.
     """
     function = KERNELS[kernel]
-    settings = {"BLOCK": 256, "num_warps": 4} if kernel == "positives" else configurations.pinned(kernel, target)
+    if variant == "sigmoid":
+        function = pairs.with_function(function, sigmoid)
+    grouped = variant == "grouped"
+    settings = {"block": 256, "num_warps": 4} if kernel == "positives" else _pinned(kernel, target, variant)
     compute = "fp64" if logits == torch.float64 else "fp32"
     constants: dict[str, Any] = (
         {name.upper(): value for name, value in settings.items() if name != "num_warps"}
@@ -85,10 +107,16 @@ def compile_kernel(
             "g_step0": 1,
         }
         | ({"y_step1": 1} if per_class else {"y_step0": 1})
+        | {"GROUPED": grouped, "CUSTOM": variant == "sigmoid", "DELTA": 0.7}
+        | ({"z_step1": 1} if grouped else {"groups": None, "threshold_groups": None, "pos_groups": None})
+        | ({} if grouped else {f"z_step{i}": 1 for i in range(4)})
     )
     pointers = {"logits": TRITON_DTYPES[logits], "gradient": TRITON_DTYPES[logits], "labels": labels, "totals": "i64"}
-    pointers |= {"pos_index": "i64", "pos_gradient": "fp64"}
-    pointers |= dict.fromkeys(("thresholds", "floors", "levels", "slopes", "positives", "weights"), compute)
+    pointers |= {"pos_index": "i64"} | dict.fromkeys(("pos_gradient", "pos_weights", "errors", "received"), "fp64")
+    pointers |= dict.fromkeys(("groups", "threshold_groups", "pos_groups"), "i64")
+    pointers |= dict.fromkeys(
+        ("thresholds", "floors", "levels", "slopes", "positives", "pos_logits", "ious", "weights"), compute
+    )
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature, attributes = {}, {}
     for i, name in enumerate(function.arg_names):
@@ -103,9 +131,15 @@ def compile_kernel(
     return triton.compile(source, target=TARGETS[target], options={"num_warps": settings["num_warps"]}), settings
 
 
-def figures(kernel: str, target: str, **how: Any) -> Figures:
+def _pinned(kernel: str, target: str, variant: str) -> configurations.Settings:
+    general = f"{kernel}_general" if kernel.startswith("pairwise") else f"{kernel}_grouped"
+    name = "sorting" if kernel.startswith("sorting") else general if variant else kernel
+    return configurations.pinned(name, target)
+
+
+def figures(kernel: str, target: str, variant: str = "", **how: Any) -> Figures:
     """Compile one kernel and read its cost; see :func:`compile_kernel` for ``how``."""
-    compiled, settings = compile_kernel(kernel, target, **how)
+    compiled, settings = compile_kernel(kernel, target, variant=variant, **how)
     registers = spill_bytes = instructions = per_logit = per_pair = None
     if "cubin" in compiled.asm:
         registers, spill_bytes, code = _read_cubin(compiled.asm["cubin"])
@@ -120,7 +154,8 @@ def figures(kernel: str, target: str, **how: Any) -> Figures:
         text = compiled.asm["amdgcn"]
         registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
         spill_bytes = 4 * sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text))
-    return Figures(target, kernel, registers, spill_bytes, compiled.metadata.shared, instructions, per_logit, per_pair)
+    shared_bytes = compiled.metadata.shared
+    return Figures(target, kernel, variant, registers, spill_bytes, shared_bytes, instructions, per_logit, per_pair)
 
 
 def _read_cubin(cubin: bytes) -> tuple[int, int, list[tuple[int, str]]]:
@@ -137,15 +172,21 @@ def _read_cubin(cubin: bytes) -> tuple[int, int, list[tuple[int, str]]]:
 
 
 def _innermost(code: list[tuple[int, str]]) -> int | None:
-    """Instructions of the shortest loop with the most saturating multiply-adds; None where there are none."""
-    loops = []
-    for at, text in code:
-        jump = re.search(r"BRA(?:\.U)?(?:\s+\S+,)?\s+`?\(?.*?0x([0-9a-f]+)", text)
-        if jump and int(jump[1], 16) < at:
-            body = [other for where, other in code if int(jump[1], 16) <= where <= at]
-            loops.append((sum("FFMA.SAT" in other for other in body), -len(body)))
-    saturating, length = max(loops, default=(0, 0))
-    return -length if saturating else None
+    """Instructions of the loop with the most additions of floats, of those that hold no other loop; None where there is
+    none."""
+    jumps = [(at, re.search(r"BRA(?:\.U)?(?:\s+\S+,)?\s+`?\(?.*?0x([0-9a-f]+)", text)) for at, text in code]
+    loops = [(int(jump[1], 16), at) for at, jump in jumps if jump and int(jump[1], 16) < at]
+    bodies = [
+        [text for at, text in code if begin <= at <= end]
+        for begin, end in loops
+        if not any(begin <= inner[0] and inner[1] <= end and inner != (begin, end) for inner in loops)
+    ]
+    additions, body = max(
+        ((sum(bool(re.match(r"(@\S+ )?[FD](ADD|FMA)", text)) for text in body), body) for body in bodies),
+        default=(0, []),
+        key=lambda found: found[0],
+    )
+    return len(body) if additions else None
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -162,7 +203,12 @@ def main() -> None:
     from rich.table import Table
 
     table = Table(*Figures._fields, title=f"triton {triton.__version__}, float32 logits, class labels, P = 512")
-    rows = [figures(kernel, target) for target in arguments.target or TARGETS for kernel in KERNELS]
+    rows = [
+        figures(kernel, target, variant)
+        for target in arguments.target or TARGETS
+        for variant, kernels in VARIANTS.items()
+        for kernel in kernels
+    ]
     for row in rows:
         table.add_row(*("" if v is None else f"{v:.1f}" if isinstance(v, float) else str(v) for v in row))
     Console(width=120).print(table)

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from alrp_triton import alrp_loss
+from alrp_triton import alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.engine.knots import make_knots
 from alrp_triton.reference import difference, ramp
 
@@ -30,6 +30,14 @@ RANGE = (-3.6, 6.2)
 # Apart for the colour-blind, too (Okabe and Ito).
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7"]
 INK, GREY = "#222222", "#8A8A8A"
+STYLE = {"font.size": 10, "mathtext.fontset": "cm", "axes.spines.top": False, "axes.spines.right": False}
+
+# For the comparison of the members: some positives above nearly all negatives, one low, and the highest but one badly
+# localised; most negatives low, few at the top.
+COMPARED_POSITIVES = torch.tensor([-0.6, 1.1, 2.0, 3.0, 4.2], dtype=torch.float64)
+COMPARED_IOUS = torch.tensor([0.7, 0.9, 0.6, 0.3, 0.8], dtype=torch.float64)
+COMPARED_NEGATIVES = 1.6 * torch.special.ndtri((torch.arange(40, dtype=torch.float64) + 0.5) / 40)
+MEMBERS = {"aLRP": "#0072B2", "AP": "#E69F00", "Rank & Sort": "#CC79A7", "NDCG": "#009E73"}
 
 
 def piecewise(path: Path) -> None:
@@ -45,9 +53,6 @@ def piecewise(path: Path) -> None:
     t = torch.cat([torch.tensor([RANGE[0]]), make_knots(POSITIVES, DELTA).thresholds, torch.tensor([RANGE[1]])])
     ramps = weights[:, None] * ramp(difference(t, POSITIVES), DELTA)
 
-    plt.rcParams.update(
-        {"font.size": 10, "mathtext.fontset": "cm", "axes.spines.top": False, "axes.spines.right": False}
-    )
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(8.6, 6.0), sharex=True, height_ratios=[1, 1.75], layout="constrained"
     )
@@ -99,9 +104,57 @@ def piecewise(path: Path) -> None:
     plt.close(figure)
 
 
+def members(path: Path) -> None:
+    """What each member of the family sends to the same scores: to negatives as a function of score, to positives."""
+    logits = torch.cat([COMPARED_POSITIVES, COMPARED_NEGATIVES]).requires_grad_()
+    num_pos = len(COMPARED_POSITIVES)
+    labels = (torch.arange(len(logits)) < num_pos).long()
+    ranking, sorting = rank_sort_loss(logits, labels, COMPARED_IOUS, delta=DELTA)
+    losses = {
+        "aLRP": alrp_loss(logits, labels, 1 - COMPARED_IOUS, delta=DELTA).cls,
+        "AP": ap_loss(logits, labels, delta=DELTA),
+        "Rank & Sort": ranking,
+        "NDCG": ndcg_loss(logits, labels, delta=DELTA),
+    }
+    num_fp = ramp(difference(COMPARED_NEGATIVES, COMPARED_POSITIVES), DELTA).sum(dim=1)
+    edges = torch.tensor([-3.8, 6.6], dtype=torch.float64)
+    t = torch.cat([edges[:1], make_knots(COMPARED_POSITIVES, DELTA).thresholds, edges[1:]])
+    ramps = ramp(difference(t, COMPARED_POSITIVES), DELTA)
+
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(8.6, 6.4), sharex=True, height_ratios=[1.3, 1], layout="constrained"
+    )
+    for place, (name, colour) in enumerate(MEMBERS.items()):
+        (gradient,) = torch.autograd.grad(losses[name], logits, retain_graph=True)
+        # In what a positive sends to its false positives, each of these has the share H / N_FP.
+        curve = (-gradient[:num_pos] / num_fp) @ ramps
+        top.plot(t, curve, color=colour, linewidth=1.8)
+        top.plot(COMPARED_NEGATIVES, gradient[num_pos:], "o", color=colour, markersize=2.6)
+        top.annotate(name, (6.6, curve[-1]), (5, 0), textcoords="offset points", color=colour, va="center")
+        if name == "Rank & Sort":
+            gradient = gradient + torch.autograd.grad(sorting, logits)[0]
+        x = COMPARED_POSITIVES + 0.11 * (place - 1.5)
+        bottom.vlines(x, 0, gradient[:num_pos], color=colour, linewidth=1.2)
+        bottom.plot(x, gradient[:num_pos], "o", color=colour, markersize=4.5)
+    top.set_ylim(bottom=0)
+    top.set_ylabel("gradient of a negative")
+    top.set_title("Negatives: a function of their score (dots: the 40 negatives)", loc="left", fontsize=10.5)
+    bottom.axhline(0, color=GREY, linewidth=0.8)
+    bottom.set_title("Positives, with their IoU (below 0: the score is pulled up)", loc="left", fontsize=10.5)
+    bottom.set_ylabel("gradient of a positive")
+    bottom.set_xlabel("score", fontsize=11)
+    for p, iou in zip(COMPARED_POSITIVES.tolist(), COMPARED_IOUS.tolist()):
+        bottom.annotate(f"{iou}", (p, 1), xycoords=("data", "axes fraction"), ha="center", va="top", color=GREY)
+    bottom.set_xlim(*edges.tolist())
+    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "images")
     output = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
+    plt.rcParams.update(STYLE)
     piecewise(output / "piecewise.png")
+    members(output / "members.png")

@@ -15,15 +15,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import choose
-from .search import find_bucket, offset_in_bucket, pad_thresholds
-from .walk import Walk, indices, is_negative, load, on_device_of, steps_to
+from .search import find_bucket, make_table, offset_in_bucket, reaches_any
+from .walk import Walk, indices, is_negative, load, load_groups, on_device_of, steps_to
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
 def bucket_kernel(
     logits,
     labels,
+    groups,
     thresholds,
+    threshold_groups,
     floors,
     totals,
     num_buckets,
@@ -41,11 +43,16 @@ def bucket_kernel(
     y_step1,
     y_step2,
     y_step3,
+    z_step0,
+    z_step1,
+    z_step2,
+    z_step3,
     AXES: tl.constexpr,
     PER_CLASS: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     LARGEST: tl.constexpr,
     STEPS: tl.constexpr,
+    GROUPED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     begin = tl.program_id(0).to(tl.int64) * BLOCK
@@ -63,9 +70,14 @@ def bucket_kernel(
     if num_nan > 0:
         tl.atomic_add(totals + num_buckets, num_nan.to(tl.int64), sem="relaxed")
 
-    reaches = counted & (score >= tl.load(thresholds))
+    reaches = counted & reaches_any(score, thresholds, STEPS, GROUPED)
     if tl.max(reaches.to(tl.int32)) > 0:
-        bucket = find_bucket(score, thresholds, STEPS)
+        z_at = steps_to(i0, i1, i2, i3, z_step0, z_step1, z_step2, z_step3, AXES)
+        group = load_groups(groups, z_at, there, GROUPED)
+        bucket = find_bucket(score, group, thresholds, threshold_groups, STEPS, GROUPED)
+        if GROUPED:
+            # What reaches a ramp of another group only.
+            reaches = reaches & (bucket > 0)
         offset = offset_in_bucket(score, bucket, floors, INVERSE_WIDTH, LARGEST)
         units = (offset * scale).to(tl.int64)
         # The bucket of one score that reaches a ramp stands for the crowd.
@@ -86,38 +98,42 @@ def count_into_buckets(
     inverse_width: float,
     scale: float,
     ignore_index: int,
+    threshold_groups: Tensor | None = None,
 ) -> Tensor:
     """Pass 1 over all levels.
 
     Args:
         walks: the levels.
-        thresholds: ``[2P]`` sorted knots, float32 or float64.
+        thresholds: ``[2P]`` sorted knots, float32 or float64; NaN, which no score reaches, after all others.
         floors: ``[2P + 1]`` finite lower ends of the buckets, same dtype.
         inverse_width: 1 / (2 delta), 0 for delta = 0.
         scale: units of the fixed point in 1.
         ignore_index: label of what is not counted.
+        threshold_groups: ``[2P]`` int64, for walks with groups: the group of each threshold, ascending; thresholds are
+            then sorted within each group. A score counts in its own group's buckets alone.
 
     Returns:
         ``[2, 2P + 2]`` int64: counts and offsets in units; the last column counts NaN. Bucket 0 is left at 0.
     """
-    padded, steps = pad_thresholds(thresholds)
+    kernel = "buckets" if threshold_groups is None else "buckets_grouped"
+    table = make_table(thresholds, threshold_groups)
     totals = torch.zeros(2, len(floors) + 1, dtype=torch.int64, device=thresholds.device)
 
     def launch(walk: Walk, into: Tensor, block: int, num_warps: int) -> None:
         bucket_kernel[(triton.cdiv(walk.num_logits, block),)](
             walk.logits,
             walk.labels,
-            padded,
-            floors,
-            into,
-            len(floors),
-            scale,
-            ignore_index,
-            **walk.arguments("x", "y"),
+            walk.groups,
+            floors=floors,
+            totals=into,
+            num_buckets=len(floors),
+            scale=scale,
+            ignore_index=ignore_index,
+            **table.arguments(),
+            **walk.arguments("x", "y", "z"),
             PER_CLASS=walk.per_class,
             INVERSE_WIDTH=inverse_width,
             LARGEST=torch.finfo(floors.dtype).max,
-            STEPS=steps,
             BLOCK=block,
             num_warps=num_warps,
         )
@@ -128,5 +144,5 @@ def count_into_buckets(
     with on_device_of(thresholds):
         for walk in walks:
             if walk.num_logits:
-                launch(walk, totals, **choose("buckets", walk.logits, partial(rehearse, walk)))
+                launch(walk, totals, **choose(kernel, walk.logits, partial(rehearse, walk)))
     return totals

@@ -24,8 +24,15 @@ _LOGITS_PER_CLASS_STEP = 2
 
 PINNED: dict[str, dict[str, Settings]] = {
     "buckets": {"default": {"block": 1024, "num_warps": 4}},
+    "buckets_grouped": {"default": {"block": 1024, "num_warps": 4}},
     "gradient": {"default": {"block": 1024, "num_warps": 4}},
+    # Ids of groups take registers; half as many logits leave as many blocks on a processor.
+    "gradient_grouped": {"default": {"block": 512, "num_warps": 4}},
     "pairwise_count": {
+        "default": {"block": 128, "block_p": 32, "tiles": 16, "num_warps": 4},
+        "gfx": {"block": 128, "block_p": 16, "tiles": 16, "num_warps": 4},
+    },
+    "pairwise_count_general": {
         "default": {"block": 128, "block_p": 32, "tiles": 16, "num_warps": 4},
         "gfx": {"block": 128, "block_p": 16, "tiles": 16, "num_warps": 4},
     },
@@ -33,22 +40,37 @@ PINNED: dict[str, dict[str, Settings]] = {
         "default": {"block": 256, "block_p": 16, "blocks": 16, "num_warps": 4},
         "gfx": {"block": 128, "block_p": 16, "blocks": 16, "num_warps": 4},
     },
+    "pairwise_gradient_general": {
+        "default": {"block": 256, "block_p": 8, "blocks": 16, "num_warps": 4},
+        "gfx": {"block": 128, "block_p": 16, "blocks": 16, "num_warps": 4},
+    },
+    "sorting": {"default": {"block": 64, "block_p": 8, "num_warps": 4}},
 }
-"""By kernel, then by the longest prefix of the architecture's name (``sm_90``, ``gfx942``) that is listed."""
+"""By kernel, then by the longest prefix of the architecture's name (``sm_90``, ``gfx942``) that is listed. ``grouped``:
+with groups; ``general``: with groups, or with a function in the place of the ramp."""
+
+_STREAMING: list[Settings] = [{"block": b, "num_warps": w} for b in (512, 1024, 2048, 4096) for w in (4, 8)]
+_PAIRWISE_COUNT: list[Settings] = [
+    {"block": b, "block_p": p, "tiles": t, "num_warps": 4}
+    for b in (64, 128, 256)
+    for p in (16, 32)
+    for t in (8, 16, 32)
+]
+_PAIRWISE_GRADIENT: list[Settings] = [
+    {"block": b, "block_p": p, "blocks": 16, "num_warps": 4} for b in (128, 256, 512) for p in (8, 16)
+]
 
 # Every pinned choice is among them, so that a search never ends with something slower.
 CANDIDATES: dict[str, list[Settings]] = {
-    "buckets": [{"block": b, "num_warps": w} for b in (512, 1024, 2048, 4096) for w in (4, 8)],
-    "gradient": [{"block": b, "num_warps": w} for b in (512, 1024, 2048, 4096) for w in (4, 8)],
-    "pairwise_count": [
-        {"block": b, "block_p": p, "tiles": t, "num_warps": 4}
-        for b in (64, 128, 256)
-        for p in (16, 32)
-        for t in (8, 16, 32)
-    ],
-    "pairwise_gradient": [
-        {"block": b, "block_p": p, "blocks": 16, "num_warps": 4} for b in (128, 256, 512) for p in (8, 16)
-    ],
+    "buckets": _STREAMING,
+    "buckets_grouped": _STREAMING,
+    "gradient": _STREAMING,
+    "gradient_grouped": _STREAMING,
+    "pairwise_count": _PAIRWISE_COUNT,
+    "pairwise_count_general": _PAIRWISE_COUNT,
+    "pairwise_gradient": _PAIRWISE_GRADIENT,
+    "pairwise_gradient_general": _PAIRWISE_GRADIENT,
+    "sorting": [{"block": b, "block_p": p, "num_warps": 4} for b in (32, 64, 128) for p in (4, 8, 16)],
 }
 
 _known: dict[str, Settings] = {}

@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import choose
-from .search import find_bucket, offset_in_bucket, pad_thresholds
-from .walk import Walk, indices, is_negative, load, on_device_of, steps_to, store
+from .search import find_bucket, make_table, offset_in_bucket, reaches_any
+from .walk import Walk, indices, is_negative, load, load_groups, on_device_of, steps_to, store
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
@@ -19,7 +19,9 @@ def gradient_kernel(
     logits,
     labels,
     gradient,
+    groups,
     thresholds,
+    threshold_groups,
     floors,
     levels,
     slopes,
@@ -40,11 +42,16 @@ def gradient_kernel(
     g_step1,
     g_step2,
     g_step3,
+    z_step0,
+    z_step1,
+    z_step2,
+    z_step3,
     AXES: tl.constexpr,
     PER_CLASS: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     LARGEST: tl.constexpr,
     STEPS: tl.constexpr,
+    GROUPED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     begin = tl.program_id(0).to(tl.int64) * BLOCK
@@ -59,8 +66,10 @@ def gradient_kernel(
     negative = is_negative(label, i0, ignore_index, PER_CLASS)
 
     value = tl.zeros_like(score) + tl.load(levels)
-    if tl.max((score >= tl.load(thresholds)).to(tl.int32)) > 0:
-        bucket = find_bucket(score, thresholds, STEPS)
+    if tl.max(reaches_any(score, thresholds, STEPS, GROUPED).to(tl.int32)) > 0:
+        z_at = steps_to(i0, i1, i2, i3, z_step0, z_step1, z_step2, z_step3, AXES)
+        group = load_groups(groups, z_at, there, GROUPED)
+        bucket = find_bucket(score, group, thresholds, threshold_groups, STEPS, GROUPED)
         offset = offset_in_bucket(score, bucket, floors, INVERSE_WIDTH, LARGEST)
         value = tl.load(levels + bucket) + tl.load(slopes + bucket) * offset
     value = tl.where(negative, value, 0.0)
@@ -103,17 +112,19 @@ def write_linear_gradient(
     coefficients: Tensor,
     inverse_width: float,
     ignore_index: int,
+    threshold_groups: Tensor | None = None,
 ) -> None:
     """Pass 2 over all levels: fill the walks' gradients. Positives get 0.
 
     Args:
         walks: the levels.
-        thresholds, floors: as in pass 1.
+        thresholds, floors, threshold_groups: as in pass 1.
         coefficients: ``[2, 2P + 1]``, level and slope of each bucket, in the dtype of ``floors``.
         inverse_width: 1 / (2 delta), 0 for delta = 0.
         ignore_index: label of what gets 0.
     """
-    padded, steps = pad_thresholds(thresholds)
+    kernel = "gradient" if threshold_groups is None else "gradient_grouped"
+    table = make_table(thresholds, threshold_groups)
     levels, slopes = coefficients.contiguous()
 
     def launch(walk: Walk, block: int, num_warps: int) -> None:
@@ -121,16 +132,16 @@ def write_linear_gradient(
             walk.logits,
             walk.labels,
             walk.gradient,
-            padded,
-            floors,
-            levels,
-            slopes,
-            ignore_index,
-            **walk.arguments("x", "y", "g"),
+            walk.groups,
+            floors=floors,
+            levels=levels,
+            slopes=slopes,
+            ignore_index=ignore_index,
+            **table.arguments(),
+            **walk.arguments("x", "y", "g", "z"),
             PER_CLASS=walk.per_class,
             INVERSE_WIDTH=inverse_width,
             LARGEST=torch.finfo(floors.dtype).max,
-            STEPS=steps,
             BLOCK=block,
             num_warps=num_warps,
         )
@@ -138,7 +149,7 @@ def write_linear_gradient(
     with on_device_of(thresholds):
         for walk in walks:
             if walk.num_logits:
-                launch(walk, **choose("gradient", walk.logits, partial(launch, walk)))
+                launch(walk, **choose(kernel, walk.logits, partial(launch, walk)))
 
 
 def write_positives(walks: list[Walk], pos_index: Tensor, pos_gradient: Tensor) -> None:

@@ -18,35 +18,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import choose
-from .walk import Walk, indices, is_negative, load, on_device_of, steps_to, store
-
-
-@triton.jit
-def ramps(score, positive, INVERSE_WIDTH: tl.constexpr, SATURATE: tl.constexpr):
-    """H(score - positive) for all pairs, ``[positives, scores]``; 0 where the score is NaN, and of equal infinities."""
-    x = score[None, :] - positive[:, None]
-    if INVERSE_WIDTH == 0:
-        return tl.where(x >= 0, 1.0, 0.0).to(x.dtype)
-    elif SATURATE:
-        # One instruction for multiply, add and clamp; of NaN it makes 0.
-        return tl.inline_asm_elementwise(
-            "fma.rn.sat.f32 $0, $1, $2, 0f3F000000;",
-            "=f,f,f",
-            [x, tl.zeros_like(x) + INVERSE_WIDTH],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
-        )
-    else:
-        h = x * INVERSE_WIDTH + 0.5
-        return tl.where(h > 0, tl.where(h < 1, h, 1.0), 0.0)
+from .pairs import load_positives, pair_constants, pair_function, pairs, with_function
+from .walk import Walk, indices, is_negative, load, load_groups, on_device_of, steps_to, store
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
 def pairwise_count_kernel(
     logits,
     labels,
+    groups,
     positives,
+    pos_groups,
     totals,
     num_positives,
     scale,
@@ -63,17 +45,25 @@ def pairwise_count_kernel(
     y_step1,
     y_step2,
     y_step3,
+    z_step0,
+    z_step1,
+    z_step2,
+    z_step3,
     AXES: tl.constexpr,
     PER_CLASS: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     SATURATE: tl.constexpr,
+    GROUPED: tl.constexpr,
+    CUSTOM: tl.constexpr,
+    DELTA: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
 ):
     strip = tl.program_id(0).to(tl.int64) * (BLOCK * TILES)
     i = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    positive = tl.load(positives + i, mask=i < num_positives, other=0)
+    positive = load_positives(positives, i, num_positives, CUSTOM)
+    pos_group = load_groups(pos_groups, i, i < num_positives, GROUPED)
     lane = tl.arange(0, BLOCK)
     sums = tl.zeros([BLOCK_P, BLOCK], positives.dtype.element_ty)
     num_above = tl.zeros([BLOCK], tl.int32)
@@ -89,16 +79,26 @@ def pairwise_count_kernel(
         label = tl.load(labels + y_at, mask=there, other=0)
         counted = there & is_negative(label, i0, ignore_index, PER_CLASS)
         num_nan += (counted & (score != score)).to(tl.int32)
-        # What does not count becomes NaN, for which every ramp is 0.
+        # What does not count becomes NaN as well.
         score = tl.where(counted, score, float("nan"))
-        num_above += (score == float("inf")).to(tl.int32)
-        num_below += (score == float("-inf")).to(tl.int32)
-        sums += ramps(score, positive, INVERSE_WIDTH, SATURATE)
-    units = (tl.sum(sums, axis=1) * scale).to(tl.int64)
+        if not GROUPED and not CUSTOM:
+            num_above += (score == float("inf")).to(tl.int32)
+            num_below += (score == float("-inf")).to(tl.int32)
+        z_at = steps_to(i0, i1, i2, i3, z_step0, z_step1, z_step2, z_step3, AXES)
+        group = load_groups(groups, z_at, there, GROUPED)
+        sums += pairs(score, positive, group, pos_group, INVERSE_WIDTH, SATURATE, GROUPED, CUSTOM, pair_function, DELTA)
+    sums = tl.sum(sums, axis=1)
+    if CUSTOM:
+        # A NaN that the function made counts as one that it was given.
+        failed = (sums != sums) & (i < num_positives)
+        tl.atomic_add(totals + num_positives + 2, tl.sum(failed.to(tl.int32)).to(tl.int64), sem="relaxed")
+        sums = tl.where(failed, 0.0, sums)
+    units = (sums * scale).to(tl.int64)
     tl.atomic_add(totals + i, units, mask=i < num_positives, sem="relaxed")
     if tl.program_id(1) == 0:
-        tl.atomic_add(totals + num_positives, tl.sum(num_above).to(tl.int64), sem="relaxed")
-        tl.atomic_add(totals + num_positives + 1, tl.sum(num_below).to(tl.int64), sem="relaxed")
+        if not GROUPED and not CUSTOM:
+            tl.atomic_add(totals + num_positives, tl.sum(num_above).to(tl.int64), sem="relaxed")
+            tl.atomic_add(totals + num_positives + 1, tl.sum(num_below).to(tl.int64), sem="relaxed")
         tl.atomic_add(totals + num_positives + 2, tl.sum(num_nan).to(tl.int64), sem="relaxed")
 
 
@@ -107,7 +107,9 @@ def pairwise_gradient_kernel(
     logits,
     labels,
     gradient,
+    groups,
     positives,
+    pos_groups,
     weights,
     num_positives,
     ignore_index,
@@ -127,10 +129,17 @@ def pairwise_gradient_kernel(
     g_step1,
     g_step2,
     g_step3,
+    z_step0,
+    z_step1,
+    z_step2,
+    z_step3,
     AXES: tl.constexpr,
     PER_CLASS: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     SATURATE: tl.constexpr,
+    GROUPED: tl.constexpr,
+    CUSTOM: tl.constexpr,
+    DELTA: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -146,18 +155,24 @@ def pairwise_gradient_kernel(
     label = tl.load(labels + y_at, mask=there, other=0)
     negative = is_negative(label, i0, ignore_index, PER_CLASS)
 
+    z_at = steps_to(i0, i1, i2, i3, z_step0, z_step1, z_step2, z_step3, AXES)
+    group = load_groups(groups, z_at, there, GROUPED)
+
     # After the weights: what the positives at +inf and at -inf give to scores there, and a constant (0 or NaN) for all.
     value = tl.zeros_like(score) + tl.load(weights + num_positives + 2)
-    value += tl.where(score == float("inf"), tl.load(weights + num_positives), 0.0)
-    value += tl.where(score == float("-inf"), tl.load(weights + num_positives + 1), 0.0)
+    if not GROUPED and not CUSTOM:
+        value += tl.where(score == float("inf"), tl.load(weights + num_positives), 0.0)
+        value += tl.where(score == float("-inf"), tl.load(weights + num_positives + 1), 0.0)
     lost = tl.zeros_like(score)
-    for group in range(0, num_positives, BLOCK_P * BLOCKS):
+    for begin_p in range(0, num_positives, BLOCK_P * BLOCKS):
         sums = tl.zeros([BLOCK_P, BLOCK], positives.dtype.element_ty)
         for block in range(BLOCKS):
-            i = group + block * BLOCK_P + tl.arange(0, BLOCK_P)
-            positive = tl.load(positives + i, mask=i < num_positives, other=0)
+            i = begin_p + block * BLOCK_P + tl.arange(0, BLOCK_P)
+            positive = load_positives(positives, i, num_positives, CUSTOM)
             weight = tl.load(weights + i, mask=i < num_positives, other=0)
-            sums += ramps(score, positive, INVERSE_WIDTH, SATURATE) * weight[:, None]
+            pos_group = load_groups(pos_groups, i, i < num_positives, GROUPED)
+            h = pairs(score, positive, group, pos_group, INVERSE_WIDTH, SATURATE, GROUPED, CUSTOM, pair_function, DELTA)
+            sums += h * weight[:, None]
         term = tl.sum(sums, axis=0) - lost
         total = value + term
         lost = (total - value) - term
@@ -166,15 +181,16 @@ def pairwise_gradient_kernel(
     store(gradient + g_at, value, there)
 
 
-def _constants(pos_logits: Tensor, inverse_width: float) -> dict[str, Any]:
-    on_nvidia = pos_logits.is_cuda and torch.version.hip is None
-    return {
-        "INVERSE_WIDTH": inverse_width,
-        "SATURATE": on_nvidia and pos_logits.dtype == torch.float32,
-    }
-
-
-def count_pairs(walks: list[Walk], pos_logits: Tensor, inverse_width: float, scale: float, ignore_index: int) -> Tensor:
+def count_pairs(
+    walks: list[Walk],
+    pos_logits: Tensor,
+    inverse_width: float,
+    scale: float,
+    ignore_index: int,
+    pos_groups: Tensor | None = None,
+    function: Any = None,
+    delta: float = 0.0,
+) -> Tensor:
     """Pass 1: N_FP(i) in fixed point.
 
     Args:
@@ -183,27 +199,38 @@ def count_pairs(walks: list[Walk], pos_logits: Tensor, inverse_width: float, sca
         inverse_width: 1 / (2 delta), 0 for delta = 0.
         scale: units of the fixed point in 1.
         ignore_index: label of what is not counted.
+        pos_groups: ``[P]`` int64, for walks with groups: the group of each positive. Only pairs of one group count.
+        function: a ``@triton.jit`` device function f(x, delta) of the differences n_j - p_i, in the place of H. What it
+            returns is clamped into [0, 1].
+        delta: the second argument of ``function``.
 
     Returns:
         ``[1, P + 3]`` int64: N_FP of each positive in units, without equal infinities; then how many negatives are
-        +inf, -inf, and NaN.
+        +inf, -inf, and NaN. With groups or a function, equal infinities are pairs as others are (x = 0), the two
+        numbers of infinite negatives stay 0, and a NaN that the function makes of a number is among the NaN.
     """
     num_pos = len(pos_logits)
+    kernel = "pairwise_count" if pos_groups is None and function is None else "pairwise_count_general"
     totals = torch.zeros(1, num_pos + 3, dtype=torch.int64, device=pos_logits.device)
 
     def launch(walk: Walk, into: Tensor, block: int, block_p: int, tiles: int, num_warps: int) -> None:
         grid = (triton.cdiv(walk.num_logits, block * tiles), max(1, triton.cdiv(num_pos, block_p)))
-        pairwise_count_kernel[grid](
+        with_function(pairwise_count_kernel, function)[grid](
             walk.logits,
             walk.labels,
+            walk.groups,
             pos_logits,
+            pos_groups,
             into,
             num_pos,
             scale,
             ignore_index,
-            **walk.arguments("x", "y"),
+            **walk.arguments("x", "y", "z"),
+            **pair_constants(pos_logits, inverse_width),
             PER_CLASS=walk.per_class,
-            **_constants(pos_logits, inverse_width),
+            GROUPED=pos_groups is not None,
+            CUSTOM=function is not None,
+            DELTA=delta,
             BLOCK=block,
             BLOCK_P=block_p,
             TILES=tiles,
@@ -216,7 +243,7 @@ def count_pairs(walks: list[Walk], pos_logits: Tensor, inverse_width: float, sca
     with on_device_of(pos_logits):
         for walk in walks:
             if walk.num_logits:
-                launch(walk, totals, **choose("pairwise_count", walk.logits, partial(rehearse, walk)))
+                launch(walk, totals, **choose(kernel, walk.logits, partial(rehearse, walk)))
     return totals
 
 
@@ -226,30 +253,39 @@ def write_pairwise_gradient(
     weights: Tensor,
     inverse_width: float,
     ignore_index: int,
+    pos_groups: Tensor | None = None,
+    function: Any = None,
+    delta: float = 0.0,
 ) -> None:
     """Pass 2: fill the walks' gradients; positives get 0.
 
     Args:
         walks: the levels.
-        pos_logits: as in pass 1.
+        pos_logits, pos_groups, function, delta: as in pass 1.
         weights: ``[P + 3]`` in the dtype of ``pos_logits``; the last three are added to the gradients of negatives at
-            +inf, of those at -inf, and of all.
+            +inf, of those at -inf, and of all; with groups or a function, the last alone.
         inverse_width: 1 / (2 delta), 0 for delta = 0.
         ignore_index: label of what gets 0.
     """
+    kernel = "pairwise_gradient" if pos_groups is None and function is None else "pairwise_gradient_general"
 
     def launch(walk: Walk, block: int, block_p: int, blocks: int, num_warps: int) -> None:
-        pairwise_gradient_kernel[(triton.cdiv(walk.num_logits, block),)](
+        with_function(pairwise_gradient_kernel, function)[(triton.cdiv(walk.num_logits, block),)](
             walk.logits,
             walk.labels,
             walk.gradient,
+            walk.groups,
             pos_logits,
+            pos_groups,
             weights,
             len(pos_logits),
             ignore_index,
-            **walk.arguments("x", "y", "g"),
-            **_constants(pos_logits, inverse_width),
+            **walk.arguments("x", "y", "g", "z"),
+            **pair_constants(pos_logits, inverse_width),
             PER_CLASS=walk.per_class,
+            GROUPED=pos_groups is not None,
+            CUSTOM=function is not None,
+            DELTA=delta,
             BLOCK=block,
             BLOCK_P=block_p,
             BLOCKS=blocks,
@@ -259,4 +295,4 @@ def write_pairwise_gradient(
     with on_device_of(pos_logits):
         for walk in walks:
             if walk.num_logits:
-                launch(walk, **choose("pairwise_gradient", walk.logits, partial(launch, walk)))
+                launch(walk, **choose(kernel, walk.logits, partial(launch, walk)))

@@ -1,4 +1,4 @@
-"""How a kernel walks one level: logits of any strides, in row-major order, beside their labels.
+"""How a kernel walks one level: logits of any strides, in row-major order, beside their labels and groups.
 
 Axes of size 1 vanish, and axes that follow each other in memory in every tensor become one, so that what is
 contiguous has one axis (two with class labels, whose last axis holds the classes and takes no step in the labels). At
@@ -33,40 +33,50 @@ class Walk(NamedTuple):
     per_class: bool
     sizes: tuple[int, ...]
     steps: tuple[tuple[int, ...], ...]
+    groups: Tensor | None = None
 
     @property
     def num_logits(self) -> int:
         return self.logits.numel()
 
     def arguments(self, *tensors: str) -> dict[str, int]:
-        """The kernels' arguments for these of the tensors x (logits), y (labels), g (gradient): sizes of all axes but
-        the outermost, steps of all; 1 for axes that are not there."""
+        """The kernels' arguments for these of the tensors x (logits), y (labels), g (gradient), z (groups): sizes of
+        all axes but the outermost, steps of all; 1 for axes and for groups that are not there."""
         pad = (1,) * (MAX_AXES - len(self.sizes))
         named = {f"size{i}": size for i, size in enumerate((*self.sizes, *pad)[:-1])}
-        for name, steps in zip("xyg", self.steps):
+        for name, steps in zip("xygz", (*self.steps, (1,) * len(self.sizes))):
             if name in tensors:
                 named |= {f"{name}_step{i}": step for i, step in enumerate((*steps, *pad))}
         return named | {"num_logits": self.num_logits, "AXES": len(self.sizes)}
 
 
-def make_walk(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> Walk:
+def make_walk(logits: Tensor, labels: Tensor, gradient: Tensor | None = None, groups: Tensor | None = None) -> Walk:
     """Describe a level. What has more than four axes is copied, and a gradient then replaced by a contiguous one.
 
     Args:
         logits: any shape and strides (``[..., C]`` with class labels).
         labels: of the logits' shape, or without the last axis.
         gradient: of the logits' shape, for a walk that writes it.
+        groups: the ranking that each logit, or each row of logits, belongs to: integers of the logits' shape, or
+            without the last axis, of any strides.
     """
-    writes = gradient is not None
-    gradient = logits if gradient is None else gradient
+    tensors = [logits, _spread(labels, logits), logits if gradient is None else gradient]
+    if groups is not None:
+        tensors.append(_spread(groups, logits))
     per_class = labels.dim() != logits.dim()
-    spread = labels.unsqueeze(-1).expand(logits.shape) if per_class else labels
-    axes = _merge(logits.shape, (logits.stride(), spread.stride(), gradient.stride()), keep_last=per_class)
+    axes = _merge(logits.shape, tuple(tensor.stride() for tensor in tensors), keep_last=per_class)
     if len(axes) > MAX_AXES or any(size > _MAX_INNER for size, _ in axes[:-1]):
-        contiguous = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if writes else None
-        return make_walk(logits.contiguous(), labels.contiguous(), contiguous)
+        if gradient is not None:
+            gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        groups = None if groups is None else groups.contiguous()
+        return make_walk(logits.contiguous(), labels.contiguous(), gradient, groups)
     sizes, steps = zip(*axes)
-    return Walk(logits, labels, gradient, per_class, sizes, tuple(zip(*steps)))
+    return Walk(logits, labels, tensors[2], per_class, sizes, tuple(zip(*steps)), groups)
+
+
+def _spread(rows: Tensor, logits: Tensor) -> Tensor:
+    """A view in the logits' shape of what may lack their last axis, which then takes no step."""
+    return rows if rows.dim() == logits.dim() else rows.unsqueeze(-1).expand(logits.shape)
 
 
 def _merge(
@@ -145,6 +155,15 @@ def is_negative(label, column, ignore_index, PER_CLASS: tl.constexpr):
         return (label != column) & (label != ignore_index)
     else:
         return (label == 0) & (label != ignore_index)
+
+
+@triton.jit
+def load_groups(groups, at, mask, GROUPED: tl.constexpr):
+    """The 64-bit ids of groups; without groups, something that means nothing."""
+    if GROUPED:
+        return tl.load(groups + at, mask=mask, other=0).to(tl.int64)
+    else:
+        return at
 
 
 # Triton's interpreter converts bfloat16 by its own arithmetic, which takes 0 for 2^-126 and does not round to nearest.

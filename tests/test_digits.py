@@ -120,7 +120,7 @@ def test_the_script_trains_reports_and_fails_below_the_required_precision(tmp_pa
         assert np.isfinite(metrics["history"][name]).all()
     assert (tmp_path / "out" / "detections.png").stat().st_size > 10_000
     checkpoint = torch.load(tmp_path / "out" / "detector.pt")
-    assert "head.alrp_criterion.self_balance.weight" in checkpoint
+    assert "head.ranking_criterion.self_balance.weight" in checkpoint
 
     with np.load(logits) as arrays:
         late = arrays["late_logits"]

@@ -1,45 +1,74 @@
 """The loss as PyTorch's machinery sees it: operators, autograd, torch.compile, memory kept for backward."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
-from cases import Case, random_case
+from cases import INTERPRETED, Case, random_case
 from checks import assert_same_bits, assert_same_results, backends, engine_backends, evaluate
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import saved_tensors_hooks
 
 from alrp_triton import ALRPLoss, alrp_loss
-from alrp_triton.engine import Levels, Ranking, operators
+from alrp_triton.engine import Levels, PairFunction, Ranking, operators, sorting
 from alrp_triton.engine.backends import choose_backend
 
 
-def table_problem(backend="torch", dtype=torch.float32):
+def table_problem(backend="torch", dtype=torch.float32, grouped=False, distribution=None):
     """Two levels, of which the first has class labels, and the tables of their ranking."""
     case = random_case(90, 7, dtype=dtype)
     logits = [torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).to(dtype), case.logits]
     labels = [torch.tensor([0, 5, 5, -1, 4, 5]), case.labels]
-    levels = Levels(logits, labels)
-    errors = torch.ones(9, dtype=torch.float64)
-    ranking = Ranking(levels, 9, delta=1.0, ignore_index=-1, backend=backend, values=errors)
-    rows = (ranking.thresholds.shape[0] + 1,) if backend == "pairwise" else (2 * 9 + 1,)
-    coefficients = torch.rand(1 if backend == "pairwise" else 2, *rows, dtype=torch.float64)
-    gradient = torch.rand(9, dtype=torch.float64)
-    return levels, ranking, [ranking.thresholds, coefficients, ranking.pos_index, gradient]
+    groups = [torch.tensor([3, 3, -2, 3, -2, -2]), torch.full((90,), 3)] if grouped else []
+    levels = Levels(logits, labels, groups)
+    arguments = {"delta": 1.0, "ignore_index": -1, "backend": backend, "distribution": distribution}
+    ranking = Ranking(levels, 9, values=(torch.ones(9),), **arguments)
+    weights, gradients = torch.rand(2, 9, dtype=torch.float64), torch.rand(2, 9, dtype=torch.float64)
+    with patch.object(operators, "attach_gradient") as attach:
+        ranking.attach(torch.rand(2, dtype=torch.float64), gradients, weights)
+    values, _, *rest = attach.call_args.args
+    return levels, ranking, values, rest
+
+
+SQUARE = PairFunction(lambda x, delta: (x / (2 * delta) + 0.5).clamp(0, 1) ** 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("backend", engine_backends())
-def test_opcheck_of_the_engine(backend, dtype):
-    levels, ranking, tables = table_problem(backend, dtype)
-    pos_logits = ranking.knots.pos_logits
-    settings = (1.0, -1, backend)
-    torch.library.opcheck(operators.find_positives, (levels.logits, levels.labels, 9, -1))
+def test_opcheck_of_the_engine(backend, grouped, dtype):
+    levels, ranking, values, rest = table_problem(backend, dtype, grouped)
+    given = (levels.logits, levels.labels, list(levels.groups))
+    torch.library.opcheck(operators.find_positives, (*given, 9, -1, "ious"))
+    positives = (ranking.knots.pos_logits, ranking.pos_groups)
     torch.library.opcheck(
-        operators.count_negatives, (levels.logits, levels.labels, ranking.thresholds, pos_logits, *settings)
+        operators.count_negatives, (*given, *ranking._thresholds(backend), *positives, 1.0, -1, backend, "")
     )
-    value = torch.tensor(0.5, dtype=torch.float64)
     leaves = [x.clone().requires_grad_() for x in levels.logits]
-    torch.library.opcheck(operators.attach_gradient, (value, leaves, levels.labels, *tables, *settings))
-    torch.library.opcheck(operators.write_gradient, (value, levels.logits, levels.labels, *tables, *settings))
+    torch.library.opcheck(operators.attach_gradient, (values, leaves, *rest))
+    torch.library.opcheck(operators.write_gradient, (values, levels.logits, *rest))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs no kernel")
+@pytest.mark.parametrize("grouped", [False, True])
+def test_opcheck_of_the_direct_form(grouped):
+    levels, ranking, values, rest = table_problem("torch", grouped=grouped, distribution=SQUARE)
+    given = (levels.logits, levels.labels, list(levels.groups))
+    positives = (ranking.knots.pos_logits, ranking.pos_groups)
+    assert rest[-2:] == ["direct", SQUARE.key]
+    torch.library.opcheck(operators.count_negatives, (*given, *positives, *positives, 1.0, -1, "direct", SQUARE.key))
+    torch.library.opcheck(operators.write_gradient, (values, levels.logits, *rest))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_opcheck_of_sorting(grouped):
+    generator = torch.Generator().manual_seed(0)
+    scores, values = torch.randn(2, 11, generator=generator)
+    groups = torch.randint(0, 3, (11,), generator=generator) if grouped else None
+    weights = torch.rand(11, generator=generator, dtype=torch.float64)
+    for backend in engine_backends():
+        torch.library.opcheck(sorting.sorting_sums, (scores, values, groups, 0.5, backend))
+        torch.library.opcheck(sorting.sorting_received, (scores, values, groups, weights, 0.5, backend))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -52,9 +81,10 @@ def test_opcheck_of_computed_gradients(dtype):
 
 
 def test_every_operator_is_checked_above():
-    engine = {"find_positives", "count_negatives", "attach_gradient", "write_gradient"}
-    registered = {name for name, value in vars(operators).items() if isinstance(value, torch.library.CustomOpDef)}
-    assert registered == engine | {"attach_computed", "scale_gradients"}
+    checked = {"find_positives", "count_negatives", "attach_gradient", "write_gradient"}
+    checked |= {"sorting_sums", "sorting_received", "attach_computed", "scale_gradients"}
+    everything = vars(operators) | vars(sorting)
+    assert checked == {name for name, value in everything.items() if isinstance(value, torch.library.CustomOpDef)}
 
 
 @pytest.mark.parametrize("backend", backends())

@@ -153,7 +153,7 @@ def test_criterion_receives_torchvisions_assignment():
     matched = [torch.tensor([1, -1, -2, 0, -1]), torch.tensor([-2, -1, 0, -1, -2])]
     head.compute_loss(targets, outputs, anchors, matched)
 
-    logits, labels, pred_boxes, target_boxes = head.alrp_criterion.arguments
+    logits, labels, pred_boxes, target_boxes = head.ranking_criterion.arguments
     assert logits is outputs["cls_logits"]  # neither flattened nor copied
     assert labels.tolist() == [[1, 4, -1, 3, 4], [-1, 4, 0, 4, -1]]
     torch.testing.assert_close(pred_boxes, torch.stack([anchors[0][0], anchors[0][3], anchors[1][2]]))
@@ -169,7 +169,7 @@ def test_half_precision_deltas_are_decoded_in_the_precision_of_the_boxes():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
     recorded = []
-    model.head.alrp_criterion.register_forward_pre_hook(lambda _, arguments: recorded.append(arguments))
+    model.head.ranking_criterion.register_forward_pre_hook(lambda _, arguments: recorded.append(arguments))
     with torch.autocast("cpu", torch.bfloat16):
         model(*batch())
     logits, _, pred_boxes, _ = recorded[0]
@@ -249,11 +249,11 @@ def test_copies_use_their_own_criterion(duplicate, head):
 
     assert type(twin.head) is type(model.head)
     assert isinstance(twin.head, RenamedHead if head else RetinaNetHead)
-    assert twin.head.alrp_criterion is not model.head.alrp_criterion
+    assert twin.head.ranking_criterion is not model.head.ranking_criterion
     assert twin(images, targets) == model(images, targets)
 
     weighted = model(images, targets)["bbox_regression"]
-    twin.head.alrp_criterion.self_balance.step_epoch()
+    twin.head.ranking_criterion.self_balance.step_epoch()
     assert twin(images, targets)["bbox_regression"] != weighted
     assert model(images, targets)["bbox_regression"] == weighted
 
@@ -262,7 +262,7 @@ def test_state_dict_carries_the_self_balancing_weight():
     images, targets = batch()
     model = use_alrp(build())
     model(images, targets)
-    model.head.alrp_criterion.self_balance.step_epoch()
+    model.head.ranking_criterion.self_balance.step_epoch()
     restored = use_alrp(build(seed=5))
     assert restored(images, targets)["bbox_regression"] != model(images, targets)["bbox_regression"]
     restored.load_state_dict(model.state_dict(), strict=True)
@@ -270,7 +270,7 @@ def test_state_dict_carries_the_self_balancing_weight():
 
     added = set(model.state_dict()) - set(build().state_dict())
     assert added
-    assert all(name.startswith("head.alrp_criterion.") for name in added)
+    assert all(name.startswith("head.ranking_criterion.") for name in added)
 
 
 def test_second_call_replaces_the_criterion():

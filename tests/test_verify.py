@@ -256,7 +256,7 @@ def test_cases_are_worth_checking(size: verify_cases.Size) -> None:
         levels = Levels(case.logits, case.labels)
         assert sum(level.numel() for level in case.logits) <= 2 * size.logits
         exact = case.exact
-        flat_logits, flat_labels = flatten_levels(levels, -1)
+        flat_logits, flat_labels, _ = flatten_levels(levels, -1)
         for value in exact:
             assert value.isfinite().all()
             assert value.any()

@@ -10,7 +10,7 @@ from checks import assert_same_bits
 
 from alrp_triton import alrp_loss
 from alrp_triton.engine import positives
-from alrp_triton.engine.backends import search
+from alrp_triton.engine.backends import search, tables
 from alrp_triton.engine.inputs import Levels
 from alrp_triton.engine.knots import make_knots
 
@@ -37,8 +37,8 @@ def make_levels(seed: int = 0) -> tuple[Levels, int]:
 def test_finds_the_same_positives(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(positives, "_PIECE_ON_DEVICE", piece)
     levels, num_pos = make_levels()
-    expected, found, invalid = positives._collect(levels, -1)
-    assert (len(expected), found, invalid) == (num_pos, num_pos, False)
+    expected, invalid = positives._collect(levels, -1)
+    assert (len(expected), invalid) == (num_pos, False)
     for asked in (num_pos, num_pos - 3, num_pos + 3, 0):
         index, count, wrong = positives._collect_without_sync(levels, asked, -1)
         assert int(count) == num_pos
@@ -52,7 +52,7 @@ def test_finds_the_same_positives(piece: int, monkeypatch: pytest.MonkeyPatch) -
 def test_sees_labels_out_of_range(place: int) -> None:
     levels, num_pos = make_levels()
     levels.labels[place].view(-1)[-1] = 9
-    assert positives._collect(levels, -1)[2]
+    assert positives._collect(levels, -1)[1]
     assert bool(positives._collect_without_sync(levels, num_pos, -1)[2])
 
 
@@ -71,16 +71,18 @@ def test_writes_the_same_positives(first_is_positive: bool, dtype: torch.dtype) 
     assert_same_bits("values", torch.cat([t.flatten() for t in tensors]), expected)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("delta", [1.0, 0.0])
-def test_the_whole_loss_on_the_path_of_a_gpu(delta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_loss_on_the_path_of_a_gpu(delta: float, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Binary search, no peeking, masks and slots throughout: the same bits."""
     levels, num_pos = make_levels()
     levels.logits[0][0, 1], levels.logits[3][5], levels.logits[2][0, 0] = torch.inf, -torch.inf, 0.25
     errors = torch.linspace(0.1, 0.9, num_pos)
+    groups = [torch.arange(x.shape[0])[(..., *[None] * (x.dim() - 1))].expand(x.shape) % 3 for x in levels.logits]
 
     def run() -> list[torch.Tensor]:
         leaves = [x.clone().requires_grad_() for x in levels.logits]
-        out = alrp_loss(leaves, levels.labels, errors, delta=delta, backend="torch")
+        out = alrp_loss(leaves, levels.labels, errors, delta=delta, groups=groups if grouped else None, backend="torch")
         return [out.cls.detach(), out.loc, out.rank, *torch.autograd.grad(out.cls, leaves)]
 
     expected = run()
@@ -88,6 +90,7 @@ def test_the_whole_loss_on_the_path_of_a_gpu(delta: float, monkeypatch: pytest.M
     monkeypatch.setattr(positives, "waits_for_nothing", lambda device: True)
     monkeypatch.setattr(torch_backend, "waits_for_nothing", lambda device: True)
     monkeypatch.setattr(search, "waits_for_nothing", lambda device: True)
+    monkeypatch.setattr(tables, "waits_for_nothing", lambda device: True)
     for one, other in zip(run(), expected):
         assert_same_bits("result", one, other)
     # A wrong number of positives cannot raise here; it makes everything NaN, or raises when asked to.

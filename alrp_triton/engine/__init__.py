@@ -7,6 +7,7 @@ backward. :mod:`.operators` registers what touches M-sized data with PyTorch.
 """
 
 from .inputs import Levels, check_inputs
-from .ranking import Ranking
+from .pairs import PairFunction
+from .ranking import Ranking, Statistics
 
-__all__ = ["Levels", "Ranking", "check_inputs"]
+__all__ = ["Levels", "PairFunction", "Ranking", "Statistics", "check_inputs"]

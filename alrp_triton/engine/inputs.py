@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -16,10 +17,17 @@ LABEL_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 class Levels(NamedTuple):
-    """Logits and labels that are ranked together, level by level."""
+    """Logits and labels, level by level."""
 
     logits: list[Tensor]
     labels: list[Tensor]
+    groups: Sequence[Tensor] = ()
+    """Which ranking each logit, or each row, belongs to; empty where all are ranked together."""
+
+    def each(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Logits, labels and groups of each level."""
+        groups: Iterable[Tensor | None] = self.groups or repeat(None)
+        return zip(self.logits, self.labels, groups)
 
     @property
     def num_logits(self) -> int:
@@ -50,34 +58,40 @@ def waits_for_nothing(device: torch.device) -> bool:
 def check_inputs(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
-    per_positive: Tensor,
     *,
     delta: float,
     ignore_index: int,
-    name: str = "loc_errors",
+    groups: Tensor | Sequence[Tensor] | None = None,
+    per_positive: Mapping[str, Tensor] | None = None,
+    num_positives: int | None = None,
 ) -> Levels:
     """Check everything that can be checked without reading a tensor.
 
     Args:
         logits: ``[..., C]`` or ``[M]``, or a sequence of such tensors.
         labels: as ``logits``, or without the last axis; as many tensors as ``logits``.
-        per_positive: ``[P]`` floats, one for each positive.
         delta: half width of the ramp: 0, or from 1e-30 to 1e30.
         ignore_index: the label of what takes part in nothing.
-        name: what to call ``per_positive`` in errors.
+        groups: integers of the logits' shape, or without the last axis; as many tensors as ``logits``. None for one
+            ranking of all.
+        per_positive: by name, ``[P]`` floats, one for each positive.
+        num_positives: P, where it is given as such.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    levels = Levels(_tensors("logits", logits), _tensors("labels", labels))
-    if len(levels.logits) != len(levels.labels):
-        raise ValueError(
-            f"labels: expected one tensor for each of the {len(levels.logits)} logits, got {len(levels.labels)}"
-        )
+    levels = Levels(
+        _tensors("logits", logits), _tensors("labels", labels), () if groups is None else _tensors("groups", groups)
+    )
+    for name, tensors in (("labels", levels.labels), ("groups", levels.groups)):
+        if len(tensors) != len(levels.logits) and (name == "labels" or groups is not None):
+            raise ValueError(
+                f"{name}: expected one tensor for each of the {len(levels.logits)} logits, got {len(tensors)}"
+            )
     if not levels.logits:
         raise ValueError("logits: expected at least one tensor, got an empty sequence")
     first = levels.logits[0]
-    for i, (x, y) in enumerate(zip(*levels)):
+    for i, (x, y, group) in enumerate(levels.each()):
         at = f"[{i}]" if len(levels.logits) > 1 else ""
         if x.dtype not in FLOAT_DTYPES:
             raise TypeError(f"logits{at}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
@@ -92,12 +106,24 @@ def check_inputs(
                 f"labels{at}: expected shape {list(x.shape)} (a label for each logit) or {list(x.shape[:-1])} "
                 f"(a class index for each row), got {list(y.shape)}"
             )
-        for what, tensor in (("logits", x), ("labels", y)):
-            if tensor.device != first.device:
+        if group is not None and group.dtype not in LABEL_DTYPES:
+            raise TypeError(f"groups{at}: expected an integer dtype, got {group.dtype}")
+        if group is not None and group.shape != x.shape and group.shape != x.shape[:-1]:
+            raise ValueError(
+                f"groups{at}: expected shape {list(x.shape)} (a group for each logit) or {list(x.shape[:-1])} "
+                f"(for each row), got {list(group.shape)}"
+            )
+        for what, tensor in (("logits", x), ("labels", y), ("groups", group)):
+            if tensor is not None and tensor.device != first.device:
                 raise ValueError(
                     f"{what}{at}: expected device {first.device}, as the first logits, got {tensor.device}"
                 )
-    check_per_positive(name, per_positive, first.device)
+    if num_positives is not None and (isinstance(num_positives, bool) or not isinstance(num_positives, int)):
+        raise TypeError(f"num_positives: expected an int or None, got {type(num_positives).__name__}")
+    if num_positives is not None and num_positives < 0:
+        raise ValueError(f"num_positives: expected an int >= 0 or None, got {num_positives}")
+    for name, values in (per_positive or {}).items():
+        _check_per_positive(name, values, first.device)
     if isinstance(delta, bool) or not isinstance(delta, (int, float)):
         raise TypeError(f"delta: expected a number, got {type(delta).__name__}")
     if delta != 0 and not DELTAS[0] <= delta <= DELTAS[1]:
@@ -107,7 +133,7 @@ def check_inputs(
     return levels
 
 
-def check_per_positive(name: str, values: Tensor, device: torch.device) -> None:
+def _check_per_positive(name: str, values: Tensor, device: torch.device) -> None:
     """Check a ``[P]`` float tensor that holds one number for each positive."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")

@@ -13,6 +13,9 @@ Three choices keep this exact for every finite and infinite score:
   however large t is. Only the P-sized tables know what a knot's rounding added (at most delta): ``ramp_begin``.
 * Places of buckets are measured on an axis on which gaps without any active ramp have shrunk to at most 2 delta
   (``coordinate``), from the top. So tables hold no large numbers whose differences would lose the small ones.
+
+With groups, each of which is a ranking of its own, everything is sorted by group first, and every sum ends with its
+group. A score below all thresholds of its group, or in a group that has none, is in bucket 0.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import lexicographic
 from .sums import prefix_sums, suffix_sums
 
 
 class Knots(NamedTuple):
-    """Sorted ramps of P positives. Bucket b holds the scores with exactly b thresholds at or below them."""
+    """Sorted ramps of P positives. Bucket b >= 1 holds the scores from threshold b - 1 up to the next of its group."""
 
     pos_logits: Tensor
     """``[P]``, in the compute dtype."""
@@ -52,11 +56,15 @@ class Knots(NamedTuple):
     below_begin: Tensor
     """``[P]`` int64: how many positives lie below the beginning of the ramp of positive i."""
     below_end: Tensor
-    """``[P]`` int64: how many positives lie below the end of the ramp of positive i."""
+    """``[P]`` int64: how many positives lie below the end of the ramp of positive i; P where all of its group do."""
+    threshold_groups: Tensor | None
+    """``[2P]`` int64: the group of each threshold."""
+    order_groups: Tensor | None
+    """``[P]`` int64: the groups of the positives in ``order``."""
 
 
-def make_knots(pos_logits: Tensor, delta: float) -> Knots:
-    """Sort the ramps of the positives' logits ``[P]`` (float32 or float64)."""
+def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -> Knots:
+    """Sort the ramps of the positives' logits ``[P]`` (float32 or float64), by their groups ``[P]`` int64 if given."""
     num_pos = pos_logits.shape[0]
     lower, upper = _round_up_sum(pos_logits, -delta), _round_up_sum(pos_logits, delta)
     if delta > 0:
@@ -64,19 +72,29 @@ def make_knots(pos_logits: Tensor, delta: float) -> Knots:
         upper = torch.where(pos_logits == -torch.inf, _next_above(pos_logits), upper)
         upper = upper.masked_fill(pos_logits == torch.inf, torch.nan)
 
-    thresholds, permutation = torch.cat([lower, upper]).sort(stable=True)
+    both = None if groups is None else torch.cat([groups, groups])
+    thresholds, permutation, threshold_groups = lexicographic.sort(torch.cat([lower, upper]), both)
     rank_of = torch.empty_like(permutation)
     rank_of.scatter_(0, permutation, torch.arange(2 * num_pos, device=permutation.device))
     begin, end = rank_of[:num_pos] + 1, rank_of[num_pos:] + 1
 
     floors = bucket_floors(thresholds).double()
-    # From the top down. Buckets 0 and 1 share a place: nothing is ever measured in bucket 0.
-    gaps = floors[1:].diff().clamp_(0, 2 * delta)
-    coordinate = F.pad(-suffix_sums(gaps[None])[0], (1, 0)) if num_pos else floors.new_zeros(1)
+    # From each threshold to the next, and from the top down. Nothing is ever measured in bucket 0.
+    gaps = F.pad(floors[2:] - floors[1:-1], (0, min(num_pos, 1))).clamp_(0, 2 * delta)
+    if threshold_groups is not None:
+        last = F.pad(threshold_groups[1:] != threshold_groups[:-1], (0, 1), value=True)[: len(gaps)]
+        gaps = gaps.masked_fill(last, 0)
+    coordinate = F.pad(-suffix_sums(gaps[None], threshold_groups)[0, :-1], (1, 0))
     rounding = (_finite(lower).double() - _finite(pos_logits).double()) + delta
 
-    scores, order = pos_logits.sort(stable=True)
-    bucket = buckets_of(pos_logits, thresholds)
+    scores, order, order_groups = lexicographic.sort(pos_logits, groups)
+    below_begin, below_end = (lexicographic.count_below(scores, knot, order_groups, groups) for knot in (lower, upper))
+    if groups is None or order_groups is None:
+        bucket = buckets_of(pos_logits, thresholds)
+    else:
+        bucket = lexicographic.count_below(thresholds, pos_logits, threshold_groups, groups, or_equal=True)
+        group_end = torch.searchsorted(order_groups, groups, right=True)
+        below_end = torch.where(below_end == group_end, num_pos, below_end)
     return Knots(
         pos_logits=pos_logits,
         thresholds=thresholds,
@@ -88,8 +106,10 @@ def make_knots(pos_logits: Tensor, delta: float) -> Knots:
         order=order,
         bucket=bucket,
         place=coordinate[bucket] + (_finite(pos_logits).double() - floors[bucket]),
-        below_begin=torch.searchsorted(scores, lower),
-        below_end=torch.searchsorted(scores, upper),
+        below_begin=below_begin,
+        below_end=below_end,
+        threshold_groups=threshold_groups,
+        order_groups=order_groups,
     )
 
 
@@ -109,7 +129,7 @@ def buckets_of(values: Tensor, thresholds: Tensor) -> Tensor:
 def ramp_sums(knots: Knots, values: Tensor) -> Tensor:
     """sum_{k != i} v_k H(p_k - p_i) for each row of values: ``[K, P] -> [K, P]`` float64."""
     ordered = values[:, knots.order]
-    suffix = suffix_sums(torch.cat([ordered, ordered * knots.place[knots.order]]))
+    suffix = suffix_sums(torch.cat([ordered, ordered * knots.place[knots.order]]), knots.order_groups)
     mass, moment = suffix.chunk(2)
     return _partial_sums(knots, mass, moment, knots.below_begin, knots.below_end) - values * ramp_at_0(knots)
 
@@ -135,8 +155,8 @@ def false_positives(knots: Knots, counts: Tensor, offsets: Tensor) -> Tensor:
         ``[P]`` float64.
     """
     moment = offsets + counts * knots.coordinate
-    mass_above, moment_above = suffix_sums(torch.stack([counts, moment]))
-    found = _partial_sums(knots, mass_above[None], moment_above[None], knots.begin, knots.end)[0]
+    mass_above, moment_above = suffix_sums(torch.stack([counts, moment])[:, 1:], knots.threshold_groups)
+    found = _partial_sums(knots, mass_above[None], moment_above[None], knots.begin - 1, knots.end - 1)[0]
     # Less than the fixed point of pass 1 resolves is rounding, and a loss would divide by it.
     return torch.where(found < 1e-10, 0.0, found)
 
@@ -153,7 +173,7 @@ def ramp_coefficients(knots: Knots, weights: Tensor) -> Tensor:
     steps = torch.empty(3, 2 * num_pos, dtype=torch.float64, device=weights.device)
     steps[:, knots.begin - 1], steps[:, knots.end - 1] = at_begin, at_end
     # Weights of the ramps that have ended, and of those that are under way, with their beginnings.
-    ended, active, active_begin = prefix_sums(steps)
+    ended, active, active_begin = prefix_sums(steps, knots.threshold_groups)
     level = ended + (knots.coordinate * active - active_begin) * knots.inverse_width
     return torch.stack([level, active])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,9 +38,37 @@ class LabelKinds:
         self.invalid = ~(self.positive | negative | self.ignored)
 
 
+def positions(labels: Tensor, columns: int, per_class: bool, ignore_index: int) -> tuple[Tensor, bool]:
+    """Flat positions of the positives in one piece, and whether any label is out of range. Waits for the device.
+
+    Args:
+        labels, columns, per_class, ignore_index: as :class:`LabelKinds` takes them.
+    """
+    if not per_class and ignore_index == -1 and labels.dtype.is_signed:
+        # The usual case at the cost of two looks at the labels.
+        low, high = labels.aminmax()
+        return (labels == 1).nonzero().squeeze(1) if high > 0 else labels[:0], bool((low < -1) | (high > 1))
+    kinds = LabelKinds(labels, columns, per_class, ignore_index)
+    rows = kinds.positive.nonzero().squeeze(1)
+    return rows * columns + (labels[rows].long() if per_class else 0), bool(kinds.invalid.any())
+
+
+class Piece(NamedTuple):
+    """Some consecutive rows of a level."""
+
+    logits: Tensor
+    """``[rows, columns]``"""
+    labels: Tensor
+    """``[rows]``"""
+    out: Tensor
+    """A view of the same rows of the tensor to be written, in some shape with as many elements."""
+    groups: Tensor | None
+    """A view of the same rows of the groups, in some shape that :func:`group_of_each` spreads over the logits."""
+
+
 def pieces(
-    logits: Tensor, labels: Tensor, size: int, out: Tensor | None = None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    logits: Tensor, labels: Tensor, size: int, out: Tensor | None = None, groups: Tensor | None = None
+) -> Iterator[Piece]:
     """Walk one level in row-major order, about ``size`` logits at a time, copying at most one piece.
 
     Args:
@@ -47,41 +76,51 @@ def pieces(
         labels: see ``logits``.
         size: logits in a piece, at the most (but never less than a row).
         out: a tensor of the logits' shape to be written piece by piece; the logits themselves where omitted.
-
-    Yields:
-        ``(logits [rows, columns], labels [rows], out)``, the last as a view in some shape with as many elements.
+        groups: of the logits' shape, or without the last axis.
     """
     out = logits if out is None else out
     if logits.numel() == 0:
         return
+    if groups is not None and groups.dim() < labels.dim():
+        groups = groups.unsqueeze(-1).expand(labels.shape)
     columns = logits.numel() // labels.numel()
-    if logits.is_contiguous() and labels.is_contiguous() and out.is_contiguous():
+    if groups is None and logits.is_contiguous() and labels.is_contiguous() and out.is_contiguous():
         rows = max(1, size // columns)
         parts = (t.view(-1, columns).split(rows) for t in (logits, out))
         for x, o, y in zip(*parts, labels.view(-1).split(rows)):
-            yield x, y, o
+            yield Piece(x, y, o, None)
     elif logits.numel() <= size or labels.dim() == 0:
-        yield logits.reshape(-1, columns), labels.reshape(-1), out
+        yield Piece(logits.reshape(-1, columns), labels.reshape(-1), out, groups)
     else:
         step = max(1, size * len(logits) // logits.numel())
         for begin in range(0, len(logits), step):
             part = slice(begin, begin + step)
+            grouped = None if groups is None else groups[begin if step == 1 else part]
             if step == 1:
-                yield from pieces(logits[begin], labels[begin], size, out[begin])
+                yield from pieces(logits[begin], labels[begin], size, out[begin], grouped)
             else:
-                yield logits[part].reshape(-1, columns), labels[part].reshape(-1), out[part]
+                yield Piece(logits[part].reshape(-1, columns), labels[part].reshape(-1), out[part], grouped)
 
 
-def flatten_levels(levels: Levels, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """All logits as ``[M]`` and their labels as ``[M]`` int64: 1 positive, 0 negative, -1 ignored, -2 invalid."""
-    flat_logits, flat_labels = [levels.logits[0].new_empty(0)], [levels.labels[0].new_empty(0, dtype=torch.int64)]
-    for logits, labels in zip(*levels):
+def group_of_each(groups: Tensor, rows: int, columns: int) -> Tensor:
+    """The groups of a piece, spread over its logits: ``[rows * columns]``."""
+    return groups.reshape(rows, -1).expand(rows, columns).reshape(-1)
+
+
+def flatten_levels(levels: Levels, ignore_index: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All logits as ``[M]``, their labels as ``[M]`` int64 (1 positive, 0 negative, -1 ignored, -2 invalid), and their
+    groups as ``[M]`` int64."""
+    none = levels.labels[0].new_empty(0, dtype=torch.int64)
+    flat_logits, flat_labels, flat_groups = [levels.logits[0].new_empty(0)], [none], [none]
+    for logits, labels, groups in levels.each():
         per_class = logits.dim() != labels.dim()
-        for x, y, _ in pieces(logits.detach(), labels, logits.numel()):
+        for x, y, _, group in pieces(logits.detach(), labels, logits.numel(), groups=groups):
             kinds = LabelKinds(y, x.shape[1], per_class, ignore_index)
             flat = torch.where(kinds.ignored, -1, torch.where(kinds.invalid, -2, 0))[:, None].repeat(1, x.shape[1])
             rows = kinds.positive.nonzero().squeeze(1)
             flat[rows, y[rows].long() if per_class else 0] = 1
             flat_logits.append(x.reshape(-1))
             flat_labels.append(flat.reshape(-1))
-    return torch.cat(flat_logits), torch.cat(flat_labels)
+            if group is not None:
+                flat_groups.append(group_of_each(group, *x.shape).long())
+    return torch.cat(flat_logits), torch.cat(flat_labels), torch.cat(flat_groups) if levels.groups else None

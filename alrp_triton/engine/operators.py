@@ -15,59 +15,95 @@ import torch
 from torch import Tensor
 
 from . import positives
+from .backends import LINEAR_BACKENDS
 from .fixed_point import fraction_bits
 from .inputs import Levels
 
 # Schemas are written out, since the oldest supported PyTorch does not read list[Tensor] from annotations.
-_LEVELS = "Tensor[] logits, Tensor[] labels"
-_TABLES = "Tensor thresholds, Tensor coefficients, Tensor pos_index, Tensor pos_gradient"
-_SETTINGS = "float delta, int ignore_index, str backend"
+_LEVELS = "Tensor[] logits, Tensor[] labels, Tensor[] groups"
+_THRESHOLDS = "Tensor thresholds, Tensor? threshold_groups"
+_TABLES = f"{_THRESHOLDS}, Tensor coefficients, Tensor pos_index, Tensor pos_gradient"
+# ``function`` is the key of a pair function, or empty for the ramp.
+_SETTINGS = "float delta, int ignore_index, str backend, str function"
 
 
 def _backend(name: str) -> Any:
     return importlib.import_module(f".backends.{name}", __package__)
 
 
+def _further(function: str) -> dict[str, str]:
+    """What only the backends that look at every pair can be told."""
+    return {"function": function} if function else {}
+
+
 @torch.library.custom_op(
     "alrp_triton::find_positives",
     mutates_args=(),
-    schema=f"({_LEVELS}, SymInt num_positives, int ignore_index) -> (Tensor, Tensor)",
+    schema=f"({_LEVELS}, SymInt? num_positives, int ignore_index, str name) -> (Tensor, Tensor, Tensor)",
 )
 def find_positives(
-    logits: list[Tensor], labels: list[Tensor], num_positives: int, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    """Flat indices ``[P]`` and logits ``[P]`` (compute dtype) of the positives."""
-    return positives.find_positives(Levels(logits, labels), num_positives, ignore_index)
+    logits: list[Tensor],
+    labels: list[Tensor],
+    groups: list[Tensor],
+    num_positives: int | None,
+    ignore_index: int,
+    name: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat indices ``[P]``, logits ``[P]`` (compute dtype) and groups (``[P]``, or ``[0]``) of the positives."""
+    return positives.find_positives(Levels(logits, labels, groups), num_positives, ignore_index, name)
 
 
 @find_positives.register_fake
-def _(logits: list[Tensor], labels: list[Tensor], num_positives: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+def _(
+    logits: list[Tensor],
+    labels: list[Tensor],
+    groups: list[Tensor],
+    num_positives: int | None,
+    ignore_index: int,
+    name: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    length = torch.library.get_ctx().new_dynamic_size() if num_positives is None else num_positives
     like = logits[0]
     return (
-        like.new_empty(num_positives, dtype=torch.int64),
-        like.new_empty(num_positives, dtype=Levels(logits, labels).compute_dtype),
+        like.new_empty(length, dtype=torch.int64),
+        like.new_empty(length, dtype=Levels(logits, labels).compute_dtype),
+        like.new_empty(length if groups else 0, dtype=torch.int64),
     )
 
 
 @torch.library.custom_op(
     "alrp_triton::count_negatives",
     mutates_args=(),
-    schema=f"({_LEVELS}, Tensor thresholds, Tensor pos_logits, {_SETTINGS}) -> (Tensor, Tensor)",
+    schema=f"({_LEVELS}, {_THRESHOLDS}, Tensor pos_logits, Tensor? pos_groups, {_SETTINGS}) -> (Tensor, Tensor)",
 )
 def count_negatives(
     logits: list[Tensor],
     labels: list[Tensor],
+    groups: list[Tensor],
     thresholds: Tensor,
+    threshold_groups: Tensor | None,
     pos_logits: Tensor,
+    pos_groups: Tensor | None,
     delta: float,
     ignore_index: int,
     backend: str,
+    function: str,
 ) -> tuple[Tensor, Tensor]:
     """Pass 1: what the negatives add up to, as int64 in which ``[0, -1]`` counts NaN; and the unit of its fixed
     point, a float64 scalar (a tensor, so that a compiled graph does not depend on the number of logits)."""
-    levels = Levels(logits, labels)
+    levels = Levels(logits, labels, groups)
     bits = fraction_bits(levels.num_logits)
-    totals = _backend(backend).count_negatives(levels, thresholds, pos_logits, delta, ignore_index, 2.0**bits)
+    totals = _backend(backend).count_negatives(
+        levels,
+        thresholds,
+        threshold_groups,
+        pos_logits,
+        pos_groups,
+        delta,
+        ignore_index,
+        2.0**bits,
+        **_further(function),
+    )
     return totals, torch.full((), 2.0**-bits, dtype=torch.float64, device=totals.device)
 
 
@@ -75,13 +111,17 @@ def count_negatives(
 def _(
     logits: list[Tensor],
     labels: list[Tensor],
+    groups: list[Tensor],
     thresholds: Tensor,
+    threshold_groups: Tensor | None,
     pos_logits: Tensor,
+    pos_groups: Tensor | None,
     delta: float,
     ignore_index: int,
     backend: str,
+    function: str,
 ) -> tuple[Tensor, Tensor]:
-    rows, buckets = (1, 2) if backend == "pairwise" else (2, 1)
+    rows, buckets = (2, 1) if backend in LINEAR_BACKENDS else (1, 2)
     totals = thresholds.new_empty((rows, thresholds.shape[0] + buckets + 1), dtype=torch.int64)
     return totals, thresholds.new_empty((), dtype=torch.float64)
 
@@ -89,38 +129,45 @@ def _(
 @torch.library.custom_op(
     "alrp_triton::attach_gradient",
     mutates_args=(),
-    schema=f"(Tensor value, {_LEVELS}, {_TABLES}, {_SETTINGS}) -> Tensor",
+    schema=f"(Tensor values, {_LEVELS}, {_TABLES}, {_SETTINGS}) -> Tensor",
 )
 def attach_gradient(
-    value: Tensor,
+    values: Tensor,
     logits: list[Tensor],
     labels: list[Tensor],
+    groups: list[Tensor],
     thresholds: Tensor,
+    threshold_groups: Tensor | None,
     coefficients: Tensor,
     pos_index: Tensor,
     pos_gradient: Tensor,
     delta: float,
     ignore_index: int,
     backend: str,
+    function: str,
 ) -> Tensor:
-    """``value``, with a derivative with respect to the logits that is given by tables of size P."""
-    return value.clone()
+    """``values`` ``[K]``, with derivatives with respect to the logits that are given by K tables of size P:
+    ``coefficients`` ``[K, ...]`` and ``pos_gradient`` ``[K, P]``."""
+    return values.clone()
 
 
 @attach_gradient.register_fake
 def _(
-    value: Tensor,
+    values: Tensor,
     logits: list[Tensor],
     labels: list[Tensor],
+    groups: list[Tensor],
     thresholds: Tensor,
+    threshold_groups: Tensor | None,
     coefficients: Tensor,
     pos_index: Tensor,
     pos_gradient: Tensor,
     delta: float,
     ignore_index: int,
     backend: str,
+    function: str,
 ) -> Tensor:
-    return torch.empty_like(value)
+    return torch.empty_like(values)
 
 
 @torch.library.custom_op(
@@ -132,19 +179,31 @@ def write_gradient(
     grad_output: Tensor,
     logits: list[Tensor],
     labels: list[Tensor],
+    groups: list[Tensor],
     thresholds: Tensor,
+    threshold_groups: Tensor | None,
     coefficients: Tensor,
     pos_index: Tensor,
     pos_gradient: Tensor,
     delta: float,
     ignore_index: int,
     backend: str,
+    function: str,
 ) -> list[Tensor]:
-    """Pass 2: the gradient of every logit, times ``grad_output``, which goes into the tables before they are
-    rounded."""
-    scale = grad_output.double()
+    """Pass 2: the gradient of every logit, for the K values together; ``grad_output`` ``[K]`` goes into the tables
+    before they are rounded."""
+    scale = grad_output.double()[:, None]
+    coefficients, pos_gradient = (coefficients * scale[..., None]).sum(0), (pos_gradient * scale).sum(0)
     gradients: list[Tensor] = _backend(backend).write_gradient(
-        Levels(logits, labels), thresholds, coefficients * scale, pos_index, pos_gradient * scale, delta, ignore_index
+        Levels(logits, labels, groups),
+        thresholds,
+        threshold_groups,
+        coefficients,
+        pos_index,
+        pos_gradient,
+        delta,
+        ignore_index,
+        **_further(function),
     )
     return gradients
 
@@ -154,28 +213,32 @@ def _(
     grad_output: Tensor,
     logits: list[Tensor],
     labels: list[Tensor],
+    groups: list[Tensor],
     thresholds: Tensor,
+    threshold_groups: Tensor | None,
     coefficients: Tensor,
     pos_index: Tensor,
     pos_gradient: Tensor,
     delta: float,
     ignore_index: int,
     backend: str,
+    function: str,
 ) -> list[Tensor]:
     return [torch.empty_like(level) for level in logits]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, logits, labels, *tables, ctx.delta, ctx.ignore_index, ctx.backend = inputs
-    ctx.num_levels = len(logits)
-    ctx.save_for_backward(*logits, *labels, *tables)
+    _, logits, labels, groups, *tables, ctx.delta, ctx.ignore_index, ctx.backend, ctx.function = inputs
+    ctx.num_levels, ctx.num_groups = len(logits), len(groups)
+    ctx.save_for_backward(*logits, *labels, *groups, *tables)
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    saved, n = ctx.saved_tensors, ctx.num_levels
-    logits, labels, tables = list(saved[:n]), list(saved[n : 2 * n]), saved[2 * n :]
-    gradients = write_gradient(grad_output, logits, labels, *tables, ctx.delta, ctx.ignore_index, ctx.backend)
-    return (None, gradients, [None] * n, *[None] * 7)
+    saved, n, g = list(ctx.saved_tensors), ctx.num_levels, ctx.num_groups
+    logits, labels, groups, tables = saved[:n], saved[n : 2 * n], saved[2 * n : 2 * n + g], saved[2 * n + g :]
+    settings = ctx.delta, ctx.ignore_index, ctx.backend, ctx.function
+    gradients = write_gradient(grad_output, logits, labels, groups, *tables, *settings)
+    return (None, gradients, [None] * n, [None] * g, *[None] * (len(tables) + len(settings)))
 
 
 attach_gradient.register_autograd(_backward, setup_context=_keep)

@@ -1,38 +1,53 @@
-"""Find the P positives: where they are, and their logits. P is known on the host, so a GPU need not be waited for."""
+"""Find the P positives: where they are, and their logits. A GPU that is told P need not be waited for."""
 
 from __future__ import annotations
+
+from array import array
 
 import torch
 from torch import Tensor
 
 from .inputs import Levels, debug_checks, waits_for_nothing
-from .labels import LabelKinds, pieces
+from .labels import LabelKinds, pieces, positions
 
 # Logits looked at in one step; on a GPU enough to hide the launches.
 _PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 22
 
 
-def find_positives(levels: Levels, num_positives: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Flat indices (row-major, level after level) and logits of the positives.
+def find_positives(
+    levels: Levels, num_positives: int | None, ignore_index: int, name: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat indices (row-major, level after level), logits and groups of the positives.
 
     On the CPU a wrong number of positives or a label out of range raises ``ValueError``. Elsewhere that would make the
     host wait, so the logits come back as NaN, which makes the loss NaN; ``ALRP_TRITON_DEBUG=1`` raises there too.
 
+    Args:
+        levels: what to look through.
+        num_positives: P, or None to count; counting makes the host wait.
+        ignore_index: label of what takes part in nothing.
+        name: the argument that said how many positives there are, for errors.
+
     Returns:
-        ``(pos_index [P] int64, pos_logits [P])``, the logits in the levels' compute dtype.
+        ``(pos_index [P] int64, pos_logits [P], pos_groups [P] int64)``, the logits in the levels' compute dtype;
+        ``pos_groups`` is ``[0]`` where there are no groups.
     """
     if not waits_for_nothing(levels.logits[0].device):
-        pos_index, found, invalid = _collect(levels, ignore_index)
-        raise_on_mistakes(found, invalid, num_positives)
-        return pos_index, _gather(levels, pos_index)
-    pos_index, found_, invalid_ = _collect_without_sync(levels, num_positives, ignore_index)
+        pos_index, invalid = _collect(levels, ignore_index)
+        expected = len(pos_index) if num_positives is None else num_positives
+        raise_on_mistakes(len(pos_index), invalid, expected, name)
+        return pos_index, _gather_logits(levels, pos_index), _gather_groups(levels, pos_index)
+    if num_positives is None:
+        num_positives = int(_collect_without_sync(levels, 0, ignore_index)[1])
+    pos_index, found, invalid_ = _collect_without_sync(levels, num_positives, ignore_index)
     if debug_checks():
-        raise_on_mistakes(int(found_), bool(invalid_), num_positives)
-    mistaken = (found_ != num_positives) | invalid_
-    return pos_index, _gather(levels, pos_index).masked_fill(mistaken, torch.nan)
+        raise_on_mistakes(int(found), bool(invalid_), num_positives, name)
+    mistaken = (found != num_positives) | invalid_
+    pos_logits = _gather_logits(levels, pos_index).masked_fill(mistaken, torch.nan)
+    return pos_index, pos_logits, _gather_groups(levels, pos_index)
 
 
-def raise_on_mistakes(found: int, invalid: bool, expected: int) -> None:
+def raise_on_mistakes(found: int, invalid: bool, expected: int, name: str) -> None:
     """What a wrong number of positives or a label out of range raises."""
     if invalid:
         raise ValueError(
@@ -40,29 +55,20 @@ def raise_on_mistakes(found: int, invalid: bool, expected: int) -> None:
             "for each row, C for background); got a value outside that"
         )
     if found != expected:
-        raise ValueError(f"loc_errors: expected one for each positive label, {found}, got {expected}")
+        raise ValueError(f"{name}: expected one for each positive label, {found}, got {expected}")
 
 
-def _collect(levels: Levels, ignore_index: int) -> tuple[Tensor, int, bool]:
-    indices, base, invalid = [torch.empty(0, dtype=torch.int64)], 0, False
-    for logits, labels in zip(*levels):
+def _collect(levels: Levels, ignore_index: int) -> tuple[Tensor, bool]:
+    # Numbers, not small tensors, which would lie about the heap between the large temporaries.
+    index, base, invalid = array("q"), 0, False
+    for logits, labels, _ in levels.each():
         per_class = logits.dim() != labels.dim()
-        for x, y, _ in pieces(logits, labels, _PIECE):
-            if not per_class and ignore_index == -1 and y.dtype != torch.uint8:
-                # The usual case at the cost of two looks at the labels.
-                low, high = y.aminmax()
-                invalid = invalid or bool((low < -1) | (high > 1))
-                if high > 0:
-                    indices.append(base + (y == 1).nonzero().squeeze(1))
-                base += x.numel()
-                continue
-            kinds = LabelKinds(y, x.shape[1], per_class, ignore_index)
-            rows = kinds.positive.nonzero().squeeze(1)
-            indices.append(base + rows * x.shape[1] + (y[rows].long() if per_class else 0))
-            invalid = invalid or bool(kinds.invalid.any())
-            base += x.numel()
-    pos_index = torch.cat(indices)
-    return pos_index, len(pos_index), invalid
+        for piece in pieces(logits, labels, _PIECE):
+            found, mistaken = positions(piece.labels, piece.logits.shape[1], per_class, ignore_index)
+            index.extend((found + base).tolist())
+            invalid |= mistaken
+            base += piece.logits.numel()
+    return torch.tensor(index, dtype=torch.int64), invalid
 
 
 def _collect_without_sync(levels: Levels, num_positives: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,9 +78,9 @@ def _collect_without_sync(levels: Levels, num_positives: int, ignore_index: int)
     found = torch.zeros((), dtype=torch.int64, device=device)
     invalid = torch.zeros((), dtype=torch.bool, device=device)
     base = 0
-    for logits, labels in zip(*levels):
+    for logits, labels, _ in levels.each():
         per_class = logits.dim() != labels.dim()
-        for x, y, _ in pieces(logits, labels, _PIECE_ON_DEVICE):
+        for x, y, *_ in pieces(logits, labels, _PIECE_ON_DEVICE):
             kinds = LabelKinds(y, x.shape[1], per_class, ignore_index)
             slot = kinds.positive.cumsum(0).add_(found - 1)
             slot = slot.masked_fill_(~kinds.positive, num_positives).clamp_(max=num_positives)
@@ -86,11 +92,34 @@ def _collect_without_sync(levels: Levels, num_positives: int, ignore_index: int)
     return slots[:num_positives], found, invalid
 
 
-def _gather(levels: Levels, pos_index: Tensor) -> Tensor:
-    """Logits at flat indices, whatever the levels' strides; differentiably nothing, synchronising nothing."""
+def _gather_logits(levels: Levels, pos_index: Tensor) -> Tensor:
+    """Logits at flat indices, whatever the levels' strides; synchronising nothing."""
     values = torch.zeros(pos_index.shape, dtype=levels.compute_dtype, device=pos_index.device)
     for logits, local, inside in local_indices(levels.logits, pos_index):
         found = logits.detach()[torch.unravel_index(local, logits.shape)]
+        values = torch.where(inside, found.to(values.dtype), values)
+    return values
+
+
+def _gather_groups(levels: Levels, pos_index: Tensor) -> Tensor:
+    if not levels.groups:
+        return torch.empty(0, dtype=torch.int64, device=pos_index.device)
+    values = torch.zeros_like(pos_index)
+    filled = [groups for logits, groups in zip(levels.logits, levels.groups) if logits.numel()]
+    for (logits, local, inside), groups in zip(local_indices(levels.logits, pos_index), filled):
+        place = torch.unravel_index(local, logits.shape)
+        values = torch.where(inside, groups[place[: groups.dim()]].long(), values)
+    return values
+
+
+def highest_in_row(levels: Levels, pos_index: Tensor) -> Tensor:
+    """For each positive the highest logit along the last axis: ``[P]`` in the compute dtype; of logits ``[M]`` its own.
+    Synchronises nothing."""
+    values = torch.zeros(pos_index.shape, dtype=levels.compute_dtype, device=pos_index.device)
+    for logits, local, inside in local_indices(levels.logits, pos_index):
+        place = torch.unravel_index(local, logits.shape)
+        x = logits.detach()
+        found = x[place] if x.dim() == 1 else x[place[:-1]].amax(-1)
         values = torch.where(inside, found.to(values.dtype), values)
     return values
 

@@ -3,104 +3,256 @@ gradient."""
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
-from . import knots, operators
+from . import knots, operators, sums
+from .backends import LINEAR_BACKENDS, pairwise_form
 from .inputs import Levels
-from .sums import prefix_sums
+from .pairs import PairFunction, PairSums
+
+
+class Statistics(Protocol):
+    """What the formula of a loss sees: of each positive, ``[P]`` float64; with groups, within its own.
+
+    :class:`Ranking` is one, and so is what the reference hands to formulas.
+    """
+
+    num_false_positives: Tensor
+    """N_FP(i) = sum over negatives of H(n_j - p_i)."""
+    rank_positive: Tensor
+    """rank+(i) = 1 + sum over k != i of H(p_k - p_i)."""
+    rank: Tensor
+    """rank(i) = rank+(i) + N_FP(i)."""
+    num_positives: Tensor
+    """P, as many positives as are ranked together with i."""
+
+    def sums_above(self, values: Tensor) -> Tensor:
+        """sum over k != i of v_k H(p_k - p_i)."""
+
+    def sums_sorted(self, values: Tensor) -> Tensor:
+        """Sum of v_k over i itself and what precedes it in descending order; of two equal ones the later in flat order
+        comes first."""
+
+    def running_max(self, values: Tensor) -> Tensor:
+        """The largest v_k among i itself and what follows it in that order."""
 
 
 class Ranking:
     """Per-positive statistics, all float64 ``[P]`` and without a derivative.
 
-    A loss reads :attr:`num_false_positives`, :attr:`rank_positive` and :attr:`rank`, sums any values over the
-    positives with :meth:`sums_above` and :meth:`sums_received`, and hands what it makes of them to :meth:`attach`.
+    A loss reads :attr:`num_false_positives`, :attr:`rank_positive`, :attr:`rank` and :attr:`num_positives`, sums any
+    values over the positives with :meth:`sums_above` and :meth:`sums_sorted`, and hands what it makes of them to
+    :meth:`error_driven`. With groups each is a ranking of its own, and :attr:`share` makes sums over all positives
+    means over the groups.
 
     Args:
-        levels: checked logits and labels.
-        num_positives: P, known on the host.
+        levels: checked logits, labels and groups.
+        num_positives: P, known on the host; None to count them, for which the host waits.
         delta: half width of the ramp H.
         ignore_index: label of what takes part in nothing.
         backend: ``"torch"``, ``"triton"`` or ``"pairwise"``.
-        values: ``[P]`` further numbers of the loss, in which a NaN is to make everything NaN.
+        values: further numbers of the loss, in which a NaN is to make everything NaN.
+        name: the argument that said how many positives there are, for errors.
+        smoothing: takes the place of the ramp.
+        distribution: q(x_ij), to which the shares p(j|i) of negatives in the error of a positive are proportional; by
+            default H itself. For either, every pair is looked at.
     """
 
     def __init__(
-        self, levels: Levels, num_positives: int, *, delta: float, ignore_index: int, backend: str, values: Tensor
+        self,
+        levels: Levels,
+        num_positives: int | None,
+        *,
+        delta: float,
+        ignore_index: int,
+        backend: str,
+        values: tuple[Tensor, ...] = (),
+        name: str = "num_positives",
+        smoothing: PairFunction | None = None,
+        distribution: PairFunction | None = None,
     ) -> None:
-        self.levels, self.delta, self.ignore_index, self.backend = levels, float(delta), ignore_index, backend
+        self.levels, self.delta, self.ignore_index = levels, float(delta), ignore_index
         with torch.no_grad():
-            logits = [level.detach() for level in levels.logits]
-            self.pos_index, pos_logits = operators.find_positives(logits, levels.labels, num_positives, ignore_index)
-            self.knots = knots.make_knots(pos_logits, self.delta)
-            self.thresholds = pos_logits if backend == "pairwise" else self.knots.thresholds
-            totals, unit = operators.count_negatives(
-                logits, levels.labels, self.thresholds, pos_logits, self.delta, ignore_index, backend
+            self.pos_index, pos_logits, pos_groups = operators.find_positives(
+                [level.detach() for level in levels.logits],
+                levels.labels,
+                list(levels.groups),
+                num_positives,
+                ignore_index,
+                name,
             )
-            has_nan = (totals[0, -1] > 0) | pos_logits.isnan().any() | values.isnan().any()
+            self.pos_groups = pos_groups if levels.groups else None
+            self.knots = knots.make_knots(pos_logits, self.delta, self.pos_groups)
+            self._pairs = None if smoothing is None else PairSums(smoothing, pos_logits, self.pos_groups, self.delta)
+            found, num_nan = self._count(pairwise_form(backend) if smoothing else backend, smoothing)
+            has_nan = (num_nan > 0) | pos_logits.isnan().any()
+            for value in values:
+                has_nan = has_nan | value.isnan().any()
             #: 0, or NaN where a NaN takes part: added to every result, so that none is hidden by a comparison.
             self.poison = torch.where(has_nan, torch.nan, 0.0).double()
             #: N_FP(i) = sum over negatives of H(n_j - p_i).
-            self.num_false_positives = self._num_false_positives(totals[:, :-1].double(), unit) + self.poison
+            self.num_false_positives = found + self.poison
             #: rank+(i) = 1 + sum over k != i of H(p_k - p_i).
             self.rank_positive = 1 + self.sums_above(torch.ones_like(self.num_false_positives))
             #: rank(i) = rank+(i) + N_FP(i).
             self.rank = self.rank_positive + self.num_false_positives
+            #: How many positives the ranking of positive i has, P where there are no groups.
+            self.num_positives, self._num_groups = self._sizes()
+            # The pass that shares errors out: its backend, its function, and the sums of q over the negatives.
+            function = distribution or smoothing
+            self._spreading = pairwise_form(backend) if function else backend, function
+            self._spread = found if distribution is None else self._count(*self._spreading)[0]
 
-    def _num_false_positives(self, totals: Tensor, unit: Tensor) -> Tensor:
-        if self.backend == "pairwise":
-            return totals[0, :-2] * unit + (totals[0, -2:, None] * self._at_infinities()).sum(0)
-        counts, offsets = totals
-        return knots.false_positives(self.knots, counts, offsets * unit * (2 * self.delta))
-
-    def _at_infinities(self) -> Tensor:
-        """``[2, P]``: H(0) where positives are +inf, and where they are -inf; else 0. The pairwise form leaves out what
-        scores at the same infinity give, whose differences would cost it a comparison for each pair."""
-        pos_logits = self.knots.pos_logits
-        return torch.stack([pos_logits == torch.inf, pos_logits == -torch.inf]) * knots.ramp_at_0(self.knots)
+    @property
+    def share(self) -> Tensor:
+        """``[P]``: what makes a sum over all positives the mean over the groups of the means over their positives."""
+        return 1 / (self.num_positives * self._num_groups)
 
     def sums_above(self, values: Tensor) -> Tensor:
-        """sum over k != i of v_k H(p_k - p_i), for ``[P]`` float64 values: what stands above positive i."""
+        """sum over k != i of v_k H(p_k - p_i), for ``[P]`` float64 values: what stands above positive i.
+        Differentiable in the values."""
+        if not values.requires_grad:
+            return self._sums_above(values)
+        above: Tensor = _Above.apply(values, self)  # type: ignore[no-untyped-call]
+        return above
+
+    def _sums_above(self, values: Tensor) -> Tensor:
+        if self._pairs is not None:
+            return self._pairs.sums_above(values) + self.poison
         return knots.ramp_sums(self.knots, values[None])[0] + self.poison
 
     def sums_received(self, values: Tensor) -> Tensor:
         """sum over i != k of v_i H(p_k - p_i): the transpose of :meth:`sums_above`."""
+        if self._pairs is not None:
+            return self._pairs.sums_received(values) + self.poison
         return knots.received_sums(self.knots, values) + self.poison
 
+    def sums_sorted(self, values: Tensor) -> Tensor:
+        """Sum of v_k over i itself and what precedes it in descending order; of two equal ones the later in flat order
+        comes first (a stable ascending sort, flipped). Differentiable in the values."""
+        order = self.knots.order
+        ordered = sums.suffix_sums(values[order][None], self.knots.order_groups)[0, :-1]
+        return torch.empty_like(ordered).index_copy(0, order, ordered) + self.poison
+
     def sums_sorted_received(self, values: Tensor) -> Tensor:
-        """Sum of v_i over k itself and what follows it in descending order; of two equal ones the later in flat order
-        comes first (a stable ascending sort, flipped)."""
+        """Sum of v_i over k itself and what follows it in descending order: the transpose of :meth:`sums_sorted`."""
         order = self.knots.order
         received = torch.empty_like(values)
-        received[order] = prefix_sums(values[order][None])[0, 1:]
+        received[order] = sums.prefix_sums(values[order][None], self.knots.order_groups)[0, 1:]
         return received + self.poison
 
-    def attach(self, value: Tensor, pos_gradient: Tensor, weights: Tensor) -> Tensor:
-        """``value`` with the derivative ``pos_gradient[i]`` for positive i and sum_i weights[i] H(n_j - p_i) for
-        negative j.
+    def running_max(self, values: Tensor) -> Tensor:
+        """The largest value among i and the positives that follow it in descending order."""
+        order = self.knots.order
+        largest = torch.empty_like(values)
+        largest[order] = sums.running_max(values[order], self.knots.order_groups)
+        return largest + self.poison
+
+    def error_driven(self, value: Tensor, excess: Tensor, share: Tensor, eps: float = 0.0) -> Tensor:
+        """``value`` with the gradient of Algorithm 1.
+
+        Positive i sends its excess, times its share, down the scores of its false positives, in the proportions
+        p(j|i), and up its own. One whose false positives add up to ``eps`` or less sends nothing.
 
         Args:
-            value: the loss, any shape.
-            pos_gradient: ``[P]`` float64.
-            weights: ``[P]`` float64, >= 0.
+            value: the loss, a scalar.
+            excess: ``[P]`` float64, l(i) - l*(i): the error of positive i beyond its target.
+            share: ``[P]`` float64, 1/Z.
+            eps: >= 0.
         """
+        sent, weights = self.sent(excess * share, eps)
+        return self.attach(value[None], -sent[None], weights[None])[0]
+
+    def sent(self, excess: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """What positives with more than ``eps`` of false positives send in all, and for a whole one: ``[P]`` each."""
+        sends = self._spread > eps
+        return torch.where(sends, excess, 0.0), torch.where(sends, excess / self._spread, 0.0)
+
+    def attach(self, values: Tensor, pos_gradients: Tensor, weights: Tensor) -> Tensor:
+        """``values``, each with the derivative ``pos_gradients[i]`` for positive i and sum_i weights[i] q(n_j - p_i)
+        for negative j. However many are differentiated together, there is one pass over the logits.
+
+        Args:
+            values: ``[K]``, parts of the loss.
+            pos_gradients: ``[K, P]`` float64.
+            weights: ``[K, P]`` float64, >= 0.
+        """
+        backend, function = self._spreading
         with torch.no_grad():
-            if self.backend == "pairwise":
-                at_infinities = (self._at_infinities() * weights).sum(1)
-                coefficients = torch.cat([weights, at_infinities, self.poison[None]])[None]
+            if backend in LINEAR_BACKENDS:
+                rows = [knots.ramp_coefficients(self.knots, row) for row in weights]
             else:
-                coefficients = knots.ramp_coefficients(self.knots, weights) + self.poison
+                at_infinities = self._at_infinities(function)
+                rows = [torch.cat([row, (at_infinities * row).sum(1), row.new_zeros(1)])[None] for row in weights]
         attached: Tensor = operators.attach_gradient(
-            value.detach(),
+            values.detach(),
             self.levels.logits,
             self.levels.labels,
-            self.thresholds,
-            coefficients,
+            list(self.levels.groups),
+            *self._thresholds(backend),
+            torch.stack(rows) + self.poison,
             self.pos_index,
-            pos_gradient + self.poison,
-            self.delta,
-            self.ignore_index,
-            self.backend,
+            pos_gradients + self.poison,
+            *self._settings(backend, function),
         )
         return attached
+
+    def _count(self, backend: str, function: PairFunction | None) -> tuple[Tensor, Tensor]:
+        """Pass 1: sum over the negatives of the ramp, or of the function, for each positive; how many are NaN."""
+        totals, unit = operators.count_negatives(
+            [level.detach() for level in self.levels.logits],
+            self.levels.labels,
+            list(self.levels.groups),
+            *self._thresholds(backend),
+            self.knots.pos_logits,
+            self.pos_groups,
+            *self._settings(backend, function),
+        )
+        counted = totals[:, :-1].double()
+        if backend in LINEAR_BACKENDS:
+            counts, offsets = counted
+            return knots.false_positives(self.knots, counts, offsets * unit * (2 * self.delta)), totals[0, -1]
+        at_infinities = counted[0, -2:, None] * self._at_infinities(function)
+        return counted[0, :-2] * unit + at_infinities.sum(0), totals[0, -1]
+
+    def _thresholds(self, backend: str) -> tuple[Tensor, Tensor | None]:
+        if backend in LINEAR_BACKENDS:
+            return self.knots.thresholds, self.knots.threshold_groups
+        return self.knots.pos_logits, self.pos_groups
+
+    def _settings(self, backend: str, function: PairFunction | None) -> tuple[float, int, str, str]:
+        return self.delta, self.ignore_index, backend, "" if function is None else function.key
+
+    def _at_infinities(self, function: PairFunction | None) -> Tensor:
+        """``[2, P]``: H(0) where positives are +inf, and where they are -inf; else 0. The pairwise form leaves out what
+        scores at the same infinity give, whose differences would cost it a comparison for each pair; but where it
+        compares in any case, because of groups or of another function, it does not."""
+        pos_logits = self.knots.pos_logits
+        if function is not None or self.pos_groups is not None:
+            return torch.zeros(2, len(pos_logits), dtype=torch.float64, device=pos_logits.device)
+        return torch.stack([pos_logits == torch.inf, pos_logits == -torch.inf]) * knots.ramp_at_0(self.knots)
+
+    def _sizes(self) -> tuple[Tensor, Tensor]:
+        """How many positives each positive's group has ``[P]``, and how many groups there are: float64."""
+        num_pos = self.num_false_positives.shape[0]
+        if self.pos_groups is None or self.knots.order_groups is None:
+            return torch.full_like(self.num_false_positives, num_pos), self.num_false_positives.new_ones(())
+        ordered, groups = self.knots.order_groups, self.pos_groups
+        sizes = torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)
+        return sizes.double(), (ordered[1:] != ordered[:-1]).sum().double() + 1
+
+
+class _Above(torch.autograd.Function):
+    """:meth:`Ranking.sums_above` with its transpose as the derivative, so that sums keep their order in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, ranking: Ranking) -> Tensor:
+        ctx.ranking = ranking
+        return ranking._sums_above(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranking.sums_received(grad), None

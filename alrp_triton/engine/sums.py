@@ -1,26 +1,52 @@
-"""Sums over P-sized rows whose order of additions is fixed on every device."""
+"""Scans of P-sized rows whose order of operations is fixed on every device.
+
+With ``groups``, sorted integers ``[n]``, each run of equal ones is scanned by itself. Its sums are not differences of
+sums over the whole row, in which a group of small numbers would lose its digits to a group of large ones.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def prefix_sums(rows: Tensor) -> Tensor:
-    """Exclusive and total prefix sums of each row: ``[K, n] -> [K, n + 1]``, float64 or int64.
+def prefix_sums(rows: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Sums up to each place: ``[K, n] -> [K, n + 1]``, float64 or int64, a 0 first.
 
     On CUDA the scan of a one-dimensional tensor may add floats in another order each time; the scan along the inner
     axis of a matrix of several rows does not. So a lone row gets a companion.
     """
+    if groups is not None:
+        return F.pad(_scan(rows, groups, torch.add), (1, 0))
     if rows.is_cuda and len(rows) == 1:
         return prefix_sums(torch.cat([rows, rows]))[:1]
     return F.pad(rows.cumsum(dim=1), (1, 0))
 
 
-def suffix_sums(rows: Tensor) -> Tensor:
-    """Sums from each place to the end of the row, and a last 0: ``[K, n] -> [K, n + 1]``.
+def suffix_sums(rows: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Sums from each place to the end of the row, or of its group: ``[K, n] -> [K, n + 1]``, a 0 last.
 
     Summed from the end, so that the small sums near it do not come out as differences of large ones.
     """
-    return prefix_sums(rows.flip(1)).flip(1)
+    return prefix_sums(rows.flip(1), None if groups is None else groups.flip(0)).flip(1)
+
+
+def running_max(values: Tensor, groups: Tensor | None = None) -> Tensor:
+    """The largest value up to each place: ``[n] -> [n]``."""
+    if groups is None:
+        return values.cummax(0).values
+    return _scan(values[None], groups, torch.maximum)[0]
+
+
+def _scan(rows: Tensor, groups: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """In log2(n) steps, each of which doubles the reach of every place (Hillis and Steele)."""
+    step = 1
+    while step < rows.shape[1]:
+        within = groups[step:] == groups[:-step]
+        reached = torch.where(within, combine(rows[:, step:], rows[:, :-step]), rows[:, step:])
+        rows = torch.cat([rows[:, :step], reached], dim=1)
+        step *= 2
+    return rows

@@ -1,5 +1,20 @@
 """The losses: for each its formula, its function and its module, side by side."""
 
 from .alrp import ALRPLoss, ALRPLossOutput, alrp_loss
+from .ap import APLoss, ap_loss
+from .ndcg import NDCGLoss, ndcg_loss
+from .rank_sort import RankSortLoss, RankSortLossOutput, RankSortOutput, rank_sort_loss
 
-__all__ = ["ALRPLoss", "ALRPLossOutput", "alrp_loss"]
+__all__ = [
+    "ALRPLoss",
+    "ALRPLossOutput",
+    "APLoss",
+    "NDCGLoss",
+    "RankSortLoss",
+    "RankSortLossOutput",
+    "RankSortOutput",
+    "alrp_loss",
+    "ap_loss",
+    "ndcg_loss",
+    "rank_sort_loss",
+]

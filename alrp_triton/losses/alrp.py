@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from .. import reference
 from ..balance import SelfBalance
 from ..boxes import BoxError, box_error, check_box_error
-from ..engine import Levels, Ranking, check_inputs
+from ..engine import Levels, Ranking, Statistics, check_inputs
 from ..engine.backends import choose_backend
 from ..engine.inputs import compute_dtype
-from ..engine.labels import flatten_levels
-from ..engine.operators import attach_computed
-from ..engine.positives import raise_on_mistakes
+from . import exact
 
 LOC_RANKINGS = ("sorted", "smooth")
 # Stands for a new SelfBalance(): one written into the signature would be shared by all losses.
@@ -39,6 +37,16 @@ class ALRPLossOutput(NamedTuple):
     """Rank of each positive among positives and negatives, ``[P]``, detached."""
 
 
+def lrp_error(ranking: Statistics, loc_errors: Tensor) -> Tensor:
+    """l(i), the LRP error at positive i (equation 10), ``[P]``."""
+    return (ranking.num_false_positives + loc_errors + ranking.sums_above(loc_errors)) / ranking.rank
+
+
+def lrp_target(ranking: Statistics, loc_errors: Tensor) -> Tensor:
+    """l*(i), what is left of it when nothing stands above i (equation 13), ``[P]``."""
+    return loc_errors / ranking.rank
+
+
 def alrp_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
@@ -47,6 +55,7 @@ def alrp_loss(
     delta: float = 1.0,
     eps: float = 1e-5,
     loc_ranking: str = "sorted",
+    groups: Tensor | Sequence[Tensor] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
 ) -> ALRPLossOutput:
@@ -70,6 +79,10 @@ def alrp_loss(
         eps: a positive with at most this many false positives sends no score gradient.
         loc_ranking: which positives are above i in ``loc``: ``"sorted"``, those that precede it in descending order
             (the authors' code), or ``"smooth"``, each k != i by H(p_k - p_i) (equation 11).
+        groups: integer tensor(s) that say which ranking each logit, or each row, belongs to: of the shape of
+            ``logits``, or without the last axis; any integers. Each group is ranked by itself, and the loss is the mean
+            over the groups that have a positive. For one ranking per image of ``[B, A, C]`` logits:
+            ``torch.arange(B)[:, None].expand(B, A)``. None for one ranking of all.
         ignore_index: the label of logits that take part in nothing.
         backend: ``"auto"`` (triton on a GPU, else torch), ``"torch"``, ``"triton"``, ``"pairwise"`` or ``"reference"``.
 
@@ -84,7 +97,14 @@ def alrp_loss(
             environment variable ``ALRP_TRITON_DEBUG=1``.
         RuntimeError: when differentiated twice with respect to the logits.
     """
-    levels = check_inputs(logits, labels, loc_errors, delta=delta, ignore_index=ignore_index)
+    levels = check_inputs(
+        logits,
+        labels,
+        delta=delta,
+        ignore_index=ignore_index,
+        groups=groups,
+        per_positive={"loc_errors": loc_errors},
+    )
     if loc_ranking not in LOC_RANKINGS:
         raise ValueError(f"loc_ranking: expected one of {LOC_RANKINGS}, got {loc_ranking!r}")
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
@@ -95,35 +115,36 @@ def alrp_loss(
     if backend == "reference":
         return _reference(levels, loc_errors, delta, eps, loc_ranking, ignore_index)
 
-    num_pos = loc_errors.shape[0]
     errors = loc_errors.detach().double()
-    ranking = Ranking(levels, num_pos, delta=delta, ignore_index=ignore_index, backend=backend, values=errors)
-    mean = 1.0 / max(num_pos, 1)
+    ranking = Ranking(
+        levels,
+        loc_errors.shape[0],
+        delta=delta,
+        ignore_index=ignore_index,
+        backend=backend,
+        values=(errors,),
+        name="loc_errors",
+    )
     with torch.no_grad():
-        num_fp, rank = ranking.num_false_positives, ranking.rank
-        cls = (num_fp / rank).sum() * mean + ranking.poison
-        # Equation 14 summed over j: how far LRP error (eq. 10) exceeds its target (eq. 13) at each positive.
-        excess = torch.where(num_fp > eps, (num_fp + ranking.sums_above(errors)) / rank, 0.0)
-        weights = torch.where(num_fp > eps, excess / num_fp, 0.0)
+        rank, share = ranking.rank, ranking.share
+        cls = (ranking.num_false_positives / rank * share).sum() + ranking.poison
+        excess = lrp_error(ranking, errors) - lrp_target(ranking, errors)
         # loc is linear in the errors: E_k counts once for k itself and for each positive that k stands above.
         if loc_ranking == "smooth":
-            share = 1 / rank + ranking.sums_received(1 / rank)
+            received = share / rank + ranking.sums_received(share / rank)
         else:
-            share = ranking.sums_sorted_received(1 / rank)
-    cls = ranking.attach(cls, -excess * mean, weights * mean)
-    loc = (loc_errors.double() * share).sum() * mean + ranking.poison
+            received = ranking.sums_sorted_received(share / rank)
+    cls = ranking.error_driven(cls, excess, share, eps)
+    loc = (loc_errors.double() * received).sum() + ranking.poison
     return _output(levels, cls, loc, rank)
 
 
 def _reference(
     levels: Levels, loc_errors: Tensor, delta: float, eps: float, loc_ranking: str, ignore_index: int
 ) -> ALRPLossOutput:
-    logits, labels = flatten_levels(levels, ignore_index)
-    raise_on_mistakes(int((labels == 1).sum()), bool((labels == -2).any()), loc_errors.shape[0])
-    result = reference.alrp(logits, labels, loc_errors, delta=delta, eps=eps, loc_ranking=loc_ranking)
-    sizes = [level.numel() for level in levels.logits]
-    gradients = [g.view(x.shape) for g, x in zip(result.grad_logits.split(sizes), levels.logits)]
-    cls = attach_computed(result.cls, levels.logits, gradients)
+    logits, labels, groups = exact.flatten(levels, ignore_index, loc_errors.shape[0], "loc_errors")
+    result = reference.alrp(logits, labels, loc_errors, delta=delta, eps=eps, loc_ranking=loc_ranking, groups=groups)
+    cls = exact.attach(result.cls, levels, result.grad_logits)
     # result.loc is linear in the errors, with this gradient.
     loc = (loc_errors.double() * result.grad_loc_errors).sum() + 0 * result.loc
     return _output(levels, cls, loc, result.rank)
@@ -186,11 +207,12 @@ class ALRPLoss(nn.Module):
         labels: Tensor | Sequence[Tensor],
         pred_boxes: Tensor,
         target_boxes: Tensor,
+        groups: Tensor | Sequence[Tensor] | None = None,
     ) -> ALRPLossOutput:
         """The loss of one batch.
 
         Args:
-            logits, labels: see :func:`alrp_loss`.
+            logits, labels, groups: see :func:`alrp_loss`.
             pred_boxes: ``[P, 4]`` predicted boxes (x1, y1, x2, y2) of the positives, in their flat order.
             target_boxes: ``[P, 4]`` ground-truth boxes of the positives.
 
@@ -205,6 +227,7 @@ class ALRPLoss(nn.Module):
             delta=self.delta,
             eps=self.eps,
             loc_ranking=self.loc_ranking,
+            groups=groups,
             ignore_index=self.ignore_index,
             backend=self.backend,
         )

@@ -90,10 +90,10 @@ class Stages:
             return
         inputs: list[tuple[Tensor, ...]] = []
         twin = copy.deepcopy(model).train()  # with a criterion of its own, whose weight may move
-        twin.head.alrp_criterion.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
+        twin.head.ranking_criterion.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
         twin(*self.batch)
         logits, labels, *boxes = inputs[0]
-        errors = box_error(*boxes, twin.head.alrp_criterion.box_error, twin.head.alrp_criterion.tau)
+        errors = box_error(*boxes, twin.head.ranking_criterion.box_error, twin.head.ranking_criterion.tau)
         for name, value in (("logits", logits.half()), ("labels", labels.to(torch.int8)), ("loc_errors", errors)):
             self.arrays[f"{self.names[iteration]}_{name}"] = value.cpu().numpy()
 
@@ -106,7 +106,7 @@ def train(model: RetinaNet, options: argparse.Namespace, console: Console, stage
     schedule = torch.optim.lr_scheduler.OneCycleLR(  # a short linear-like warmup, then a cosine down to nothing
         optimizer, options.learning_rate, options.iterations, pct_start=0.1
     )
-    balance = model.head.alrp_criterion.self_balance
+    balance = model.head.ranking_criterion.self_balance
     history: list[Tensor] = []
     columns = [TextColumn(f"{name} [bold]{{task.fields[{name}]}}") for name in ("cls", "loc", "weight")]
     with Progress(

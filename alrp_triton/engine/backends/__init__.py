@@ -1,8 +1,9 @@
 """Ways to do the two passes over the logits, and the one place that chooses between them.
 
 A backend is a module with ``count_negatives`` (pass 1) and ``write_gradient`` (pass 2). The linear ones, ``torch`` and
-``triton``, work on sorted knots; ``pairwise`` compares every logit with every positive. ``reference`` is no engine
-backend: it computes losses whole, in :mod:`alrp_triton.reference`.
+``triton``, work on sorted knots; ``pairwise`` compares every logit with every positive, as does ``direct``, which users
+do not name: it is what ``torch`` means where the linear form does not apply. ``reference`` is no engine backend: it
+computes losses whole, in :mod:`alrp_triton.reference`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 from torch import device as Device  # not torch itself, whose name is a submodule's here
 
 BACKENDS = ("torch", "triton", "pairwise", "reference")
+LINEAR_BACKENDS = ("torch", "triton")
 
 
 # Found once, since torch.compile cannot look; found, not imported.
@@ -51,3 +53,8 @@ def choose_backend(backend: str, device: Device) -> str:
     if reason is not None:
         raise ValueError(f"backend: {backend!r} cannot run on device {str(device)!r}: {reason}")
     return backend
+
+
+def pairwise_form(backend: str) -> str:
+    """The backend that looks at every pair where ``backend`` computes."""
+    return "direct" if backend == "torch" else "pairwise"

@@ -41,8 +41,8 @@ class BucketSearch:
         padded = F.pad(thresholds, (0, sum(self.steps)), value=torch.nan)
         self.probes = [padded[step - 1 :] for step in self.steps]
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        """``[n]`` scores other than NaN to ``[n]`` integer buckets."""
+    def __call__(self, scores: Tensor, groups: Tensor | None = None) -> Tensor:
+        """``[n]`` scores other than NaN to ``[n]`` integer buckets; whatever their groups."""
         if not self.grid:
             return buckets_of(scores, self.thresholds)
         bucket = self.first.index_select(0, self._cells(scores))
@@ -52,3 +52,33 @@ class BucketSearch:
 
     def _cells(self, scores: Tensor) -> Tensor:
         return (scores - self.low).mul_(self.cells_per_unit).clamp_(0, _CELLS - 1).to(torch.int32)
+
+
+class GroupedSearch:
+    """Counts, for each score, the thresholds of lower groups and those of its own group at or below it; 0 where the
+    latter are none.
+
+    A threshold is at or below a score just if the number of thresholds of any group at or below it is at most that of
+    the score. So the search by group and score is one by group and such a number, in one integer.
+    """
+
+    def __init__(self, thresholds: Tensor, threshold_groups: Tensor) -> None:
+        self.groups = threshold_groups
+        self.regardless = BucketSearch(thresholds.sort().values)
+        # NaN stand above all scores.
+        self.radix = len(thresholds) + 2
+        number = self.regardless(thresholds.masked_fill(thresholds.isnan(), 0))
+        number = number.masked_fill(thresholds.isnan(), self.radix - 1)
+        self.first = torch.searchsorted(threshold_groups, threshold_groups)
+        self.keys = self.first * self.radix + number
+
+    def __call__(self, scores: Tensor, groups: Tensor | None = None) -> Tensor:
+        """``[n]`` scores other than NaN and their groups to ``[n]`` int64 buckets."""
+        assert groups is not None
+        if len(self.groups) == 0:
+            return torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
+        groups = groups.long()
+        first = torch.searchsorted(self.groups, groups)
+        there = self.groups[first.clamp(max=len(self.groups) - 1)] == groups
+        bucket = torch.searchsorted(self.keys, first * self.radix + self.regardless(scores), right=True)
+        return torch.where(there & (bucket > first), bucket, 0)

@@ -13,22 +13,26 @@ from ..knots import bucket_floors
 
 
 def count_negatives(
-    levels: Levels, thresholds: Tensor, pos_logits: Tensor, delta: float, ignore_index: int, scale: float
+    levels: Levels,
+    thresholds: Tensor,
+    threshold_groups: Tensor | None,
+    pos_logits: Tensor,
+    pos_groups: Tensor | None,
+    delta: float,
+    ignore_index: int,
+    scale: float,
 ) -> Tensor:
     """Pass 1; see ``backends.torch.count_negatives``. Bucket 0, of which nothing depends, is not counted."""
+    floors = bucket_floors(thresholds)
     return count_into_buckets(
-        [make_walk(logits.detach(), labels) for logits, labels in zip(*levels)],
-        thresholds,
-        bucket_floors(thresholds),
-        inverse_width(delta),
-        scale,
-        ignore_index,
+        walks_to_read(levels), thresholds, floors, inverse_width(delta), scale, ignore_index, threshold_groups
     )
 
 
 def write_gradient(
     levels: Levels,
     thresholds: Tensor,
+    threshold_groups: Tensor | None,
     coefficients: Tensor,
     pos_index: Tensor,
     pos_gradient: Tensor,
@@ -38,7 +42,8 @@ def write_gradient(
     """Pass 2; see ``backends.torch.write_gradient``."""
     walks = walks_to_write(levels)
     floors = bucket_floors(thresholds)
-    write_linear_gradient(walks, thresholds, floors, coefficients.to(floors.dtype), inverse_width(delta), ignore_index)
+    coefficients = coefficients.to(floors.dtype)
+    write_linear_gradient(walks, thresholds, floors, coefficients, inverse_width(delta), ignore_index, threshold_groups)
     write_positives(walks, pos_index, pos_gradient)
     return written(walks, levels)
 
@@ -48,9 +53,16 @@ def inverse_width(delta: float) -> float:
     return 0.5 / delta if delta > 0 else 0.0
 
 
+def walks_to_read(levels: Levels) -> list[Walk]:
+    """A walk over each level."""
+    return [make_walk(logits.detach(), labels, groups=groups) for logits, labels, groups in levels.each()]
+
+
 def walks_to_write(levels: Levels) -> list[Walk]:
     """A walk over each level with a new gradient to be written."""
-    return [make_walk(logits.detach(), labels, torch.empty_like(logits)) for logits, labels in zip(*levels)]
+    return [
+        make_walk(logits.detach(), labels, torch.empty_like(logits), groups) for logits, labels, groups in levels.each()
+    ]
 
 
 def written(walks: list[Walk], levels: Levels) -> list[Tensor]:

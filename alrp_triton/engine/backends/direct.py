@@ -1,0 +1,101 @@
+"""The direct form in plain torch: every logit against every positive, for pair functions without a Triton kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..inputs import Levels
+from ..labels import LabelKinds, group_of_each, pieces
+from ..pairs import PairFunction, pair_function
+from .torch import overwrite_positives
+
+# Logits looked at in one step, and pairs held at once.
+_PIECE, _PAIRS = 1 << 16, 1 << 20
+
+
+def count_negatives(
+    levels: Levels,
+    thresholds: Tensor,
+    threshold_groups: Tensor | None,
+    pos_logits: Tensor,
+    pos_groups: Tensor | None,
+    delta: float,
+    ignore_index: int,
+    scale: float,
+    *,
+    function: str,
+) -> Tensor:
+    """Pass 1: ``[1, P + 3]`` int64, the sum of the function over the negatives for each positive, in fixed point; two
+    zeros (see ``backends.pairwise``); and how many negatives are NaN."""
+    apply = pair_function(function)
+    totals = torch.zeros(1, len(pos_logits) + 3, dtype=torch.int64, device=pos_logits.device)
+    for logits, labels, groups in levels.each():
+        per_class = logits.dim() != labels.dim()
+        for x, y, _, group in pieces(logits.detach(), labels, _PIECE, groups=groups):
+            scores, group_ids, negative = _spread(x, y, group, per_class, ignore_index)
+            totals[0, -1] += (negative & scores.isnan()).sum()
+            for i, pairs in _pairs(apply, scores, group_ids, pos_logits, pos_groups, delta):
+                totals[0, i] += torch.where(negative, pairs, 0.0).mul_(scale).to(torch.int64).sum(1)
+    return totals
+
+
+def write_gradient(
+    levels: Levels,
+    thresholds: Tensor,
+    threshold_groups: Tensor | None,
+    coefficients: Tensor,
+    pos_index: Tensor,
+    pos_gradient: Tensor,
+    delta: float,
+    ignore_index: int,
+    *,
+    function: str,
+) -> list[Tensor]:
+    """Pass 2: ``thresholds`` are the positives' logits, ``threshold_groups`` their groups; ``coefficients``
+    ``[1, P + 3]`` their weights, two numbers without use here, and what is added to all."""
+    apply = pair_function(function)
+    gradients = [torch.empty_like(logits) for logits in levels.logits]
+    weights = coefficients[0]
+    for (logits, labels, groups), gradient in zip(levels.each(), gradients):
+        per_class = logits.dim() != labels.dim()
+        for x, y, out, group in pieces(logits.detach(), labels, _PIECE, gradient, groups):
+            scores, group_ids, negative = _spread(x, y, group, per_class, ignore_index)
+            value = torch.zeros(scores.shape, dtype=torch.float64, device=scores.device) + weights[-1]
+            for i, pairs in _pairs(apply, scores, group_ids, thresholds, threshold_groups, delta):
+                value += (pairs * weights[i, None]).sum(0)
+            out.copy_(torch.where(negative, value, 0).view(out.shape))
+    overwrite_positives(gradients, pos_index, pos_gradient)
+    return gradients
+
+
+def _spread(
+    x: Tensor, y: Tensor, group: Tensor | None, per_class: bool, ignore_index: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Scores ``[n]`` of a piece, their groups, and which of them are negatives."""
+    kinds = LabelKinds(y, x.shape[1], per_class, ignore_index)
+    negative = ~kinds.ignored[:, None].expand(x.shape)
+    if per_class:
+        negative = negative & (torch.arange(x.shape[1], device=x.device) != y[:, None])
+    else:
+        negative = negative & ~kinds.positive[:, None]
+    group_ids = None if group is None else group_of_each(group, *x.shape).long()
+    return x.reshape(-1), group_ids, negative.reshape(-1)
+
+
+def _pairs(
+    apply: PairFunction,
+    scores: Tensor,
+    group_ids: Tensor | None,
+    pos_logits: Tensor,
+    pos_groups: Tensor | None,
+    delta: float,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some positives i, and the function of them and all scores of a piece, ``[I, n]`` float64; 0 across groups."""
+    for i in torch.arange(len(pos_logits), device=scores.device).split(max(1, _PAIRS // len(scores))):
+        pairs = apply(scores.to(pos_logits.dtype), pos_logits[i], delta).double()
+        if group_ids is not None and pos_groups is not None:
+            pairs = torch.where(group_ids == pos_groups[i, None], pairs, 0.0)
+        yield i, pairs

@@ -1,0 +1,91 @@
+"""Functions of the difference of two scores, other than the ramp; for these every pair has to be looked at."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Pairs held at once.
+_PAIRS_PER_BLOCK = 1 << 20
+
+_known: dict[str, PairFunction] = {}
+_numbers = itertools.count()
+
+
+class PairFunction:
+    """A function f(x, delta) of differences x = s_j - s_i, with values in [0, 1]; what lies outside is clamped.
+
+    Make it once, not in every iteration: it stays registered under :attr:`key` as long as the process lives.
+
+    Args:
+        torch: computes f for a tensor of differences, elementwise, and a number delta; for equal scores x is 0, also
+            for equal infinities.
+        triton: the same as a ``@triton.jit`` function of a block and a constexpr, for the kernels.
+    """
+
+    def __init__(self, torch: Callable[[Tensor, float], Tensor], triton: Any = None) -> None:
+        if not callable(torch):
+            raise TypeError(f"torch: expected a function of differences and delta, got {type(torch).__name__}")
+        self.torch, self.triton = torch, triton
+        #: A name by which registered operators, which take no functions, can be told of it.
+        self.key = f"{getattr(torch, '__name__', type(torch).__name__)}#{next(_numbers)}"
+        _known[self.key] = self
+
+    def __call__(self, s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
+        """f for all pairs, ``[I, J]``; 0 where a difference is NaN."""
+        x = s_j[None, :] - s_i[:, None]
+        x = torch.where(s_j[None, :] == s_i[:, None], 0.0, x)
+        values = self.torch(x.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf), delta)
+        if not isinstance(values, Tensor) or values.shape != x.shape:
+            shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f"{self.key}: expected a tensor of the differences' shape {list(x.shape)}, got {shape}")
+        return values.to(x.dtype).clamp(0, 1).masked_fill(x.isnan(), 0)
+
+    def __repr__(self) -> str:
+        return f"PairFunction({self.key})"
+
+
+def pair_function(key: str) -> PairFunction:
+    """The one with this :attr:`PairFunction.key`."""
+    return _known[key]
+
+
+class PairSums:
+    """Sums of a pair function over the positives, each by all others.
+
+    Args:
+        function: takes the place of the ramp.
+        pos_logits: ``[P]``.
+        pos_groups: ``[P]`` int64, or None.
+        delta: handed to ``function``.
+    """
+
+    def __init__(self, function: PairFunction, pos_logits: Tensor, pos_groups: Tensor | None, delta: float) -> None:
+        self.function, self.pos_logits, self.pos_groups, self.delta = function, pos_logits, pos_groups, delta
+
+    def sums_above(self, values: Tensor) -> Tensor:
+        """sum over k != i of v_k f(p_k - p_i): ``[P] -> [P]`` float64."""
+        parts = [(pairs * values).sum(1) for _, pairs in self._blocks()]
+        return torch.cat(parts) if parts else torch.zeros_like(values)
+
+    def sums_received(self, values: Tensor) -> Tensor:
+        """sum over i != k of v_i f(p_k - p_i): ``[P] -> [P]`` float64."""
+        total = torch.zeros_like(values)
+        for i, pairs in self._blocks():
+            total = total + (pairs * values[i, None]).sum(0)
+        return total
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some positives i, and f(p_k - p_i) for them and all k: ``[I, P]`` float64, 0 for k = i."""
+        num_pos, device = len(self.pos_logits), self.pos_logits.device
+        everyone = torch.arange(num_pos, device=device)
+        for i in everyone.split(max(1, _PAIRS_PER_BLOCK // max(num_pos, 1))) if num_pos else ():
+            pairs = self.function(self.pos_logits, self.pos_logits[i], self.delta).double()
+            others = everyone != i[:, None]
+            if self.pos_groups is not None:
+                others &= self.pos_groups == self.pos_groups[i, None]
+            yield i, torch.where(others, pairs, 0.0)

@@ -1,0 +1,33 @@
+"""``backend="reference"``: what :mod:`alrp_triton.reference` computes on flat tensors, given back to the levels."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..engine import Levels
+from ..engine.labels import flatten_levels
+from ..engine.operators import attach_computed
+from ..engine.positives import raise_on_mistakes
+
+
+def flatten(
+    levels: Levels, ignore_index: int, num_positives: int | None, name: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits, labels (1, 0, or -1) and groups, ``[M]`` each.
+
+    Raises:
+        ValueError: for a label out of range, or another number of positives than the argument ``name`` says.
+    """
+    logits, labels, groups = flatten_levels(levels, ignore_index)
+    found = int((labels == 1).sum())
+    raise_on_mistakes(found, bool((labels == -2).any()), found if num_positives is None else num_positives, name)
+    return logits, labels, groups
+
+
+def attach(value: Tensor, levels: Levels, grad_logits: Tensor, further: dict[Tensor, Tensor] | None = None) -> Tensor:
+    """``value`` with a derivative with respect to the levels' logits, given flat ``[M]``, and to further tensors."""
+    sizes = [level.numel() for level in levels.logits]
+    gradients = [gradient.view(x.shape) for gradient, x in zip(grad_logits.split(sizes), levels.logits)]
+    further = further or {}
+    attached: Tensor = attach_computed(value, [*levels.logits, *further], [*gradients, *further.values()])
+    return attached

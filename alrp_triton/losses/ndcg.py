@@ -1,0 +1,122 @@
+"""NDCG Loss: one minus the normalised discounted cumulative gain, each positive being of relevance 1.
+
+The gain and its discount are those of K. Jarvelin and J. Kekalainen, "Cumulated gain-based evaluation of IR
+techniques", ACM TOIS 2002; the loss and its gradient follow from Definition 1 and Algorithm 1 of Oksuz et al.,
+NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import reference
+from ..engine import Ranking, Statistics, check_inputs
+from ..engine.backends import choose_backend
+from ..engine.inputs import compute_dtype
+from ..engine.sums import prefix_sums
+from . import exact
+
+
+def ideal_gain(ranking: Statistics) -> Tensor:
+    """Z = sum over r = 1..P of 1 / log2(1 + r), the largest gain that P positives can have; ``[P]``."""
+    longest = ranking.num_positives.shape[0]
+    places = torch.arange(2, longest + 2, dtype=torch.float64, device=ranking.num_positives.device)
+    return prefix_sums(1 / places.log2()[None])[0][ranking.num_positives.long()]
+
+
+def ndcg_error(ranking: Statistics) -> Tensor:
+    """l(i) = Z/P - 1 / log2(1 + rank(i)), ``[P]``."""
+    return ideal_gain(ranking) / ranking.num_positives - 1 / (1 + ranking.rank).log2()
+
+
+def ndcg_target(ranking: Statistics) -> Tensor:
+    """l*(i) = Z/P - 1 / log2(1 + rank+(i)): the error that is left when no negative stands above i; ``[P]``."""
+    return ideal_gain(ranking) / ranking.num_positives - 1 / (1 + ranking.rank_positive).log2()
+
+
+def ndcg_loss(
+    logits: Tensor | Sequence[Tensor],
+    labels: Tensor | Sequence[Tensor],
+    *,
+    delta: float = 1.0,
+    num_positives: int | None = None,
+    groups: Tensor | Sequence[Tensor] | None = None,
+    ignore_index: int = -1,
+    backend: str = "auto",
+) -> Tensor:
+    r"""NDCG Loss, exact, in O(M log P) time for M logits and P positives.
+
+    With ``rank(i)`` and ``rank+(i)`` of :func:`ap_loss`::
+
+        loss = 1 - sum_i 1 / log2(1 + rank(i)) / Z,    Z = sum_{r = 1..P} 1 / log2(1 + r)
+
+    The gradient is error-driven: each positive sends ``(1 / log2(1 + rank+(i)) - 1 / log2(1 + rank(i))) / Z``, the gain
+    that its false positives cost it, to these. What remains when no negative stands above a positive has no gradient: 0
+    for ``delta=0`` without ties, else what the smoothed ranks of positives closer than delta leave of the ideal gain.
+
+    Args:
+        logits, labels, groups, ignore_index, backend: see :func:`alrp_loss`.
+        delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step.
+        num_positives: see :func:`ap_loss`.
+
+    Returns:
+        A scalar: float64 for float64 logits, else float32. 0, attached to the graph, without positives.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: see :func:`alrp_loss`.
+    """
+    levels = check_inputs(
+        logits, labels, delta=delta, ignore_index=ignore_index, groups=groups, num_positives=num_positives
+    )
+    dtype, device = compute_dtype(levels.logits[0].dtype), levels.logits[0].device
+    backend = choose_backend(backend, device)
+    if backend == "reference":
+        flat = exact.flatten(levels, ignore_index, num_positives, "num_positives")
+        result = reference.ndcg(*flat[:2], delta=delta, groups=flat[2])
+        return exact.attach(result.value, levels, result.grad_logits).to(dtype)
+    ranking = Ranking(levels, num_positives, delta=delta, ignore_index=ignore_index, backend=backend)
+    with torch.no_grad():
+        share = ranking.share * ranking.num_positives / ideal_gain(ranking)
+        value = (ndcg_error(ranking) * share).sum() + ranking.poison
+        # l(i) - l*(i); written so that a small N_FP(i) is not lost in the difference of two logarithms.
+        behind, rank = 1 + ranking.rank_positive, 1 + ranking.rank
+        excess = (ranking.num_false_positives / behind).log1p() / math.log(2) / (behind.log2() * rank.log2())
+    return ranking.error_driven(value, excess, share).to(dtype)
+
+
+class NDCGLoss(nn.Module):
+    """NDCG Loss as a module.
+
+    Args:
+        delta, ignore_index, backend: see :func:`ndcg_loss`.
+    """
+
+    def __init__(self, delta: float = 1.0, *, ignore_index: int = -1, backend: str = "auto") -> None:
+        super().__init__()
+        self.delta, self.ignore_index, self.backend = delta, ignore_index, backend
+
+    def forward(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        labels: Tensor | Sequence[Tensor],
+        num_positives: int | None = None,
+        groups: Tensor | Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """The loss of one batch, a scalar; arguments as :func:`ndcg_loss` takes them."""
+        return ndcg_loss(
+            logits,
+            labels,
+            delta=self.delta,
+            num_positives=num_positives,
+            groups=groups,
+            ignore_index=self.ignore_index,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments, as ``repr`` shows them."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("delta", "ignore_index", "backend"))
