@@ -41,7 +41,8 @@ test: lint test-kernels test-package ## Style, types and all tests
 
 # The kernels, in Triton's interpreter: in a process of its own, since Triton reads the variable when first imported.
 # What the other backends are held against there, these are held against here.
-KERNEL_TESTS := tests/kernels $(addprefix tests/test_,$(addsuffix .py,golden figure1 alrp edge_cases layouts theorems))
+KERNEL_TESTS := tests/kernels $(addprefix tests/test_,$(addsuffix .py,\
+	golden figure1 alrp edge_cases layouts theorems family groups framework rank_sort))
 test-kernels: $(STAMP)
 	set -o pipefail; TRITON_INTERPRET=1 $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup $(KERNEL_TESTS) | tee $(VENV)/test-kernels.log
 
@@ -50,6 +51,7 @@ test-package: $(STAMP)
 
 bench: $(STAMP) ## Measure speed and memory on the CPU
 	$(RUN) -m benchmarks.cpu
+	$(RUN) -m benchmarks.family
 	$(RUN) -m benchmarks.memory
 
 verify: $(STAMP) ## Check every backend of this machine against the float64 reference

@@ -2,8 +2,8 @@
 
 A loss L = (1/Z) sum_i l(i) over the positives i (Definition 1 of Oksuz et al., NeurIPS 2020) is told by l(i), a
 function of how i is ranked; by its target l*(i), the value it should have; and by Z. Algorithm 1 of the paper then says
-what gradient the scores get: i sends l(i) - l*(i) to the negatives above it, in the proportions p(j|i). For one, average
-precision:
+what gradient the scores get: i sends l(i) - l*(i) to the negatives above it, in the proportions p(j|i). Average
+precision, for one:
 
     def error(ranking):
         return ranking.num_false_positives / ranking.rank
@@ -132,6 +132,8 @@ def ranking_loss(
         smoothing=smoothing,
         distribution=distribution,
     )
+    if ranking.rank.shape[0] == 0:
+        error, target, normaliser = _nothing, None, None
     errors = _numbers("error", error(ranking, **values), ranking)
     with torch.no_grad():
         share = ranking.share
@@ -140,6 +142,7 @@ def ranking_loss(
         excess = errors.detach()
         if target is not None:
             excess = excess - _numbers("target", target(ranking, **values), ranking)
+        share = share + ranking.poison_where((errors * share).isnan() | ranking.sent(excess, eps)[0].isnan())
     # The value may have a derivative with respect to the extras; that of the scores goes onto a 0.
     value = (errors * share).sum() + ranking.poison
     return (value + ranking.error_driven(torch.zeros_like(value), excess, share, eps)).to(dtype)
@@ -204,6 +207,11 @@ class RankingLoss(nn.Module):
         shown = [f"{name}={getattr(f, '__name__', f)}" for name, f in formulas.items() if f is not None]
         names = ("delta", "eps", "smoothing", "distribution", "ignore_index", "backend")
         return ", ".join([*shown, *(f"{name}={getattr(self, name)!r}" for name in names)])
+
+
+def _nothing(ranking: Statistics, **extras: Tensor) -> Tensor:
+    """The formula of no positives: users' own need not be made for that."""
+    return ranking.rank
 
 
 _wrapped: dict[Callable[[Tensor, float], Tensor], PairFunction] = {}

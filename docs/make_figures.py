@@ -32,11 +32,16 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7"]
 INK, GREY = "#222222", "#8A8A8A"
 STYLE = {"font.size": 10, "mathtext.fontset": "cm", "axes.spines.top": False, "axes.spines.right": False}
 
-# For the comparison of the members: some positives above nearly all negatives, one low, and the highest but one badly
-# localised; most negatives low, few at the top.
-COMPARED_POSITIVES = torch.tensor([-0.6, 1.1, 2.0, 3.0, 4.2], dtype=torch.float64)
+# For the comparison of the members: most negatives low and a few at the top; a positive far down, and one near the top
+# that is badly localised.
+COMPARED_POSITIVES = torch.tensor([-0.4, 1.2, 2.3, 3.4, 4.6], dtype=torch.float64)
 COMPARED_IOUS = torch.tensor([0.7, 0.9, 0.6, 0.3, 0.8], dtype=torch.float64)
-COMPARED_NEGATIVES = 1.6 * torch.special.ndtri((torch.arange(40, dtype=torch.float64) + 0.5) / 40)
+COMPARED_NEGATIVES = torch.cat(
+    [
+        1.2 * torch.special.ndtri((torch.arange(20, dtype=torch.float64) + 0.5) / 20) - 0.8,
+        torch.tensor([2.6, 3.2, 3.9, 4.4, 5.0, 6.1], dtype=torch.float64),
+    ]
+)
 MEMBERS = {"aLRP": "#0072B2", "AP": "#E69F00", "Rank & Sort": "#CC79A7", "NDCG": "#009E73"}
 
 
@@ -117,7 +122,7 @@ def members(path: Path) -> None:
         "NDCG": ndcg_loss(logits, labels, delta=DELTA),
     }
     num_fp = ramp(difference(COMPARED_NEGATIVES, COMPARED_POSITIVES), DELTA).sum(dim=1)
-    edges = torch.tensor([-3.8, 6.6], dtype=torch.float64)
+    edges = torch.tensor([-3.6, 6.8], dtype=torch.float64)
     t = torch.cat([edges[:1], make_knots(COMPARED_POSITIVES, DELTA).thresholds, edges[1:]])
     ramps = ramp(difference(t, COMPARED_POSITIVES), DELTA)
 
@@ -128,9 +133,8 @@ def members(path: Path) -> None:
         (gradient,) = torch.autograd.grad(losses[name], logits, retain_graph=True)
         # In what a positive sends to its false positives, each of these has the share H / N_FP.
         curve = (-gradient[:num_pos] / num_fp) @ ramps
-        top.plot(t, curve, color=colour, linewidth=1.8)
-        top.plot(COMPARED_NEGATIVES, gradient[num_pos:], "o", color=colour, markersize=2.6)
-        top.annotate(name, (6.6, curve[-1]), (5, 0), textcoords="offset points", color=colour, va="center")
+        top.plot(t, curve, color=colour, linewidth=1.8, label=name)
+        top.plot(COMPARED_NEGATIVES, gradient[num_pos:], "o", color=colour, markersize=3.2)
         if name == "Rank & Sort":
             gradient = gradient + torch.autograd.grad(sorting, logits)[0]
         x = COMPARED_POSITIVES + 0.11 * (place - 1.5)
@@ -138,13 +142,19 @@ def members(path: Path) -> None:
         bottom.plot(x, gradient[:num_pos], "o", color=colour, markersize=4.5)
     top.set_ylim(bottom=0)
     top.set_ylabel("gradient of a negative")
-    top.set_title("Negatives: a function of their score (dots: the 40 negatives)", loc="left", fontsize=10.5)
-    bottom.axhline(0, color=GREY, linewidth=0.8)
-    bottom.set_title("Positives, with their IoU (below 0: the score is pulled up)", loc="left", fontsize=10.5)
+    top.set_title("Negatives (dots): the gradient is one function of the score", loc="left", fontsize=10.5)
+    top.legend(loc="upper left", frameon=False, fontsize=10)
+    bottom.spines["bottom"].set_visible(False)
+    bottom.tick_params(axis="x", length=0)
+    bottom.set_ylim(-0.205, 0.02)
+    bottom.axhline(0, color=INK, linewidth=0.8)
+    bottom.set_title(
+        "Positives: bars side by side belong to one positive, at the score in their middle", loc="left", fontsize=10.5
+    )
     bottom.set_ylabel("gradient of a positive")
     bottom.set_xlabel("score", fontsize=11)
     for p, iou in zip(COMPARED_POSITIVES.tolist(), COMPARED_IOUS.tolist()):
-        bottom.annotate(f"{iou}", (p, 1), xycoords=("data", "axes fraction"), ha="center", va="top", color=GREY)
+        bottom.annotate(f"IoU {iou}", (p, 0), (0, 5), textcoords="offset points", ha="center", color=GREY, fontsize=9)
     bottom.set_xlim(*edges.tolist())
     figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
     plt.close(figure)

@@ -122,13 +122,9 @@ def formula(
 
 ALRP = Member("alrp", _alrp, _judge_alrp, (("cls", "logits"), ("loc", "values")), "loc_errors")
 AP = Member("ap", _score(ap_loss), _judge_score(reference.ap))
-PLAIN_AP = Member(
-    "plain_ap", _score(ap_loss, interpolated=False), _judge_score(reference.ap, interpolated=False)
-)
+PLAIN_AP = Member("plain_ap", _score(ap_loss, interpolated=False), _judge_score(reference.ap, interpolated=False))
 NDCG = Member("ndcg", _score(ndcg_loss), _judge_score(reference.ndcg))
-RANK_SORT = Member(
-    "rank_sort", _rank_sort, _judge_rank_sort, (("ranking", "logits"), ("sorting", "logits")), "ious"
-)
+RANK_SORT = Member("rank_sort", _rank_sort, _judge_rank_sort, (("ranking", "logits"), ("sorting", "logits")), "ious")
 WEIGHTED = formula("weighted", weighted_error, "weights", eps=0.3)
 DEPTH = formula("depth", depth_error, "costs", target=depth_target, normaliser=depth_normaliser)
 FAMILY = (ALRP, AP, PLAIN_AP, NDCG, RANK_SORT, WEIGHTED, DEPTH)
@@ -148,7 +144,9 @@ def evaluate(
     levels = [logits] if isinstance(logits, Tensor) else list(logits)
     leaves = [x.detach().requires_grad_() for x in levels]
     values = values.detach().requires_grad_()
-    found = member.loss(leaves[0] if isinstance(logits, Tensor) else leaves, labels, values, backend=backend, **arguments)
+    found = member.loss(
+        leaves[0] if isinstance(logits, Tensor) else leaves, labels, values, backend=backend, **arguments
+    )
     results = {name: tensor.detach() for name, tensor in found.items()}
     for component, leaf in member.derivatives:
         inputs = [values] if leaf == "values" else leaves

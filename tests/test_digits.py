@@ -15,12 +15,16 @@ pytest.importorskip("pycocotools")
 pytest.importorskip("rich")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 
+import losses
+import own_loss
 import report
 import scenes
 import train
 from detector import build_detector
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
+
+from alrp_triton.framework import RankingLoss
 
 SCENES = scenes.DigitScenes("train", 60)
 
@@ -122,6 +126,9 @@ def test_the_script_trains_reports_and_fails_below_the_required_precision(tmp_pa
     checkpoint = torch.load(tmp_path / "out" / "detector.pt")
     assert "head.ranking_criterion.self_balance.weight" in checkpoint
 
+    with pytest.raises(SystemExit):
+        train.main([*arguments, "--loss", "own"])  # has no localisation errors to save
+
     with np.load(logits) as arrays:
         late = arrays["late_logits"]
         assert late.shape == arrays["early_logits"].shape == (2, 960, 10)
@@ -133,3 +140,26 @@ def test_the_script_trains_reports_and_fails_below_the_required_precision(tmp_pa
         positives = ((labels >= 0) & (labels < 10)).sum()
         assert arrays["middle_loc_errors"].shape == (positives,)
         assert positives > 0
+
+
+@pytest.mark.parametrize("loss", [name for name in losses.LOSSES if name != "alrp"])
+def test_every_loss_trains(loss, tmp_path):
+    arguments = ["--iterations", "6", "--batch-size", "2", "--test-scenes", "4", "--workers", "0", "--device", "cpu"]
+    assert train.main([*arguments, "--loss", loss, "--output", str(tmp_path)]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["loss"] == loss
+    assert set(metrics["history"]) == {"cls", "loc"}
+    for values in metrics["history"].values():
+        assert np.isfinite(values).all()
+        assert np.all(np.array(values) > 0)
+    assert (tmp_path / "detections.png").stat().st_size > 10_000
+
+
+def test_the_loss_of_ones_own_counts_bits():
+    """One positive below three negatives: two bits to point at it among four; the update balances."""
+    logits = torch.tensor([0.0, 5.0, 5.0, 5.0, -5.0], requires_grad=True)
+    loss = RankingLoss(own_loss.search_cost)(logits, torch.tensor([1, 0, 0, 0, 0]))
+    assert loss.item() == pytest.approx(2)
+    loss.backward()
+    assert logits.grad.tolist() == pytest.approx([-2, 2 / 3, 2 / 3, 2 / 3, 0])
+    assert len(Path(own_loss.__file__).read_text().splitlines()) < 30

@@ -1,35 +1,53 @@
-"""What docs/mathematics.md states is what the code does: the worked example, places in the code, measured errors."""
+"""What the documentation states is what the code does: worked examples, code blocks, places in the code, errors."""
 
 import doctest
+import inspect
+import math
 import re
 import subprocess
 import sys
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from checks import backends, evaluate
 
+from alrp_triton import (
+    ALRPLoss,
+    APLoss,
+    NDCGLoss,
+    RankSortLoss,
+    alrp_loss,
+    ap_loss,
+    ndcg_loss,
+    rank_sort_loss,
+)
 from alrp_triton.engine import operators
 from alrp_triton.engine.knots import make_knots, ramp_coefficients
+from alrp_triton.engine.sorting import sorting_sums
 from alrp_triton.reference import difference, ramp
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "docs" / "mathematics.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+TEXT = PAGES["mathematics.md"]
 EXAMPLE = TEXT[TEXT.index("### 4.5") : TEXT.index("## 5.")]
+FAMILY = TEXT[TEXT.index("### 8.9") : TEXT.index("## 9.")]
 
 POSITIVES, NEGATIVES = [0.0, 0.75], [-0.8, -0.2, 1.2]
 LOGITS = torch.tensor(POSITIVES + NEGATIVES, dtype=torch.float64)
 LABELS = torch.tensor([1, 1, 0, 0, 0])
 LOC_ERRORS = torch.tensor([0.3, 0.6], dtype=torch.float64)
+IOUS = 1 - LOC_ERRORS
 # The fixed point truncates each offset by up to 2^-36.
 TOLERANCE = 1e-10
 
 
-def blocks(kind: str) -> str:
-    return "\n".join(re.findall(rf"^```{kind}\n(.*?)^```", EXAMPLE, re.MULTILINE | re.DOTALL))
+def blocks(kind: str, text: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def stated_tables() -> dict[str, list[Fraction]]:
@@ -38,16 +56,30 @@ def stated_tables() -> dict[str, list[Fraction]]:
     return {name: [Fraction(cell) for cell in cells] for name, *cells in rows if name not in ("", "---")}
 
 
-def exact(expression: str) -> Fraction:
-    """The value of an arithmetic expression, its decimals taken at their word."""
-    assert re.fullmatch(r"[-+*/(). \d]+", expression), expression
-    return eval(re.sub(r"\d+(\.\d+)?", r"Fraction('\g<0>')", expression), {"Fraction": Fraction})
+def computed(expression: str) -> Fraction | float:
+    """The value of an arithmetic expression: exact, decimals being taken at their word, but for logarithms."""
+    assert re.fullmatch(r"([-+*/(). \d]|log2)+", expression), expression
+    numbers = re.sub(r"(?<!log)\d+(\.\d+)?", r"Fraction('\g<0>')", expression)
+    return eval(numbers, {"Fraction": Fraction, "log2": math.log2})
 
 
-def stated_sums() -> list[tuple[str, list[Fraction]]]:
-    """Lines such as ``rank(1) = 1 + 2 = 3``: the name, and the value of each side."""
-    lines = [line.split(" = ") for line in blocks("text").splitlines() if line]
-    return [(name, [exact(side) for side in sides]) for name, *sides in lines]
+class Stated(NamedTuple):
+    """A line such as ``rank(1) = 1 + 2 = 3``, or ``w(1) = 2 / 3 ≈ 0.67``."""
+
+    name: str
+    derivation: Fraction | float
+    result: Fraction | float
+    rounding: float
+    """The unit of the last decimal that is shown; 0 for exact results."""
+
+
+def stated_sums(text: str) -> list[Stated]:
+    sums = []
+    for line in "".join(blocks("text", text)).splitlines():
+        name, derivation, sign, result = re.fullmatch(r"(.+?) = (.+) ([=≈]) (.+)", line).groups()
+        rounding = 10.0 ** -len(result.split(".")[1]) if sign == "≈" else 0
+        sums.append(Stated(name, computed(derivation), computed(result), rounding))
+    return sums
 
 
 def values_of_the_code(backend: str) -> dict[str, float]:
@@ -76,28 +108,89 @@ def values_of_the_code(backend: str) -> dict[str, float]:
         "dn(1) + dn(2) + dn(3)": smooth.grad_logits[2:].sum(),
         "-dp(1) - dp(2)": -smooth.grad_logits[:2].sum(),
     }
-    numbered = {f"{name}({i})": float(v) for name, vector in vectors.items() for i, v in enumerate(vector, start=1)}
-    return numbered | {name: float(value) for name, value in scalars.items()}
+    return numbered(vectors) | {name: float(value) for name, value in scalars.items()}
 
 
-def test_the_sums_by_hand_add_up():
-    for name, sides in stated_sums():
-        assert len(sides) == 2, name
-        assert sides[0] == sides[1], name
+def numbered(vectors: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {f"{name}({i})": float(v) for name, vector in vectors.items() for i, v in enumerate(vector, start=1)}
+
+
+def values_of_the_family(backend: str) -> dict[str, float]:
+    """Every number that the example of the other members derives, by its name there, and some that it leaves out."""
+    logits = LOGITS.clone().requires_grad_()
+    settings = {"delta": 1.0, "backend": backend}
+    ranking, sorting = rank_sort_loss(logits, LABELS, IOUS, **settings)
+    losses = {
+        "AP": ap_loss(logits, LABELS, interpolated=False, **settings),
+        "step": ap_loss(logits, LABELS, interpolated=False, delta=0, backend=backend),
+        "interpolated": ap_loss(logits, LABELS, delta=0, backend=backend),
+        "ranking": ranking,
+        "sorting": sorting,
+        "NDCG": ndcg_loss(logits, LABELS, **settings),
+    }
+    assert ap_loss(logits, LABELS, **settings) == losses["AP"]
+    sent = {name: torch.autograd.grad(loss, logits, retain_graph=True)[0] for name, loss in losses.items()}
+    losses = {name: loss.detach() for name, loss in losses.items()}
+    num_false_positives = torch.tensor([1.5, 0.75], dtype=torch.float64)
+    gain = float(1 + 1 / torch.tensor(3.0, dtype=torch.float64).log2())
+    rank, above, target_rank, target_above, missorted = sorting_sums(LOGITS[:2], IOUS, None, 1.0, "torch")
+    vectors = {
+        "precision": 1 + 2 * sent["AP"][:2],
+        "precision_step": 1 + 2 * sent["step"][:2],
+        "rank_RS": num_false_positives / (-2 * sent["ranking"][:2]),
+        "a": above / rank,
+        "a_target": target_above / target_rank,
+        "m": missorted,
+        "c_NDCG": -gain * sent["NDCG"][:2],
+        "w_NDCG": -gain * sent["NDCG"][:2] / num_false_positives,
+    }
+    for name, gradient in sent.items():
+        vectors |= {f"dp_{name}": gradient[:2], f"dn_{name}": gradient[2:]}
+    scalars = {
+        "AP": losses["AP"],
+        "AP_step": losses["step"],
+        "AP_interpolated": losses["interpolated"],
+        "dn_AP(1) + dn_AP(2) + dn_AP(3)": sent["AP"][2:].sum(),
+        "ranking": losses["ranking"],
+        "sorting": losses["sorting"],
+        "Z": gain,
+        "NDCG": losses["NDCG"],
+        "remains": losses["NDCG"] + sent["NDCG"][:2].sum(),
+    }
+    return numbered(vectors) | {name: float(value) for name, value in scalars.items()}
+
+
+@pytest.mark.parametrize("text", [EXAMPLE, FAMILY], ids=["4.5", "8.9"])
+def test_the_sums_by_hand_add_up(text):
+    for stated in stated_sums(text):
+        if stated.rounding:
+            # Of rounded numbers, too.
+            assert abs(stated.derivation - float(stated.result)) < stated.rounding, stated.name
+        else:
+            assert stated.derivation == stated.result, stated.name
 
 
 @pytest.mark.parametrize("backend", backends())
-def test_the_sums_by_hand_are_what_the_code_gives(backend):
-    expected = values_of_the_code(backend)
-    assert {name for name, _ in stated_sums()} == set(expected)
-    for name, sides in stated_sums():
-        assert float(sides[-1]) == pytest.approx(expected[name], rel=0, abs=TOLERANCE), name
+@pytest.mark.parametrize(
+    ("text", "values"), [(EXAMPLE, values_of_the_code), (FAMILY, values_of_the_family)], ids=["4.5", "8.9"]
+)
+def test_the_sums_by_hand_are_what_the_code_gives(text, values, backend):
+    expected = values(backend)
+    stated = stated_sums(text)
+    assert {name for name, *_ in stated} <= set(expected)
+    if text == EXAMPLE:
+        assert {name for name, *_ in stated} == set(expected)
+    for name, _, result, rounding in stated:
+        tolerance = TOLERANCE + rounding / 2
+        assert float(result) == pytest.approx(expected[name], rel=0, abs=tolerance), name
 
 
 def test_the_tables_are_what_the_code_makes():
     positives = torch.tensor(POSITIVES, dtype=torch.float64)
     knots = make_knots(positives, 1.0)
-    totals, unit = operators.count_negatives([LOGITS], [LABELS], knots.thresholds, positives, 1.0, -1, "torch")
+    totals, unit = operators.count_negatives(
+        [LOGITS], [LABELS], [], knots.thresholds, None, positives, None, 1.0, -1, "torch", ""
+    )
     # Without bucket 0, and without the count of NaN; offsets are in units of 2 delta.
     counts, distances = totals[:, 1:-1].double() * torch.stack([torch.ones_like(unit), 2 * unit])[:, None]
     numbers = values_of_the_code("torch")
@@ -125,12 +218,32 @@ def test_the_inputs_are_those_stated():
         stated = re.search(rf"\${name} = \(([^)]*)\)\$", EXAMPLE)
         assert stated is not None, name
         assert [float(number) for number in stated[1].split(",")] == values
+    assert f"$t = ({', '.join(f'{t:.1f}' for t in IOUS.tolist())})$" in FAMILY
 
 
-def test_the_session_prints_what_it_shows():
-    session = doctest.DocTestParser().get_doctest(blocks("pycon"), {}, "example", None, None)
+@pytest.mark.parametrize("text", [EXAMPLE, FAMILY], ids=["4.5", "8.9"])
+def test_the_session_prints_what_it_shows(text):
+    session = doctest.DocTestParser().get_doctest("\n".join(blocks("pycon", text)), {}, "example", None, None)
     assert len(session.examples) >= 8
     assert doctest.DocTestRunner().run(session).failed == 0
+
+
+@pytest.mark.parametrize("num_pos", [2, 10, 100, 1000])
+def test_what_remains_of_ndcg_when_positives_are_alike(num_pos):
+    stated = re.search(rf"([\d.]+) for \$P = {num_pos}\$", TEXT[TEXT.index("positives alike") :])
+    logits = torch.cat([torch.zeros(num_pos), torch.full((5,), -9.0)]).double().requires_grad_()
+    loss = ndcg_loss(logits, (torch.arange(num_pos + 5) < num_pos).long())
+    assert float(stated[1]) == pytest.approx(loss.item(), rel=0, abs=0.005)
+    assert not torch.autograd.grad(loss, logits)[0].any()
+
+
+def test_ndcg_looks_at_the_place_and_ap_at_the_ratio():
+    """The errors of a positive at rank 2 that belongs at 1, and at rank 1000 that belongs at 500."""
+    costs = [float(number) for number in re.search(r"\$c_i\$ in NDCG are ([\d.]+) and\s([\d.]+)\.", TEXT).groups()]
+    gains = [[1 / math.log2(1 + rank) for rank in ranks] for ranks in ((1, 2), (500, 1000))]
+    assert costs == [round(target - gain, 3) for target, gain in gains]
+    ratio = (gains[0][0] - gains[0][1]) / (gains[1][0] - gains[1][1])
+    assert f"{ratio:.0f} times as wrong" in PAGES["losses.md"]
 
 
 def test_places_in_the_code_exist():
@@ -140,8 +253,50 @@ def test_places_in_the_code_exist():
         source = (ROOT / path).read_text(encoding="utf-8")
         for name in re.findall(r"\w+", names):
             assert re.search(rf"^\s*((def|class) {name}\b|{name}(, \w+)* = )", source, re.MULTILINE), f"{path}: {name}"
-    for path in re.findall(r"\]\((?!http|#)([^)]+)\)", TEXT):
-        assert (ROOT / "docs" / path).is_file(), path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for path, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", PAGES[page]):
+        assert (folder / path).exists(), path
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", PAGES[Path(path).name or page], re.MULTILINE)
+            # As GitHub names them.
+            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], anchor
+    for path in re.findall(r"`([\w/]+/[\w/]*\.py)`", PAGES[page]):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_blocks_run(page):
+    """In order, each with the names of those before it; without those that load pretrained weights."""
+    names: dict[str, object] = {}
+    torch.manual_seed(0)
+    for block in blocks("python", PAGES[page]):
+        loads_weights = "retinanet_resnet50_fpn(num_classes" in block
+        if not loads_weights and ("torchvision" not in block or find_spec("torchvision") is not None):
+            exec(compile(block, page, "exec"), names)
+
+
+def test_members_of_the_torchvision_integration_are_listed():
+    integration = pytest.importorskip("alrp_triton.integrations.torchvision")
+    table = re.findall(r"^\| `(use_\w+)\(model, criterion\)` \| (?:`(\w+)\(\)`)?", PAGES["losses.md"], re.MULTILINE)
+    assert {name for name, _ in table} == set(integration.__all__)
+    for name, criterion in table:
+        use = getattr(integration, name)
+        assert (inspect.signature(use).parameters["criterion"].default is None) == bool(criterion)
+        assert not criterion or f"{criterion}() if criterion is None" in inspect.getsource(use)
+
+
+def test_defaults_are_those_of_the_table():
+    row = re.search(r"^\| hyperparameters \|(.*)\|$", PAGES["losses.md"], re.MULTILINE)[1].split("|")
+    for cell, (function, module) in zip(
+        row, [(alrp_loss, ALRPLoss), (ap_loss, APLoss), (rank_sort_loss, RankSortLoss), (ndcg_loss, NDCGLoss)]
+    ):
+        for name, value in re.findall(r"`(\w+)` = ([\d.]+)", cell):
+            assert inspect.signature(module).parameters[name].default == float(value)
+            assert name == "tau" or inspect.signature(function).parameters[name].default == float(value)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests" / "golden").glob("*.npz")), ids=lambda path: path.stem)
@@ -158,8 +313,8 @@ def test_measured_errors(path):
 def test_figures_can_be_drawn(tmp_path):
     image = pytest.importorskip("matplotlib.image")
     subprocess.run([sys.executable, ROOT / "docs" / "make_figures.py", "--output", tmp_path], check=True, cwd=ROOT)
-    names = [path.name for path in tmp_path.iterdir()]
-    assert names == ["piecewise.png"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["members.png", "piecewise.png"]
     for name in names:
         # Other versions of matplotlib move letters by a pixel; what the figure shows stays.
         drawn, committed = image.imread(tmp_path / name), image.imread(ROOT / "docs" / "images" / name)

@@ -1,4 +1,5 @@
-"""What the paper proves, and what follows from the definitions, on drawn scores with ties, ramp ends and infinities."""
+"""What the paper proves of every loss of its kind, and what follows from the definitions of aLRP, on drawn scores with
+ties, ramp ends and infinities."""
 
 from itertools import pairwise
 
@@ -6,8 +7,10 @@ import pytest
 import torch
 from cases import INTERPRETED, problems
 from checks import EXACT, assert_close, assert_same_bits, assert_same_results, assert_same_sums, backends, evaluate
+from family import ALRP, AP, DEPTH, FAMILY, RANK_SORT, assert_agree, of_case
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from plain import PLAIN, Plain
 
 from alrp_triton import alrp_loss
 
@@ -18,50 +21,47 @@ LOC_RANKINGS = st.sampled_from(["sorted", "smooth"])
 DYADIC = st.integers(-64, 64).map(lambda k: k / 16)
 
 pytestmark = pytest.mark.parametrize("backend", backends())
+by_member = pytest.mark.parametrize("member", [AP, RANK_SORT, DEPTH] if INTERPRETED else FAMILY, ids=repr)
 properties = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 
 
-def ramp(x, delta):
-    """H of a number."""
-    if delta == 0:
-        return float(x >= 0)
-    return min(max(x / (2 * delta) + 0.5, 0.0), 1.0)
+def sums_up(case, member, delta, backend):
+    """The results, and for each part of the loss its plain form, with the pairs it is made of."""
+    settings = {"loc_ranking": "smooth"} if member is ALRP else {}
+    found = of_case(member, case, backend, delta=delta, **settings)
+    pairs = Plain(case, delta, member.values(case).tolist())
+    return [(part, pairs, sum(found[name].double() for name in part.components), found) for part in PLAIN[member]]
 
 
-def ramp_matrix(case, delta, over):
-    """H(s_j - p_i), ``[P, J]``, for the scores labelled ``over``; number by number."""
-    positives = case.logits[case.labels == 1].tolist()
-    scores = case.logits[case.labels == over].tolist()
-    rows = [[ramp(0.0 if s == p else s - p, delta) for s in scores] for p in positives]
-    return torch.tensor(rows, dtype=torch.float64).view(len(positives), len(scores))
-
-
+@by_member
 @properties
 @given(case=problems(), delta=DELTAS)
-def test_theorem_1_components_add_up_to_the_mean_lrp_error(case, delta, backend):
+def test_theorem_1_the_loss_is_the_sum_of_its_primary_terms(case, delta, member, backend):
+    """Errors spread over false positives, by pairs; with those that have none to be spread over."""
     assume(case.num_positives > 0)
-    above = ramp_matrix(case, delta, over=1).fill_diagonal_(0)
-    num_false_positives = ramp_matrix(case, delta, over=0).sum(dim=1)
-    rank = 1 + above.sum(dim=1) + num_false_positives
-    errors = case.loc_errors.double()
-    lrp = (num_false_positives + errors + above @ errors) / rank
-    result = evaluate(*case[1:], backend, delta=delta, loc_ranking="smooth")
-    assert_close("rank", result.rank, rank, 1e-6)
-    assert_close("cls + loc", result.cls.double() + result.loc.double(), lrp.mean(), 1e-6)
-    # The primary terms of a positive are its LRP error, spread over its false positives.
-    h = ramp_matrix(case, delta, over=0)
-    some = num_false_positives > 0
-    primary = lrp[some, None] * h[some] / num_false_positives[some, None]
-    total = (primary.sum() + lrp[~some].sum()) / case.num_positives
-    assert_close("sum of the primary terms", result.cls.double() + result.loc.double(), total, 1e-6)
+    for part, pairs, value, found in sums_up(case, member, delta, backend):
+        expected = torch.tensor(part.value(pairs), dtype=torch.float64)
+        assert_agree({"sum": value}, {"sum": expected}, 1e-6, part.components)
+        # Algorithm 1, of which theorem 2 is a consequence.
+        expected = torch.tensor(part.update(pairs), dtype=torch.float64)
+        assert_close(part.gradient, found[part.gradient], expected, 1e-6)
 
 
+@by_member
 @properties
 @given(case=problems(), delta=DELTAS)
-def test_theorem_2_gradients_of_positives_and_negatives_balance(case, delta, backend):
-    gradient = evaluate(*case[1:], backend, delta=delta).grad_logits.double()
-    pos, neg = gradient[case.labels == 1], gradient[case.labels == 0]
-    assert (pos.sum() + neg.sum()).abs() <= 1e-6 * pos.abs().sum()
+def test_theorem_2_gradients_balance(case, delta, member, backend):
+    """Those of positives and of negatives; where positives are sorted, those of positives among themselves."""
+    for part, _, _, found in sums_up(case, member, delta, backend):
+        gradient = found[part.gradient].double()
+        pos, neg = gradient[case.labels == 1], gradient[case.labels == 0]
+        assert (pos.sum() + neg.sum()).abs() <= 1e-6 * pos.abs().sum()
+        assert not gradient[case.labels == -1].any()
+        if part.among_positives:
+            assert not neg.any()
+        else:
+            assert (pos <= 0).all()
+            assert (neg >= 0).all()
 
 
 @properties

@@ -36,7 +36,7 @@ class PairFunction:
         _known[self.key] = self
 
     def __call__(self, s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
-        """f for all pairs, ``[I, J]``; 0 where a difference is NaN."""
+        """f for all pairs, ``[I, J]``; 0 where a difference is NaN, and NaN where f makes one of a number."""
         x = s_j[None, :] - s_i[:, None]
         x = torch.where(s_j[None, :] == s_i[:, None], 0.0, x)
         values = self.torch(x.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf), delta)

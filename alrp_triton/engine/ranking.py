@@ -109,7 +109,12 @@ class Ranking:
     @property
     def share(self) -> Tensor:
         """``[P]``: what makes a sum over all positives the mean over the groups of the means over their positives."""
-        return 1 / (self.num_positives * self._num_groups)
+        return 1 / (self.num_positives * self._num_groups) + self.poison
+
+    def poison_where(self, bad: Tensor) -> Tensor:
+        """Make everything that follows NaN if any of ``bad`` is true; returns :attr:`poison`."""
+        self.poison = self.poison + torch.where(bad.any(), torch.nan, 0.0)
+        return self.poison
 
     def sums_above(self, values: Tensor) -> Tensor:
         """sum over k != i of v_k H(p_k - p_i), for ``[P]`` float64 values: what stands above positive i.

@@ -69,7 +69,7 @@ def draw(path: Path, title: str, scenes: DigitScenes, detections: Detections, hi
     ``scenes``, as many of the best detections as there are digits.
 
     Args:
-        history: one value an iteration for each of ``cls``, ``loc`` (weighted) and ``weight``.
+        history: one value an iteration for each of ``cls`` and ``loc`` (weighted), and, for aLRP Loss, ``weight``.
     """
     targets = [scenes[i][1] for i in range(len(scenes))]
     scores = torch.cat([found["scores"] for found in detections]).sort(descending=True).values
@@ -99,16 +99,19 @@ def draw(path: Path, title: str, scenes: DigitScenes, detections: Detections, hi
         frameon=False,
     )
 
-    losses, weight = right.subplots(2, 1, sharex=True, height_ratios=(1.6, 1))
-    for name, label, colour in (("cls", "classification", "#1f77b4"), ("loc", "localisation, weighted", "#d95f02")):
+    balanced = "weight" in history
+    panels = right.subplots(1 + balanced, 1, sharex=True, squeeze=False, height_ratios=(1.6, 1)[: 1 + balanced])[:, 0]
+    losses = panels[0]
+    for name, label, colour in (("cls", "classification", "#1f77b4"), ("loc", "localisation", "#d95f02")):
         losses.plot(history[name], color=colour, alpha=0.25, linewidth=0.8)
         losses.plot(_smoothed(history[name]), color=colour, linewidth=2, label=label)
-    losses.set(title="the two components of aLRP Loss", ylabel="loss", yscale="log")
+    losses.set(title="the two components of the loss, as they are minimised", ylabel="loss", yscale="log")
     losses.legend(frameon=False)
-    weight.plot(history["weight"], color="#444444", linewidth=1.5)
-    weight.set(title="self-balancing weight of the localisation loss", xlabel="iteration", ylabel="weight")
-    weight.set(yscale="log", xlim=(0, len(history["cls"])))
-    for axes in (losses, weight):
+    if balanced:
+        panels[1].plot(history["weight"], color="#444444", linewidth=1.5)
+        panels[1].set(title="self-balancing weight of the localisation loss", ylabel="weight", yscale="log")
+    panels[-1].set(xlabel="iteration", xlim=(0, len(history["cls"])))
+    for axes in panels:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=100)

@@ -1,6 +1,7 @@
-"""Train a RetinaNet with aLRP Loss on scenes of handwritten digits, and show what it learned.
+"""Train a RetinaNet with a ranking loss on scenes of handwritten digits, and show what it learned.
 
     python examples/digits/train.py --output demo-output
+    python examples/digits/train.py --loss own --output own-output
 
 A minute or two on two CPU cores; a GPU is used if there is one. No downloads: the digits come with scikit-learn. The
 test scenes show digits that no training scene contains.
@@ -24,6 +25,7 @@ import numpy as np
 import report
 import torch
 from detector import build_detector
+from losses import LOSSES, TITLES
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,14 +35,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.models.detection import RetinaNet
 
-from alrp_triton import ALRPLoss, SelfBalance
+from alrp_triton import ALRPLoss
 from alrp_triton.boxes import box_error
-from alrp_triton.integrations.torchvision import use_alrp
 
-# On COCO the weight lasts an epoch of some thousands of iterations. In a run of some hundreds the losses change a lot
-# within that: a short period follows them. In its first iterations loc is so near 0 that a mean of ratios would be
-# theirs alone; the quotient of mean losses, as in the authors' code, is not.
-BALANCE = {"period": 25, "average": "means"}
 SHOWN_EVERY = 10  # iterations; each showing waits for the device
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -48,6 +45,9 @@ Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--loss", choices=LOSSES, default="alrp", help="of the scores; alrp and rank-sort, also of boxes"
+    )
     parser.add_argument("--iterations", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=16, help="scenes in an iteration")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="the highest of the schedule")
@@ -59,7 +59,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", action="store_true", help="also save the model's state_dict there")
     parser.add_argument("--save-logits", type=Path, metavar="FILE.npz", help="logits of three stages of training")
     parser.add_argument("--require-ap50", type=float, metavar="AP50", help="exit with status 1 below this, 0..1")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.save_logits and options.loss != "alrp":
+        parser.error("--save-logits needs --loss alrp, whose localisation errors it saves, too")
+    return options
 
 
 def collate(scenes: list[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
@@ -98,47 +101,52 @@ class Stages:
             self.arrays[f"{self.names[iteration]}_{name}"] = value.cpu().numpy()
 
 
-def train(model: RetinaNet, options: argparse.Namespace, console: Console, stages: Stages) -> dict[str, list[float]]:
-    """Train in place; returns the two loss components (loc weighted) and the weight of every iteration."""
+def train(
+    model: RetinaNet, options: argparse.Namespace, console: Console, stages: Stages | None
+) -> dict[str, list[float]]:
+    """Train in place; returns the two loss components (loc weighted) of every iteration, and aLRP's weight of loc."""
     scenes = DigitScenes("train", options.iterations * options.batch_size, options.seed)  # each is seen once
     loader = DataLoader(scenes, options.batch_size, num_workers=options.workers, collate_fn=collate)
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(  # a short linear-like warmup, then a cosine down to nothing
         optimizer, options.learning_rate, options.iterations, pct_start=0.1
     )
-    balance = model.head.ranking_criterion.self_balance
+    criterion = model.head.ranking_criterion
+    shown = ("cls", "loc", "weight") if isinstance(criterion, ALRPLoss) else ("cls", "loc")
     history: list[Tensor] = []
-    columns = [TextColumn(f"{name} [bold]{{task.fields[{name}]}}") for name in ("cls", "loc", "weight")]
+    columns = [TextColumn(f"{name} [bold]{{task.fields[{name}]}}") for name in shown]
     with Progress(
         "training", BarColumn(), MofNCompleteColumn(), *columns, TimeRemainingColumn(), console=console
     ) as bar:
-        task = bar.add_task("", total=options.iterations, cls="", loc="", weight="")
+        task = bar.add_task("", total=options.iterations, **dict.fromkeys(shown, ""))
         model.train()
         for iteration, batch in enumerate(loader):
-            stages.record(iteration, model)
+            if stages is not None:
+                stages.record(iteration, model)
             losses = model(*to_device(batch, options.device))
             optimizer.zero_grad()
             sum(losses.values()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimizer.step()
             schedule.step()
-            history.append(torch.stack([losses["classification"], losses["bbox_regression"], balance.weight]).detach())
+            values = [losses["classification"], losses["bbox_regression"]]
+            if "weight" in shown:
+                values.append(criterion.self_balance.weight)
+            history.append(torch.stack(values).detach())
             if iteration % SHOWN_EVERY == 0:
-                cls, loc, weight = history[-1].tolist()
-                bar.update(task, cls=f"{cls:.3f}", loc=f"{loc:.3f}", weight=f"{weight:.1f}")
+                bar.update(task, **{name: f"{value:.3g}" for name, value in zip(shown, history[-1].tolist())})
             bar.advance(task)
-    stages.record(options.iterations, model)
-    return dict(zip(("cls", "loc", "weight"), torch.stack(history, 1).tolist()))
+    if stages is not None:
+        stages.record(options.iterations, model)
+    return dict(zip(shown, torch.stack(history, 1).tolist()))
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     console = Console()
     torch.manual_seed(options.seed)
-    model = use_alrp(
-        build_detector(NUM_CLASSES, SIZE).to(options.device), ALRPLoss(self_balance=SelfBalance(**BALANCE))
-    )
-    stages = Stages(options.iterations, options.device)
+    model = LOSSES[options.loss](build_detector(NUM_CLASSES, SIZE).to(options.device))
+    stages = Stages(options.iterations, options.device) if options.save_logits else None
     start = time.perf_counter()
     history = train(model, options, console, stages)
     seconds = time.perf_counter() - start
@@ -153,16 +161,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     options.output.mkdir(parents=True, exist_ok=True)
     summary = f"AP {precision['AP']:.2f}, AP50 {precision['AP50']:.2f}, AP75 {precision['AP75']:.2f}"
-    title = f"RetinaNet trained with aLRP Loss, on scenes of held-out handwritten digits: {summary}"
+    title = f"RetinaNet trained with {TITLES[options.loss]}, on scenes of held-out handwritten digits: {summary}"
     report.draw(options.output / "detections.png", title, test_scenes, detections, history)
     metrics = {**precision, "training_seconds": round(seconds, 1)}
-    settings = {name: value for name, value in vars(options).items() if isinstance(value, (int, float))}
+    settings = {name: value for name, value in vars(options).items() if isinstance(value, (int, float, str))}
     (options.output / "metrics.json").write_text(
         json.dumps({**metrics, "device": str(options.device), **settings, "history": history}, indent=1) + "\n"
     )
     if options.checkpoint:
         torch.save(model.state_dict(), options.output / "detector.pt")
-    if options.save_logits:
+    if stages is not None:
         np.savez_compressed(options.save_logits, **stages.arrays)
     console.print(f"written to {options.output}/: " + ", ".join(sorted(file.name for file in options.output.iterdir())))
 

@@ -108,7 +108,7 @@ def make_level(
         return Level(x, classes(4, 2, size, 2, 3), groups(2, 1, 1, 1).expand(2, size, 2, 3))
     if layout == "six axes":
         x = scores(3, 2, 2, size, 3, 2).permute(5, 3, 1, 4, 0, 2)
-        return Level(x, flags(*x.shape), groups(2, 1, 1, 3, 1).expand(2, size, 2, 3, 3))
+        return Level(x, flags(*x.shape), groups(3, 2, 3, size, 2).permute(4, 3, 1, 2, 0))
     if layout == "one group":
         return Level(scores(size), flags(size), groups(1)[0])
     raise AssertionError(layout)

@@ -63,6 +63,11 @@ def broken_at_infinity(x, delta):
     return x - x + 0.5
 
 
+@triton.jit
+def root(x, delta):
+    return tl.sqrt(x)
+
+
 IN_TORCH: dict[object, Function] = {
     sigmoid: lambda x, delta: torch.sigmoid(x / delta),
     squared_ramp: lambda x, delta: (x / (2 * delta) + 0.5).clamp(0, 1) ** 2,
@@ -185,7 +190,7 @@ def test_nan_counts_as_such_whatever_its_group() -> None:
 
 
 def test_nan_that_a_function_makes_is_counted_and_kept() -> None:
-    """It must not vanish into the fixed point, nor into a clamp; no more may one that padding would make."""
+    """It must not vanish into the fixed point, nor into a clamp."""
     scores = torch.tensor([0.5, 1.0, 2.0, INF])
     labels = torch.tensor([1, 0, 0, 0])
     positives, weights = scores[:1], torch.tensor([2.0, 0.0, 0.0, 0.0])
@@ -197,6 +202,15 @@ def test_nan_that_a_function_makes_is_counted_and_kept() -> None:
         write_pairwise_gradient([walk], positives, weights, 1.0, -1, None, broken_at_infinity, 0.5)
         assert gradient[:3].tolist() == [0.0, 1.0, 1.0]
     assert gradient[3].isnan()
+
+
+def test_no_function_is_asked_about_positives_that_are_not_there() -> None:
+    scores, labels = torch.tensor([-9.0, -8.75, -9.0]), torch.tensor([1, 0, 0])
+    walk = make_walk(scores, labels, torch.full((3,), NAN))
+    found = count_pairs([walk], scores[:1], 1.0, SCALE, -1, None, root, 0.5)
+    assert found.tolist() == [[SCALE / 2, 0, 0, 0]]
+    write_pairwise_gradient([walk], scores[:1], torch.tensor([2.0, 0.0, 0.0, 0.0]), 1.0, -1, None, root, 0.5)
+    assert walk.gradient.tolist() == [0.0, 1.0, 0.0]
 
 
 def test_one_group_is_as_no_groups() -> None:

@@ -96,9 +96,9 @@ def test_groups(num_pos: int, delta: float) -> None:
 def test_itself_and_equals(delta: float) -> None:
     """Alone, a positive counts H(0) of itself; equal ones count H(0) of each other, none of it missorted."""
     at_0 = 0.5 if delta else 1.0
-    assert sorting_errors(*torch.tensor([[0.3], [0.75]]), 0.5 if delta else 0.0)[:, 0].tolist() == [
-        at_0, at_0 / 4, at_0, at_0 / 4, 0.0
-    ]  # fmt: skip
+    score, iou = torch.tensor([[0.3], [0.1]])
+    error = at_0 * (1 - float(iou))
+    assert sorting_errors(score, iou, 0.5 if delta else 0.0)[:, 0].tolist() == [at_0, error, at_0, error, 0.0]
     errors = check(torch.full((9,), -2.0), torch.full((9,), 0.5), delta)
     assert errors[0].tolist() == [9 * at_0] * 9
     assert errors[4].tolist() == [0.0] * 9

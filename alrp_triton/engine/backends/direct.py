@@ -38,7 +38,11 @@ def count_negatives(
             scores, group_ids, negative = _spread(x, y, group, per_class, ignore_index)
             totals[0, -1] += (negative & scores.isnan()).sum()
             for i, pairs in _pairs(apply, scores, group_ids, pos_logits, pos_groups, delta):
-                totals[0, i] += torch.where(negative, pairs, 0.0).mul_(scale).to(torch.int64).sum(1)
+                counted = torch.where(negative, pairs, 0.0)
+                # A NaN that the function made counts as one that it was given.
+                failed = counted.isnan()
+                totals[0, -1] += failed.sum()
+                totals[0, i] += counted.masked_fill_(failed, 0).mul_(scale).to(torch.int64).sum(1)
     return totals
 
 

@@ -13,6 +13,8 @@ from ..knots import buckets_of
 
 # Cells of the grid: enough that few hold more than one of some thousand knots, few enough that they stay in the cache.
 _CELLS = 1 << 15
+# Entries at most of a table of groups.
+_TABLE = 1 << 20
 
 
 class BucketSearch:
@@ -59,7 +61,8 @@ class GroupedSearch:
     latter are none.
 
     A threshold is at or below a score just if the number of thresholds of any group at or below it is at most that of
-    the score. So the search by group and score is one by group and such a number, in one integer.
+    the score. So the search by group and score is one by group and such a number, in one integer. On the CPU, where one
+    may look how many groups there are, the answers for all numbers stand in a table, unless it would be too large.
     """
 
     def __init__(self, thresholds: Tensor, threshold_groups: Tensor) -> None:
@@ -69,16 +72,36 @@ class GroupedSearch:
         self.radix = len(thresholds) + 2
         number = self.regardless(thresholds.masked_fill(thresholds.isnan(), 0))
         number = number.masked_fill(thresholds.isnan(), self.radix - 1)
-        self.first = torch.searchsorted(threshold_groups, threshold_groups)
-        self.keys = self.first * self.radix + number
+        self.keys = torch.searchsorted(threshold_groups, threshold_groups) * self.radix + number
+        self.table: Tensor | None = None
+        if not waits_for_nothing(thresholds.device) and len(thresholds):
+            self._tabulate()
+
+    def _tabulate(self) -> None:
+        distinct = self.groups.unique_consecutive()
+        self.low, self.high = int(distinct[0]) - 1, int(distinct[-1]) + 1
+        # One row more, of zeros, for the groups that have no thresholds.
+        at_the_end_of_int64 = max(-self.low, self.high) > 1 << 62
+        if at_the_end_of_int64 or max((len(distinct) + 1) * self.radix, self.high - self.low + 1) > _TABLE:
+            return
+        first = torch.searchsorted(self.groups, distinct)[:, None]
+        numbers = torch.arange(self.radix)
+        bucket = torch.searchsorted(self.keys, first * self.radix + numbers, right=True)
+        rows = torch.where(bucket > first, bucket, 0)
+        self.table = F.pad(rows, (0, 0, 0, 1)).to(torch.int32).view(-1)
+        self.row = torch.full((self.high - self.low + 1,), len(distinct) * self.radix)
+        self.row[distinct - self.low] = torch.arange(len(distinct)) * self.radix
 
     def __call__(self, scores: Tensor, groups: Tensor | None = None) -> Tensor:
-        """``[n]`` scores other than NaN and their groups to ``[n]`` int64 buckets."""
+        """``[n]`` scores other than NaN and their groups to ``[n]`` integer buckets."""
         assert groups is not None
         if len(self.groups) == 0:
             return torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
-        groups = groups.long()
+        number, groups = self.regardless(scores), groups.long()
+        if self.table is not None:
+            row = self.row.index_select(0, groups.clamp(self.low, self.high).sub_(self.low))
+            return self.table.index_select(0, row.add_(number))
         first = torch.searchsorted(self.groups, groups)
         there = self.groups[first.clamp(max=len(self.groups) - 1)] == groups
-        bucket = torch.searchsorted(self.keys, first * self.radix + self.regardless(scores), right=True)
+        bucket = torch.searchsorted(self.keys, first * self.radix + number, right=True)
         return torch.where(there & (bucket > first), bucket, 0)
