@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from .engine.backends import why_unavailable
-from .losses import alrp_loss
 from .verify_cases import FULL, INTERPRETED, QUICK, Case, cases
+from .verify_losses import compute
 
 TRITON_BACKENDS = ("triton", "pairwise")
 
@@ -91,14 +91,18 @@ class Check(NamedTuple):
 
     def _measure(self) -> dict[str, Any]:
         case, exact = self.case, self.case.exact
+        arguments = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in case.arguments.items()
+        }
         levels = [level.to(self.device).requires_grad_() for level in case.logits]
         labels = [level.to(self.device) for level in case.labels]
         errors = case.loc_errors.to(self.device).requires_grad_()
 
         def step() -> list[Tensor]:
-            out = alrp_loss(levels, labels, errors, backend=self.backend, **case.arguments)
-            gradients = torch.autograd.grad(out.cls + out.loc, [errors, *levels])
-            return [out.cls.detach(), out.loc.detach(), out.rank, *gradients]
+            cls, loc, rank = compute(case.loss, levels, labels, errors, backend=self.backend, **arguments)
+            gradients = torch.autograd.grad(cls + loc, [errors, *levels])
+            return [cls.detach(), loc.detach(), rank, *gradients]
 
         first = step()
         times, same_bits = [], True

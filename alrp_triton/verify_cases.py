@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
+from . import reference, verify_losses
 
 _IGNORED = -1
 
@@ -41,7 +41,8 @@ class Case:
         labels: for each level a label for each logit (1 positive, 0 negative, -1 ignored), or for each row (a class
             index, the number of classes for background, -1 ignored).
         loc_errors: ``[P]`` float32.
-        arguments: further arguments of :func:`alrp_triton.alrp_loss`.
+        arguments: further arguments of the loss.
+        loss: one of :data:`alrp_triton.verify_losses.LOSSES`.
         missing: what hinders the case from being run; then it holds nothing.
     """
 
@@ -51,6 +52,7 @@ class Case:
     loc_errors: Tensor
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     missing: str = ""
+    loss: str = "aLRP"
 
     @cached_property
     def exact(self) -> reference.ReferenceALRP:
@@ -58,7 +60,7 @@ class Case:
         # A label for each logit, by one_hot: not by the engine's way, which is to be checked.
         flat = [y if y.dim() == x.dim() else _label_each(y, x.shape[-1]) for x, y in zip(self.logits, self.labels)]
         logits, labels = (torch.cat([t.reshape(-1) for t in level]) for level in (self.logits, flat))
-        return reference.alrp(logits, labels, self.loc_errors, **self.arguments)
+        return verify_losses.exact(self.loss, logits, labels, self.loc_errors, **self.arguments)
 
 
 @cache
@@ -77,6 +79,9 @@ def cases(size: Size) -> tuple[Case, ...]:
         _pyramid(size),
         _infinities(middle),
         *detector_cases(size),
+        _grouped(middle),
+        *(dataclasses.replace(middle, name=loss, loss=loss) for loss in verify_losses.LOSSES[1:]),
+        *(_rounded(f"{loss} groups", _grouped(middle), loss=loss) for loss in verify_losses.LOSSES[1:]),
     )
 
 
@@ -105,10 +110,16 @@ def _scores(regime: str, size: Size) -> Case:
     return Case(regime, [logits], [labels], torch.rand(size.positives, generator=generator))
 
 
-def _rounded(name: str, case: Case, **arguments: Any) -> Case:
+def _rounded(name: str, case: Case, loss: str = "aLRP", **arguments: Any) -> Case:
     """Scores in steps of 1/4: many equal ones, and many that lie exactly at the end of a ramp."""
     logits = [(level * 4).round() / 4 for level in case.logits]
-    return dataclasses.replace(case, name=name, logits=logits, arguments=arguments)
+    return dataclasses.replace(case, name=name, logits=logits, arguments=case.arguments | arguments, loss=loss)
+
+
+def _grouped(case: Case) -> Case:
+    """Rankings of their own for every fifth logit."""
+    groups = 10**10 * (torch.arange(len(case.logits[0])) % 5 - 2)
+    return dataclasses.replace(case, name="groups", arguments={"groups": groups})
 
 
 def _converted(case: Case, dtype: torch.dtype) -> Case:

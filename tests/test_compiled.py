@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from cases import INTERPRETED
@@ -10,14 +12,20 @@ pytest.importorskip("triton", minversion="3.3", reason="earlier releases compile
 if INTERPRETED:
     pytest.skip("kernels are not compiled in Triton's interpreter", allow_module_level=True)
 
-from benchmarks.static import KERNELS, TARGETS, compile_kernel, figures
+from benchmarks.static import KERNELS, TARGETS, VARIANTS, compile_kernel, figures
 
 LINEAR, PAIRWISE = ("buckets", "gradient"), ("pairwise_count", "pairwise_gradient")
+SORTING = ("sorting_errors", "sorting_received")
 
 # Registers at most, of 255; four warps of 512 / registers blocks keep a streaming kernel's loads in flight up to 80.
 REGISTERS = {"buckets": 80, "gradient": 80, "pairwise_count": 128, "pairwise_gradient": 128, "positives": 64}
+REGISTERS |= {"sorting_errors": 80, "sorting_received": 64}
 # Instructions per logit (linear: the whole kernel) or per pair (pairwise: the inner loop), at most.
 INSTRUCTIONS = {"buckets": 215, "gradient": 170, "pairwise_count": 7, "pairwise_gradient": 8.5}
+INSTRUCTIONS |= {"sorting_errors": 24, "sorting_received": 16}
+# The same with groups or a function, whose pairs cost more.
+GENERAL_REGISTERS = {"buckets": 80, "gradient": 64, "pairwise_count": 168, "pairwise_gradient": 96}
+GENERAL_INSTRUCTIONS = {"buckets": 320, "gradient": 290, "pairwise_count": 27, "pairwise_gradient": 28}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -29,9 +37,25 @@ def test_pinned_configurations_fit_and_do_not_spill(kernel: str, target: str) ->
     assert found.spill_bytes == 0
     assert found.shared_bytes <= 16 * 1024
     if target.startswith("sm_") and kernel != "positives":
-        cost = found.per_pair if kernel in PAIRWISE else found.per_logit
+        cost = found.per_logit if kernel in LINEAR else found.per_pair
         assert cost is not None
         assert cost <= INSTRUCTIONS[kernel]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("kernel", "variant"), [(kernel, variant) for variant in VARIANTS if variant for kernel in VARIANTS[variant]]
+)
+def test_groups_and_functions_fit_and_do_not_spill(kernel: str, variant: str, target: str) -> None:
+    found = figures(kernel, target, variant)
+    assert found.registers is not None
+    assert found.registers <= GENERAL_REGISTERS.get(kernel, 80)
+    assert found.spill_bytes == 0
+    assert found.shared_bytes <= 16 * 1024
+    if target.startswith("sm_"):
+        cost = found.per_logit if kernel in LINEAR else found.per_pair
+        assert cost is not None
+        assert cost <= GENERAL_INSTRUCTIONS.get(kernel, 30)
 
 
 def test_the_ramp_of_the_pairwise_form_is_one_instruction() -> None:
@@ -40,11 +64,11 @@ def test_the_ramp_of_the_pairwise_form_is_one_instruction() -> None:
     assert compiled.asm["ptx"].count("fma.rn.sat.f32") == pairs_of_a_thread
 
 
-@pytest.mark.parametrize("kernel", ["buckets", "pairwise_count"])
-def test_no_kernel_adds_floats_atomically(kernel: str) -> None:
-    ptx = compile_kernel(kernel, "sm_90")[0].asm["ptx"]
-    atomics = [line for line in ptx.splitlines() if "atom." in line or "red." in line]
-    assert atomics
+@pytest.mark.parametrize(("variant", "kernel"), [(v, k) for v in VARIANTS for k in VARIANTS[v]])
+def test_no_kernel_adds_floats_atomically(kernel: str, variant: str) -> None:
+    ptx = compile_kernel(kernel, "sm_90", variant=variant)[0].asm["ptx"]
+    atomics = [line for line in ptx.splitlines() if re.search(r"\b(atom|red)\.", line)]
+    assert bool(atomics) == (kernel in ("buckets", "pairwise_count"))
     assert not [line for line in atomics if ".f16" in line or ".f32" in line or ".f64" in line or "bf16" in line]
 
 
@@ -53,6 +77,10 @@ def test_no_kernel_adds_floats_atomically(kernel: str) -> None:
 def test_other_dtypes_compile(dtype: torch.dtype, target: str) -> None:
     for kernel in (*LINEAR, *PAIRWISE):
         assert figures(kernel, target, logits=dtype).spill_bytes == 0
+    for variant in VARIANTS:
+        if variant:
+            for kernel in VARIANTS[variant]:
+                compile_kernel(kernel, target, variant=variant, logits=dtype)
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
@@ -62,12 +90,17 @@ def test_all_layouts_compile(kernel: str, axes: int, target: str) -> None:
     # A narrow and a wide label type are enough: nothing but one load depends on it.
     labels = "u8" if axes % 2 else "i64"
     assert figures(kernel, target, axes=axes, per_class=False, labels=labels).spill_bytes == 0
+    if kernel != "positives":
+        # ptxas may keep one number of a thread in memory to have more threads.
+        assert figures(kernel, target, "grouped", axes=axes, per_class=False, labels=labels).spill_bytes <= 8
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
 def test_the_step_function_and_extreme_numbers_of_positives_compile(target: str) -> None:
-    for kernel in PAIRWISE:
-        compile_kernel(kernel, target, step_function=True)
+    for kernel in (*PAIRWISE, *SORTING):
+        for variant in ("", "grouped"):
+            compile_kernel(kernel, target, variant=variant, step_function=True)
     for kernel in LINEAR:
         for steps in (0, 1, 16):
-            compile_kernel(kernel, target, steps=steps)
+            for variant in ("", "grouped"):
+                compile_kernel(kernel, target, variant=variant, steps=steps)

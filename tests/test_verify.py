@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import alrp_triton
-from alrp_triton import cli, info, reference, verify, verify_cases
+from alrp_triton import cli, info, verify, verify_cases, verify_losses
 from alrp_triton.engine.backends import triton_installed
 from alrp_triton.engine.inputs import Levels
 from alrp_triton.engine.labels import flatten_levels
@@ -30,7 +30,9 @@ NAMES = [
     *(*TIMES, "ties", "delta 0", "smooth"),
     *(f"{time} {dtype}" for dtype in ("float16", "bfloat16") for time in TIMES),
     *("middle float64", "pyramid", "infinities", *(f"detector {time}" for time in TIMES)),
+    *("groups", "AP", "Rank & Sort", "NDCG", "AP groups", "Rank & Sort groups", "NDCG groups"),
 ]
+FAMILY = ("AP", "Rank & Sort", "NDCG")
 # By name: as an attribute of its package it is hidden by the torch that this imports.
 torch_backend = importlib.import_module("alrp_triton.engine.backends.torch")
 HALVES = (torch.float16, torch.bfloat16)
@@ -96,7 +98,7 @@ def change_gradient(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], 
     def wrong(levels: Levels, *arguments: Any) -> list[Tensor]:
         dtype = levels.logits[0].dtype
         logits = [level.float() if dtype in HALVES else level for level in levels.logits]
-        return [change(g).to(dtype) for g in original(Levels(logits, levels.labels), *arguments)]
+        return [change(g).to(dtype) for g in original(levels._replace(logits=logits), *arguments)]
 
     monkeypatch.setattr(torch_backend, "write_gradient", wrong)
 
@@ -137,26 +139,33 @@ def test_one_wrong_element_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", ["cls", "loc", "rank"])
 def test_a_wrong_loss_is_a_miss(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*args: Any, **arguments: Any) -> alrp_triton.ALRPLossOutput:
-        out = alrp_triton.alrp_loss(*args, **arguments)
+        out = alrp_triton.ALRPLossOutput(*verify_losses.compute(*args, **arguments))
         value = getattr(out, name)
         return out._replace(**{name: value + 2e-6 * value.detach()})
 
-    monkeypatch.setattr(verify, "alrp_loss", wrong)
+    monkeypatch.setattr(verify, "compute", wrong)
     status, report = run_verify(tmp_path, "--backend", "torch")
     assert status == 1
-    for check in report["checks"]:
+    # Not all losses of the family tell ranks, or have a part for the boxes.
+    checks = [check for check in report["checks"] if name == "cls" or not check["case"].startswith(FAMILY)]
+    assert len(checks) >= 19
+    for check in checks:
         assert check["misses"] == [f"{name} {check[name]:.1e} (allowed 1e-06)"]
         assert check[name] == pytest.approx(2e-6, rel=0.1)
 
 
 def test_a_wrong_gradient_of_the_errors_is_a_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(logits: Any, labels: Any, errors: Tensor, **arguments: Any) -> alrp_triton.ALRPLossOutput:
-        return alrp_triton.alrp_loss(logits, labels, errors + 1e-5 * (errors - errors.detach()), **arguments)
+    def wrong(loss: str, logits: Any, labels: Any, errors: Tensor, **arguments: Any) -> Any:
+        errors = errors + 1e-5 * (errors - errors.detach())
+        return verify_losses.compute(loss, logits, labels, errors, **arguments)
 
-    monkeypatch.setattr(verify, "alrp_loss", wrong)
+    monkeypatch.setattr(verify, "compute", wrong)
     status, report = run_verify(tmp_path, "--backend", "torch")
     assert status == 1
     for check in report["checks"]:
+        if check["case"].startswith(FAMILY):
+            assert check["misses"] == []
+            continue
         assert check["misses"] == [f"loc gradient {check['loc_gradient']:.1e} (allowed 1e-06)"]
 
 
@@ -253,11 +262,12 @@ def test_cases_are_worth_checking(size: verify_cases.Size) -> None:
     cases = verify_cases.cases(size)
     assert [case.name for case in cases] == NAMES
     for case in cases:
-        levels = Levels(case.logits, case.labels)
+        groups = [case.arguments["groups"]] if "groups" in case.arguments else []
+        levels = Levels(case.logits, case.labels, groups)
         assert sum(level.numel() for level in case.logits) <= 2 * size.logits
         exact = case.exact
-        flat_logits, flat_labels, _ = flatten_levels(levels, -1)
-        for value in exact:
+        flat_logits, flat_labels, flat_groups = flatten_levels(levels, -1)
+        for value in exact if case.loss == "aLRP" else (exact.cls, exact.grad_logits):
             assert value.isfinite().all()
             assert value.any()
         assert (exact.grad_logits[flat_labels == 1] < 0).any()
@@ -265,7 +275,8 @@ def test_cases_are_worth_checking(size: verify_cases.Size) -> None:
         assert (exact.grad_logits[flat_labels == -1] == 0).all()
         assert (flat_labels == -1).any()
         # The engine reads labels as the cases do.
-        expected = reference.alrp(flat_logits, flat_labels, case.loc_errors, **case.arguments)
+        assert groups == [] or flat_groups.equal(groups[0])
+        expected = verify_losses.exact(case.loss, flat_logits, flat_labels, case.loc_errors, **case.arguments)
         assert all(one.equal(other) for one, other in zip(expected, exact))
 
 
