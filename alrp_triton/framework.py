@@ -17,7 +17,7 @@ formulas of this kind; ``alrp_triton.losses.alrp.lrp_error`` is one with further
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,6 +96,8 @@ def ranking_loss(
         num_positives=num_positives,
     )
     _check_formulas(error=error, target=target, normaliser=normaliser)
+    error, target = _checked("error", error), None if target is None else _checked("target", target)
+    normaliser = None if normaliser is None else _checked("normaliser", normaliser)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not eps >= 0:
         raise ValueError(f"eps: expected a number >= 0, got {eps!r}")
     name, num_positives = _count(extras, num_positives)
@@ -117,7 +119,7 @@ def ranking_loss(
             distribution=None if distribution is None else distribution.torch,
             groups=flat_groups,
         )
-        further = {extras[key]: gradient for key, gradient in result.grad_extras.items()}
+        further = [(extras[key], gradient) for key, gradient in result.grad_extras.items()]
         return exact.attach(result.value, levels, result.grad_logits, further).to(dtype)
 
     values = {key: value.double() for key, value in extras.items()}
@@ -134,17 +136,17 @@ def ranking_loss(
     )
     if ranking.rank.shape[0] == 0:
         error, target, normaliser = _nothing, None, None
-    errors = _numbers("error", error(ranking, **values), ranking)
+    errors = error(ranking, **values)
     with torch.no_grad():
         share = ranking.share
         if normaliser is not None:
             share = share * ranking.num_positives / normaliser(ranking)
         excess = errors.detach()
         if target is not None:
-            excess = excess - _numbers("target", target(ranking, **values), ranking)
+            excess = excess - target(ranking, **values)
         share = share + ranking.poison_where((errors * share).isnan() | ranking.sent(excess, eps)[0].isnan())
-    # The value may have a derivative with respect to the extras; that of the scores goes onto a 0.
-    value = (errors * share).sum() + ranking.poison
+    # The value may have a derivative with respect to the extras, of 0 if it does not; that of the scores goes onto a 0.
+    value = (errors * share).sum() + ranking.poison + sum(given[:0].sum() for given in values.values())
     return (value + ranking.error_driven(torch.zeros_like(value), excess, share, eps)).to(dtype)
 
 
@@ -222,6 +224,8 @@ def _pair_function(name: str, function: Pairs | None) -> PairFunction | None:
         return function
     if not callable(function):
         raise TypeError(f"{name}: expected a PairFunction or a function, got {type(function).__name__}")
+    if not isinstance(function, Hashable):
+        return PairFunction(function)
     if function not in _wrapped:
         _wrapped[function] = PairFunction(function)
     return _wrapped[function]
@@ -255,11 +259,17 @@ def _count(extras: dict[str, Tensor], num_positives: int | None) -> tuple[str, i
     return first, known.get(first)
 
 
-def _numbers(name: str, values: Any, ranking: Ranking) -> Tensor:
-    """What a formula returned, if it can be used."""
-    expected = ranking.rank.shape
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name}: expected it to return a tensor {list(expected)}, got {type(values).__name__}")
-    if values.shape != expected:
-        raise ValueError(f"{name}: expected it to return shape {list(expected)}, got {list(values.shape)}")
-    return values.double()
+def _checked(name: str, formula: Callable[..., Any]) -> Callable[..., Tensor]:
+    """The formula, with an error for a result that cannot be used."""
+
+    def checked(ranking: Statistics, **extras: Tensor) -> Tensor:
+        result, expected = formula(ranking, **extras), ranking.rank.shape
+        if name == "normaliser" and (isinstance(result, (int, float)) or getattr(result, "shape", None) == ()):
+            result = torch.as_tensor(result, dtype=torch.float64, device=ranking.rank.device).expand(expected)
+        if not isinstance(result, Tensor):
+            raise TypeError(f"{name}: expected it to return a tensor {list(expected)}, got {type(result).__name__}")
+        if result.shape != expected:
+            raise ValueError(f"{name}: expected it to return shape {list(expected)}, got {list(result.shape)}")
+        return result.double()
+
+    return checked

@@ -148,8 +148,8 @@ def ranking_loss(
             for i, q_ij, _ in _pairs(pos, neg, delta, q):
                 p_j_given_i = _shares(q_ij, eps)
                 # Where it is 0 there is nothing to send, whatever the formulas say of i.
-                primary = torch.where(p_j_given_i > 0, (l_i / z)[i, None] * p_j_given_i, 0.0)
-                primary_target = torch.where(p_j_given_i > 0, (l_target / z)[i, None] * p_j_given_i, 0.0)
+                primary = torch.where(p_j_given_i == 0, 0.0, (l_i / z)[i, None] * p_j_given_i)
+                primary_target = torch.where(p_j_given_i == 0, 0.0, (l_target / z)[i, None] * p_j_given_i)
                 grad_pos[i], grad_j = algorithm_1(primary, primary_target, 1.0)
                 grad_neg += grad_j
         return [value.detach()], ranking.rank, [torch.cat([grad_pos, grad_neg])], grad_extras
@@ -350,7 +350,8 @@ def _pairs(
 def _shares(pairs: Tensor, eps: float = 0.0) -> Tensor:
     """Each row over its sum; 0 where that is at most ``eps``."""
     total = pairs.sum(dim=1, keepdim=True)
-    return torch.where(total > eps, pairs / total, 0.0)
+    # Not "where the sum is larger": a NaN is not to be hidden.
+    return torch.where(total <= eps, 0.0, pairs / total)
 
 
 def _mean_over_groups(

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from cases import INF, INTERPRETED, NAN, Case, all_cases, problems, random_case
-from checks import assert_close, assert_same_bits, assert_split_alike, backends, engine_backends
+from checks import assert_close, assert_same_bits, backends, engine_backends
 from family import (
     ALRP,
     AP,
@@ -309,16 +309,16 @@ def test_upstream_gradients_scale(backend):
 
 
 def sigmoid(x, delta):
-    return torch.sigmoid(4 * x / (delta or 1))
+    return torch.sigmoid(x + delta)
 
 
 def squared_ramp(x, delta):
-    return (x / (2 * (delta or 0.25)) + 0.5).clamp(0, 1) ** 2
+    return (x / (2 * delta + 0.5) + 0.5).clamp(0, 1) ** 2
 
 
 def exponential(x, delta):
-    """Into (0, 1], ever flatter; 0 only at -inf."""
-    return torch.exp(-torch.nn.functional.softplus(-x))
+    """Harder and harder examples, up to 1; all have a share, but those at -inf."""
+    return torch.exp(x.clamp(max=8) / 4 - 2)
 
 
 def beyond(x, delta):
@@ -339,18 +339,16 @@ if INTERPRETED:
 
     @triton.jit
     def triton_sigmoid(x, delta):
-        scale: tl.constexpr = 4 / delta if delta != 0 else 4.0
-        return 1 / (1 + tl.exp(-x * scale))
+        return 1 / (1 + tl.exp(-x - delta))
 
     @triton.jit
     def triton_squared_ramp(x, delta):
-        width: tl.constexpr = 2 * delta if delta != 0 else 0.5
-        h = tl.minimum(tl.maximum(x / width + 0.5, 0.0), 1.0)
+        h = tl.minimum(tl.maximum(x / (2 * delta + 0.5) + 0.5, 0.0), 1.0)
         return h * h
 
     @triton.jit
     def triton_exponential(x, delta):
-        return 1 / (1 + tl.exp(-x))
+        return tl.exp(tl.minimum(x, 8) / 4 - 2)
 
     @triton.jit
     def triton_beyond(x, delta):
@@ -364,15 +362,16 @@ if INTERPRETED:
     }
 else:
     DEVICE = {}
-PAIRS = {
-    function: PairFunction(function, DEVICE.get(function)) for function in (sigmoid, squared_ramp, exponential, beyond)
-}
+ALL = (sigmoid, squared_ramp, exponential, beyond)
+PAIRS = {function: PairFunction(function, DEVICE.get(function)) for function in ALL}
+# Pass 1 adds up multiples of 2^-36, to which functions that are nowhere 0 may come down; so eps is more than a few.
+EPS = 0.01
 
 
 def with_functions(name, error=depth_error, takes="costs", **own):
     """A loss with the functions of that name."""
     functions = FUNCTIONS[name]
-    return formula(name, error, takes, functions, **{key: PAIRS[f] for key, f in functions.items()}, **own)
+    return formula(name, error, takes, functions, eps=EPS, **{key: PAIRS[f] for key, f in functions.items()}, **own)
 
 
 SHAPED = [with_functions(name, target=depth_target, normaliser=depth_normaliser) for name in FUNCTIONS]
@@ -405,17 +404,16 @@ def test_pair_functions_on_drawn_cases(case, delta, grouped, member, backend):
     assert_agree(of_case(member, case, backend, **arguments), judge(member, case, **arguments))
 
 
+@pytest.mark.skipif(INTERPRETED, reason="has no Triton form")
 @by_backend
 def test_a_distribution_by_hand(backend):
     """Positive at 0; false positives at 1 and 0; the step counts both, the function gives them 3/4 and 1/4."""
-    logits, labels = torch.tensor([0.0, 1.0, 0.0, -1.0, NAN]), torch.tensor([1, 0, 0, 0, -1])
-    functions = {torch.float32: lambda x, delta: torch.where(x >= 0, 0.25 + x / 2, 0.0)}
-    if INTERPRETED:
-        return
-    x = logits.clone().requires_grad_()
-    value = ranking_loss(x, labels, imprecision, delta=0.0, distribution=functions[torch.float32], backend=backend)
-    assert value == pytest.approx(2 / 3)
+    x = torch.tensor([0.0, 1.0, 0.0, -1.0, NAN], requires_grad=True)
+    labels = torch.tensor([1, 0, 0, 0, -1])
+    distribution = PairFunction(lambda x, delta: torch.where(x >= 0, 0.25 + x / 2, 0.0))
+    value = ranking_loss(x, labels, imprecision, delta=0.0, distribution=distribution, backend=backend)
     (gradient,) = torch.autograd.grad(value, x)
+    assert_close("value", value, torch.tensor(2 / 3), 1e-7)
     assert_close("gradient", gradient, torch.tensor([-2 / 3, 1 / 2, 1 / 6, 0.0, 0.0]), 1e-7)
 
 
@@ -432,21 +430,16 @@ def test_pair_functions_take_any_layout(member, backend):
     values = torch.rand(int(is_pos.sum()), generator=generator)
     groups = torch.arange(24) // 9
     expected = evaluate(member, logits, labels, values, backend, groups=groups)
-    x, levels = logits.T.contiguous().T, [logits[:7].view(7, 1, 5), logits[7:7], logits[7:].reshape(-1)]
-    targets = [classes[:7, None], classes[7:7], labels[7:].reshape(-1)]
-    for found in (
-        evaluate(member, x, classes.to(torch.int8), values, backend, groups=groups[:, None].expand(24, 5)),
-        evaluate(
-            member,
-            levels,
-            targets,
-            values,
-            backend,
-            groups=[groups[:7, None], groups[7:7], groups[7:, None].expand(17, 5).reshape(-1)],
-        ),
-    ):
-        for name, tensor in found.items():
-            assert_split_alike(backend, name, tensor.reshape(expected[name].shape), expected[name])
+    strided = logits.T.contiguous().T, classes.to(torch.int8), groups[:, None].expand(24, 5)
+    levels = (
+        [logits[:7].view(7, 1, 5), logits[7:7], logits[7:].reshape(-1)],
+        [classes[:7, None], classes[7:7], labels[7:].reshape(-1)],
+        [groups[:7, None], groups[7:7], groups[7:, None].expand(17, 5).reshape(-1)],
+    )
+    for x, y, ids in (strided, levels):
+        for name, tensor in evaluate(member, x, y, values, backend, groups=ids).items():
+            # The last digit of what PyTorch makes of a number may depend on its place.
+            assert_close(name, tensor.reshape(expected[name].shape), expected[name], 1e-6)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="of the torch backend")
@@ -515,10 +508,7 @@ def test_two_losses_share_no_state(backend):
 
         return function
 
-    if INTERPRETED:
-        functions = [PAIRS[sigmoid], PAIRS[exponential]]
-    else:
-        functions = [made(1), made(3)]
+    functions = [PAIRS[sigmoid], PAIRS[exponential]] if INTERPRETED else [made(1), made(3)]
     criteria = [RankingLoss(imprecision, distribution=f, backend=backend) for f in functions]
     alone = []
     for criterion in criteria:
@@ -582,27 +572,28 @@ def test_auto_finds_a_backend_for_functions_of_torch_alone():
 # Mistakes.
 
 
-def scalar(ranking):
-    return ranking.rank.mean()
-
-
-WRONG_FORMULAS = [
-    (TypeError, "list [P]", lambda ranking: ranking.rank.tolist()),
-    (TypeError, "float", lambda ranking: 0.5),
-    (TypeError, "NoneType", lambda ranking: None),
-    (ValueError, "[]", scalar),
-    (ValueError, "[1]", lambda ranking: ranking.rank[:1]),
-    (ValueError, "[4, 1]", lambda ranking: ranking.rank[:, None]),
-    (ValueError, "[4, 4]", lambda ranking: ranking.rank[:, None] * ranking.rank),
-]
+WRONG_FORMULAS = {
+    "list": (TypeError, lambda ranking: ranking.rank.tolist()),
+    "float": (TypeError, lambda ranking: 0.5),
+    "none": (TypeError, lambda ranking: None),
+    "scalar": (ValueError, lambda ranking: ranking.rank.mean()),
+    "one": (ValueError, lambda ranking: ranking.rank[:1]),
+    "column": (ValueError, lambda ranking: ranking.rank[:, None]),
+    "matrix": (ValueError, lambda ranking: ranking.rank[:, None] * ranking.rank),
+}
+WRONG_NORMALISERS = {
+    "none": (TypeError, lambda ranking: None),
+    "text": (TypeError, lambda ranking: "7"),
+    "list": (TypeError, lambda ranking: [1.0]),
+    "three": (ValueError, lambda ranking: ranking.rank[:3]),
+    "column": (ValueError, lambda ranking: ranking.rank[:, None]),
+}
 
 
 @by_backend
-@pytest.mark.parametrize(
-    ("error", "what", "wrong"), WRONG_FORMULAS, ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("error", "wrong"), WRONG_FORMULAS.values(), ids=WRONG_FORMULAS)
 @pytest.mark.parametrize("name", ["error", "target"])
-def test_formulas_that_return_something_else(name, error, what, wrong, backend):
+def test_formulas_that_return_something_else(name, error, wrong, backend):
     case = random_case(30, 4)
     formulas = {"error": imprecision, name: wrong}
     with pytest.raises(error, match=f"^{name}: expected it to return"):
@@ -610,18 +601,10 @@ def test_formulas_that_return_something_else(name, error, what, wrong, backend):
 
 
 @by_backend
-@pytest.mark.parametrize("wrong", [lambda ranking: None, lambda ranking: "7", lambda ranking: [1.0]])
-def test_normalisers_that_return_no_number(wrong, backend):
+@pytest.mark.parametrize(("error", "wrong"), WRONG_NORMALISERS.values(), ids=WRONG_NORMALISERS)
+def test_normalisers_that_return_something_else(error, wrong, backend):
     case = random_case(30, 4)
-    with pytest.raises(TypeError, match="^normaliser: expected"):
-        ranking_loss(case.logits, case.labels, imprecision, normaliser=wrong, backend=backend)
-
-
-@by_backend
-@pytest.mark.parametrize("wrong", [lambda ranking: ranking.rank[:3], lambda ranking: ranking.rank[:, None]])
-def test_normalisers_of_another_shape(wrong, backend):
-    case = random_case(30, 4)
-    with pytest.raises(ValueError, match="^normaliser: expected"):
+    with pytest.raises(error, match=r"^normaliser: expected"):
         ranking_loss(case.logits, case.labels, imprecision, normaliser=wrong, backend=backend)
 
 

@@ -88,6 +88,13 @@ class Ranking:
             self.knots = knots.make_knots(pos_logits, self.delta, self.pos_groups)
             self._pairs = None if smoothing is None else PairSums(smoothing, pos_logits, self.pos_groups, self.delta)
             found, num_nan = self._count(pairwise_form(backend) if smoothing else backend, smoothing)
+            # The pass that shares errors out: its backend, its function, and the sums of q over the negatives.
+            function = distribution or smoothing
+            self._spreading = pairwise_form(backend) if function else backend, function
+            self._spread = found
+            if distribution is not None:
+                self._spread, failed = self._count(*self._spreading)
+                num_nan = num_nan + failed
             has_nan = (num_nan > 0) | pos_logits.isnan().any()
             for value in values:
                 has_nan = has_nan | value.isnan().any()
@@ -101,10 +108,6 @@ class Ranking:
             self.rank = self.rank_positive + self.num_false_positives
             #: How many positives the ranking of positive i has, P where there are no groups.
             self.num_positives, self._num_groups = self._sizes()
-            # The pass that shares errors out: its backend, its function, and the sums of q over the negatives.
-            function = distribution or smoothing
-            self._spreading = pairwise_form(backend) if function else backend, function
-            self._spread = found if distribution is None else self._count(*self._spreading)[0]
 
     @property
     def share(self) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ..engine import Levels
@@ -24,10 +26,11 @@ def flatten(
     return logits, labels, groups
 
 
-def attach(value: Tensor, levels: Levels, grad_logits: Tensor, further: dict[Tensor, Tensor] | None = None) -> Tensor:
-    """``value`` with a derivative with respect to the levels' logits, given flat ``[M]``, and to further tensors."""
+def attach(value: Tensor, levels: Levels, grad_logits: Tensor, further: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
+    """``value`` with a derivative with respect to the levels' logits, given flat ``[M]``, and to further tensors, each
+    given beside the tensor."""
     sizes = [level.numel() for level in levels.logits]
     gradients = [gradient.view(x.shape) for gradient, x in zip(grad_logits.split(sizes), levels.logits)]
-    further = further or {}
-    attached: Tensor = attach_computed(value, [*levels.logits, *further], [*gradients, *further.values()])
+    tensors, derivatives = [tensor for tensor, _ in further], [derivative for _, derivative in further]
+    attached: Tensor = attach_computed(value, [*levels.logits, *tensors], [*gradients, *derivatives])
     return attached
