@@ -11,8 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Pairs held at once.
-_PAIRS_PER_BLOCK = 1 << 20
+from .inputs import waits_for_nothing
+
+# Pairs held at once: on the CPU they and their temporaries stay in the cache, on a GPU they hide the launches.
+_PAIRS_PER_BLOCK, _PAIRS_PER_BLOCK_ON_DEVICE = 1 << 16, 1 << 22
 
 _POSITIVES = "Tensor pos_logits, Tensor values, Tensor? pos_groups"
 _SETTINGS = "float delta, str backend"
@@ -84,7 +86,8 @@ def _blocks(pos_logits: Tensor, pos_groups: Tensor | None, delta: float) -> Iter
     num_pos = len(pos_logits)
     if num_pos == 0:
         return
-    for i in torch.arange(num_pos, device=pos_logits.device).split(max(1, _PAIRS_PER_BLOCK // num_pos)):
+    pairs = _PAIRS_PER_BLOCK_ON_DEVICE if waits_for_nothing(pos_logits.device) else _PAIRS_PER_BLOCK
+    for i in torch.arange(num_pos, device=pos_logits.device).split(max(1, pairs // num_pos)):
         own = pos_logits[i, None]
         # In the scores' own dtype, as the kernels have it; equal infinities differ by 0.
         x = torch.where(pos_logits == own, 0.0, pos_logits - own).double()
