@@ -24,7 +24,7 @@ from family import (
 from alrp_triton import APLoss, NDCGLoss, RankSortOutput, alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.framework import RankingLoss, ranking_loss
 
-DELTAS = [1.0, 0.5, 0.1, 0.0]
+DELTAS = [1.0, 0.1, 0.0]
 # aLRP has all of this in test_alrp.py.
 OTHERS = [member for member in FAMILY if member is not ALRP]
 by_backend = pytest.mark.parametrize("backend", backends())
@@ -40,8 +40,8 @@ def combinations():
     cases = all_cases()
     turns = [(case, member, backend, DELTAS) for case in cases for member in OTHERS for backend in backends()]
     if INTERPRETED:
-        turns = [(case, OTHERS[i % 6], "triton", [DELTAS[i // 6 % 4]]) for i, case in enumerate(cases)]
-        turns += [(case, OTHERS[(i + 3) % 6], "pairwise", [DELTAS[i // 12 % 4]]) for i, case in enumerate(cases[::2])]
+        turns = [(case, OTHERS[i % 6], "triton", [DELTAS[i // 6 % 3]]) for i, case in enumerate(cases)]
+        turns += [(case, OTHERS[(i + 3) % 6], "pairwise", [DELTAS[i // 12 % 3]]) for i, case in enumerate(cases[::2])]
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}-{turn[2]}") for turn in turns]
 
 
@@ -62,13 +62,12 @@ def test_deltas_up_to_the_ends_of_their_range(delta, member, backend):
         assert_agree(of_case(member, case, backend, delta=delta), judge(member, case, delta=delta), said=case.name)
 
 
-SMALL = ("inverted", "separated", "one_positive")
-# All pairs take the interpreter half a minute where there are 20 000 logits, and so do 600 positives among themselves.
+# All pairs take the interpreter half a minute where there are 20 000 logits.
 VECTORS = [
     pytest.param(path, backend, id=f"{path.stem}-{backend}")
     for path in GOLDEN
     for backend in backends()
-    if backend != "pairwise" or path.stem in SMALL
+    if backend != "pairwise" or path.stem == "inverted"
 ]
 
 
@@ -238,10 +237,10 @@ def test_layouts_levels_and_class_labels(member, backend):
 @pytest.mark.parametrize("delta", [1.0] if INTERPRETED else [1.0, 0.0])
 @by_some
 def test_same_bits_in_every_run_and_with_any_threads(member, delta, backend):
-    case = random_case(600 if INTERPRETED else 40_000, 40)
+    case = random_case(600 if INTERPRETED else 20_000, 40)
     threads, expected = torch.get_num_threads(), of_case(member, case, backend, delta=delta)
     try:
-        for number in [2] if INTERPRETED else [1, 2, 3]:
+        for number in [2] if INTERPRETED else [1, 3]:
             torch.set_num_threads(number)
             for name, tensor in of_case(member, case, backend, delta=delta).items():
                 assert_same_bits(name, tensor, expected[name])
@@ -263,7 +262,7 @@ def test_inputs_are_not_changed(member, backend):
 
 @by_backend
 @pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("member", FAMILY, ids=repr)
+@pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if INTERPRETED else FAMILY, ids=repr)
 def test_double_backward_raises(member, grouped, backend):
     """Of no component, and of no values: a gradient penalty must not train in silence on what is not there."""
     case = random_case(50, 5)

@@ -375,24 +375,24 @@ def with_functions(name, error=depth_error, takes="costs", **own):
 
 
 SHAPED = [with_functions(name, target=depth_target, normaliser=depth_normaliser) for name in FUNCTIONS]
-by_functions = pytest.mark.parametrize("member", SHAPED, ids=repr)
+by_functions = pytest.mark.parametrize("member", [SHAPED[0], SHAPED[3]] if INTERPRETED else SHAPED, ids=repr)
 
 
 def small_cases():
     cases = [case for case in all_cases() if len(case.logits) <= 700]
     turns = [(case, SHAPED[(i + j) % 5]) for i, case in enumerate(cases) for j in range(5)]
-    return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}") for turn in (turns[::15] if INTERPRETED else turns)]
+    return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}") for turn in (turns[::22] if INTERPRETED else turns)]
 
 
-@by_backend
+@pytest.mark.parametrize("backend", engine_backends())
 @pytest.mark.parametrize(("case", "member"), small_cases())
 def test_pair_functions_on_every_case(case, member, backend):
-    for delta in [0.5] if INTERPRETED else [1.0, 0.1, 0.0]:
-        for grouped in [bool(case.num_positives % 2)] if INTERPRETED else [False, True]:
-            arguments = {"delta": delta, **({"groups": groups_of(case)} if grouped else {})}
-            expected = judge(member, case, **arguments)
-            tolerance = 1e-9 if case.logits.dtype == torch.float64 else 1e-6
-            assert_agree(of_case(member, case, backend, **arguments), expected, tolerance, arguments)
+    odd = bool(case.num_positives % 2)
+    for delta, grouped in [(0.5, odd)] if INTERPRETED else [(1.0, False), (0.1, True), (0.0, odd)]:
+        arguments = {"delta": delta, **({"groups": groups_of(case)} if grouped else {})}
+        tolerance = 1e-9 if case.logits.dtype == torch.float64 else 1e-6
+        found = of_case(member, case, backend, **arguments)
+        assert_agree(found, judge(member, case, **arguments), tolerance, (delta, grouped))
 
 
 @by_backend
@@ -446,10 +446,10 @@ def test_pair_functions_take_any_layout(member, backend):
 @by_functions
 @pytest.mark.parametrize("grouped", [False, True])
 def test_any_pieces_give_the_same(grouped, member, monkeypatch):
-    case = random_case(300, 40, dtype=torch.float64)
+    case = random_case(70, 12, dtype=torch.float64)
     arguments = {"groups": groups_of(case)} if grouped else {}
     expected = of_case(member, case, "torch", **arguments)
-    for piece, held in [(1, 1), (37, 100), (300, 1)]:
+    for piece, held in [(1, 1), (13, 50), (70, 1)]:
         monkeypatch.setattr(direct, "_PIECE", piece)
         monkeypatch.setattr(direct, "_PAIRS", held)
         monkeypatch.setattr(pairs, "_PAIRS_PER_BLOCK", held)

@@ -22,7 +22,7 @@ by_backend = pytest.mark.parametrize("backend", backends())
 by_member = pytest.mark.parametrize("member", MEMBERS, ids=repr)
 # One that sorts positives, one with numbers of its own; in the interpreter these do for all.
 by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if INTERPRETED else MEMBERS, ids=repr)
-by_delta = pytest.mark.parametrize("delta", [0.5, 0.0])
+by_delta = pytest.mark.parametrize("delta", [0.5] if INTERPRETED else [0.5, 0.0])
 
 ID_DTYPES = [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64]
 HUGE = 2**40
@@ -69,7 +69,7 @@ def separately(member, case: Case, groups, backend: str, constant: bool = False,
 
 @by_backend
 @by_some
-@settings(max_examples=3 if INTERPRETED else 40, deadline=None, derandomize=True)
+@settings(max_examples=2 if INTERPRETED else 40, deadline=None, derandomize=True)
 @given(
     case=problems(),
     delta=st.sampled_from([1.0, 0.5, 0.1, 0.0, 37.5]),
@@ -88,19 +88,25 @@ def test_drawn_groups_are_separate_calls(case, delta, ids, member, backend):
 def combinations():
     """Every case with every loss on every backend; in the interpreter each with some."""
     cases = all_cases()
-    turns = [(case, member, backend) for case in cases for member in MEMBERS[:5] for backend in backends()]
+    deltas = [1.0, 0.1, 0.0]
+    turns = [
+        (case, member, backend, deltas) for case in cases for member in MEMBERS[:5] for backend in engine_backends()
+    ]
     if INTERPRETED:
         small = [case for case in cases if 10 < len(case.logits) <= 400]
-        turns = [(case, MEMBERS[i % 5], "pairwise" if i % 3 == 0 else "triton") for i, case in enumerate(small)]
+        turns = [
+            (case, MEMBERS[i % 5], "pairwise" if i % 3 == 0 else "triton", [deltas[i // 5 % 3]])
+            for i, case in enumerate(small)
+        ]
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}-{turn[2]}") for turn in turns]
 
 
-@pytest.mark.parametrize(("case", "member", "backend"), combinations())
-def test_every_case_in_three_groups(case, member, backend):
+@pytest.mark.parametrize(("case", "member", "backend", "deltas"), combinations())
+def test_every_case_in_three_groups(case, member, backend, deltas):
     """Against the reference, which has groups of its own; scores tie across groups, and some are infinite."""
     groups = draw_groups(case, [HUGE, -2, 5])
     tolerance = 1e-9 if case.logits.dtype == torch.float64 else 1e-6
-    for delta in [0.5] if INTERPRETED else [1.0, 0.1, 0.0]:
+    for delta in deltas:
         expected = judge(member, case, delta=delta, groups=groups)
         assert_agree(of_case(member, case, backend, delta=delta, groups=groups), expected, tolerance, f"delta {delta}")
 
@@ -135,7 +141,7 @@ def test_a_group_is_not_touched_by_the_others(member, delta, backend):
 @by_some
 def test_one_group_is_no_groups(member, delta, backend):
     """But for the last bit: scans of groups add in another order."""
-    for dtype, tolerance in [(torch.float64, 1e-14), (torch.float32, 2e-7)]:
+    for dtype, tolerance in [(torch.float32, 2e-7), (torch.float64, 1e-14)][: 1 if INTERPRETED else 2]:
         case = random_case(150, 20, dtype=dtype)
         expected = of_case(member, case, backend, delta=delta)
         for groups in (torch.zeros(150, dtype=torch.int8), torch.tensor(-HUGE).expand(150)):
@@ -152,7 +158,8 @@ def test_each_positive_may_have_a_group_of_its_own(member, backend):
     groups[case.labels == 1] = torch.randperm(17, generator=torch.Generator().manual_seed(0))
     found = of_case(member, case, backend, groups=groups)
     assert_agree(found, judge(member, case, groups=groups))
-    assert_agree(found, separately(member, case, groups, backend))
+    if not INTERPRETED:
+        assert_agree(found, separately(member, case, groups, backend))
     if member is RANK_SORT:
         assert found["sorting"] == 0
         assert not found["sorting by logits"].any()
@@ -160,7 +167,7 @@ def test_each_positive_may_have_a_group_of_its_own(member, backend):
 
 @by_backend
 @by_delta
-@by_member
+@by_some
 def test_groups_without_positives_or_without_negatives(member, delta, backend):
     case, groups = grouped_case(160, 16)
     # Group 1 has no positives, group 2 no negatives; 3 is ignored altogether.
@@ -191,7 +198,7 @@ def test_no_positives_in_any_group(member, backend):
 
 
 @by_backend
-@by_member
+@by_some
 @pytest.mark.parametrize("where", ["a positive", "a negative", "a group without positives", "a value"])
 def test_nan_in_any_group_poisons_all(where, member, backend):
     case, groups = grouped_case(90, 9, ids=(0, 1, 2))
@@ -383,7 +390,7 @@ def test_a_lone_group_for_a_single_row(backend):
 @by_some
 def test_few_false_positives_beside_a_crowd(member, backend):
     """One group's negatives hardly reach its ramps, the other's fill them; neither loses digits to the other."""
-    crowd = 3000 if INTERPRETED else 1_000_000
+    crowd = 1000 if INTERPRETED else 1_000_000
     generator = torch.Generator().manual_seed(0)
     few = torch.tensor([2.0, 2.5, 3.0, 1.0001, 1.0 - 1e-3, -5.0])
     logits = torch.cat([few, torch.randn(crowd, generator=generator) / 4 + 2])

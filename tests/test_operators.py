@@ -40,6 +40,7 @@ def test_opcheck_of_the_engine(backend, grouped, dtype):
     levels, ranking, values, rest = table_problem(backend, dtype, grouped)
     given = (levels.logits, levels.labels, list(levels.groups))
     torch.library.opcheck(operators.find_positives, (*given, 9, -1, "ious"))
+    torch.library.opcheck(operators.highest_in_row, (levels.logits, levels.labels, ranking.pos_index, -1))
     positives = (ranking.knots.pos_logits, ranking.pos_groups)
     torch.library.opcheck(
         operators.count_negatives, (*given, *ranking._thresholds(backend), *positives, 1.0, -1, backend, "")
@@ -81,7 +82,7 @@ def test_opcheck_of_computed_gradients(dtype):
 
 
 def test_every_operator_is_checked_above():
-    checked = {"find_positives", "count_negatives", "attach_gradient", "write_gradient"}
+    checked = {"find_positives", "count_negatives", "attach_gradient", "write_gradient", "highest_in_row"}
     checked |= {"sorting_sums", "sorting_received", "attach_computed", "scale_gradients"}
     everything = vars(operators) | vars(sorting)
     assert checked == {name for name, value in everything.items() if isinstance(value, torch.library.CustomOpDef)}

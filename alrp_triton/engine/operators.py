@@ -72,6 +72,21 @@ def _(
 
 
 @torch.library.custom_op(
+    "alrp_triton::highest_in_row",
+    mutates_args=(),
+    schema="(Tensor[] logits, Tensor[] labels, Tensor pos_index, int ignore_index) -> Tensor",
+)
+def highest_in_row(logits: list[Tensor], labels: list[Tensor], pos_index: Tensor, ignore_index: int) -> Tensor:
+    """For each positive the highest logit along the last axis ``[P]`` (compute dtype); of logits ``[M]`` its own."""
+    return positives.highest_in_row(Levels(logits, labels), pos_index, ignore_index)
+
+
+@highest_in_row.register_fake
+def _(logits: list[Tensor], labels: list[Tensor], pos_index: Tensor, ignore_index: int) -> Tensor:
+    return pos_index.new_empty(pos_index.shape, dtype=Levels(logits, labels).compute_dtype)
+
+
+@torch.library.custom_op(
     "alrp_triton::count_negatives",
     mutates_args=(),
     schema=f"({_LEVELS}, {_THRESHOLDS}, Tensor pos_logits, Tensor? pos_groups, {_SETTINGS}) -> (Tensor, Tensor)",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .inputs import Levels, debug_checks, waits_for_nothing
-from .labels import LabelKinds, pieces, positions
+from .labels import LabelKinds, equals, pieces, positions
 
 # Logits looked at in one step; on a GPU enough to hide the launches.
 _PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 22
@@ -112,14 +112,19 @@ def _gather_groups(levels: Levels, pos_index: Tensor) -> Tensor:
     return values
 
 
-def highest_in_row(levels: Levels, pos_index: Tensor) -> Tensor:
-    """For each positive the highest logit along the last axis: ``[P]`` in the compute dtype; of logits ``[M]`` its own.
-    Synchronises nothing."""
+def highest_in_row(levels: Levels, pos_index: Tensor, ignore_index: int) -> Tensor:
+    """For each positive the highest logit along the last axis that is not ignored: ``[P]`` in the compute dtype; of
+    logits ``[M]`` its own. Synchronises nothing."""
     values = torch.zeros(pos_index.shape, dtype=levels.compute_dtype, device=pos_index.device)
-    for logits, local, inside in local_indices(levels.logits, pos_index):
+    filled = [labels for logits, labels in zip(levels.logits, levels.labels) if logits.numel()]
+    for (logits, local, inside), labels in zip(local_indices(levels.logits, pos_index), filled):
         place = torch.unravel_index(local, logits.shape)
-        x = logits.detach()
-        found = x[place] if x.dim() == 1 else x[place[:-1]].amax(-1)
+        row = place if logits.dim() == 1 else place[:-1]
+        found = logits[row]
+        if labels.dim() == logits.dim():
+            found = found.masked_fill(equals(labels[row], ignore_index), -torch.inf)
+        if logits.dim() > 1:
+            found = found.amax(-1)
         values = torch.where(inside, found.to(values.dtype), values)
     return values
 

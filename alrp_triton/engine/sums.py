@@ -42,11 +42,13 @@ def running_max(values: Tensor, groups: Tensor | None = None) -> Tensor:
 
 
 def _scan(rows: Tensor, groups: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """In log2(n) steps, each of which doubles the reach of every place (Hillis and Steele)."""
-    step = 1
-    while step < rows.shape[1]:
-        within = groups[step:] == groups[:-step]
-        reached = torch.where(within, combine(rows[:, step:], rows[:, :-step]), rows[:, step:])
-        rows = torch.cat([rows[:, :step], reached], dim=1)
+    """In log2(n) steps, each of which doubles the reach of every place (Hillis and Steele). Tensors keep their shapes,
+    so that a graph with a symbolic n depends on the number of steps alone."""
+    n, step = rows.shape[1], 1
+    place = torch.arange(n, device=rows.device)
+    while step < n:
+        before = (place - step).clamp(min=0)
+        within = (place >= step) & (groups[before] == groups)
+        rows = torch.where(within, combine(rows, rows[:, before]), rows)
         step *= 2
     return rows

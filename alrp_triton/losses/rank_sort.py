@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from .. import boxes, reference
 from ..boxes import BoxError, box_error, check_box_error
-from ..engine import Ranking, check_inputs
+from ..engine import Levels, Ranking, check_inputs
 from ..engine.backends import choose_backend
 from ..engine.knots import ramp_at_0
-from ..engine.positives import highest_in_row
+from ..engine.operators import highest_in_row
 from ..engine.sorting import sorting_received, sorting_sums
 from . import exact
 
@@ -83,22 +83,16 @@ def rank_sort_loss(
     Raises:
         TypeError, ValueError, RuntimeError: see :func:`alrp_loss`.
     """
-    return _rank_sort(logits, labels, ious, delta, groups, ignore_index, backend)[0]
-
-
-def _rank_sort(
-    logits: Tensor | Sequence[Tensor],
-    labels: Tensor | Sequence[Tensor],
-    ious: Tensor,
-    delta: float,
-    groups: Tensor | Sequence[Tensor] | None,
-    ignore_index: int,
-    backend: str,
-) -> tuple[RankSortOutput, Tensor]:
-    """The loss, and for each positive the highest logit of its row ``[P]``, detached."""
     levels = check_inputs(
         logits, labels, delta=delta, ignore_index=ignore_index, groups=groups, per_positive={"ious": ious}
     )
+    return _rank_sort(levels, ious, delta, ignore_index, backend)[0]
+
+
+def _rank_sort(
+    levels: Levels, ious: Tensor, delta: float, ignore_index: int, backend: str
+) -> tuple[RankSortOutput, Tensor]:
+    """The loss, and the flat indices of the positives ``[P]``."""
     dtype = levels.compute_dtype
     backend = choose_backend(backend, levels.logits[0].device)
     if backend == "reference":
@@ -107,7 +101,7 @@ def _rank_sort(
         ranked = exact.attach(result.ranking, levels, result.grad_ranking)
         ordered = exact.attach(result.sorting, levels, result.grad_sorting)
         pos_index = (flat[1] == 1).nonzero().squeeze(1)
-        return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), highest_in_row(levels, pos_index)
+        return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), pos_index
 
     values = ious.detach().to(dtype)
     ranking = Ranking(
@@ -138,7 +132,7 @@ def _rank_sort(
         torch.stack([-sent, received - sorting_sent]),
         torch.stack([weights, torch.zeros_like(weights)]),
     ).unbind()
-    return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), highest_in_row(levels, ranking.pos_index)
+    return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), ranking.pos_index
 
 
 class RankSortLoss(nn.Module):
@@ -191,10 +185,17 @@ class RankSortLoss(nn.Module):
         """
         errors = box_error(pred_boxes, target_boxes, self.box_error, 0.0)
         ious = boxes.iou(pred_boxes.detach(), target_boxes.detach())
-        (ranking, sorting), highest = _rank_sort(
-            logits, labels, ious, self.delta, groups, self.ignore_index, self.backend
+        levels = check_inputs(
+            logits,
+            labels,
+            delta=self.delta,
+            ignore_index=self.ignore_index,
+            groups=groups,
+            per_positive={"ious": ious},
         )
-        scores = highest.sigmoid().to(errors.dtype)
+        (ranking, sorting), pos_index = _rank_sort(levels, ious, self.delta, self.ignore_index, self.backend)
+        logits = [level.detach() for level in levels.logits]
+        scores = highest_in_row(logits, levels.labels, pos_index, self.ignore_index).sigmoid().to(errors.dtype)
         total = scores.sum()
         loc = (errors * scores).sum() / total.masked_fill(total < _EPS, 1.0)
         if self.self_balance:

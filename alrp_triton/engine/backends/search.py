@@ -101,7 +101,7 @@ class GroupedSearch:
         if self.table is not None:
             row = self.row.index_select(0, groups.clamp(self.low, self.high).sub_(self.low))
             return self.table.index_select(0, row.add_(number))
-        first = torch.searchsorted(self.groups, groups)
+        first = torch.searchsorted(self.groups, groups.contiguous())
         there = self.groups[first.clamp(max=len(self.groups) - 1)] == groups
         bucket = torch.searchsorted(self.keys, first * self.radix + number, right=True)
         return torch.where(there & (bucket > first), bucket, 0)
