@@ -52,7 +52,7 @@ def build_detector(num_classes: int, image_size: int) -> RetinaNet:
         head=RetinaNetHead(
             CHANNELS, anchors.num_anchors_per_location()[0], num_classes, norm_layer=partial(nn.GroupNorm, 8)
         ),
-        # Ranking losses order the scores but leave open how high they are: the best detections are kept, by their order.
+        # Ranking losses order the scores and leave open how high they are: the best detections are kept, by order.
         score_thresh=0.0,
         detections_per_img=50,
     )
