@@ -333,7 +333,7 @@ def test_wrong_numbers_of_positives(loss, backend):
     for number in (4, 6, 0, 50):
         with pytest.raises(ValueError, match=f"^num_positives: expected .* 5, got {number}$"):
             loss(*case[1:3], num_positives=number, backend=backend)
-    with pytest.raises(ValueError, match=r"^num_positives: expected .* got -1$"):
+    with pytest.raises(ValueError, match=r"^num_positives: expected an int >= 0 or None, got -1$"):
         loss(*case[1:3], num_positives=-1, backend=backend)
     for number in (True, False, 5.0, "5", torch.tensor(5)):
         with pytest.raises(TypeError, match=f"^num_positives: expected an int or None, got {type(number).__name__}$"):
