@@ -79,11 +79,11 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
     begin, end = rank_of[:num_pos] + 1, rank_of[num_pos:] + 1
 
     floors = bucket_floors(thresholds).double()
-    # From each threshold to the next, and from the top down. Nothing is ever measured in bucket 0.
-    gaps = F.pad(floors[2:] - floors[1:-1], (0, min(num_pos, 1))).clamp_(0, 2 * delta)
+    # From each threshold to the next (from the last to the first, which is not above it: 0), and from the top down.
+    # Nothing is ever measured in bucket 0.
+    gaps = (floors[1:].roll(-1) - floors[1:]).clamp_(0, 2 * delta)
     if threshold_groups is not None:
-        last = F.pad(threshold_groups[1:] != threshold_groups[:-1], (0, 1), value=True)[: len(gaps)]
-        gaps = gaps.masked_fill(last, 0)
+        gaps = gaps.masked_fill(threshold_groups.roll(-1) != threshold_groups, 0)
     coordinate = F.pad(-suffix_sums(gaps[None], threshold_groups)[0, :-1], (1, 0))
     rounding = (_finite(lower).double() - _finite(pos_logits).double()) + delta
 
