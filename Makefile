@@ -42,7 +42,8 @@ test: lint test-kernels test-package ## Style, types and all tests
 # The kernels, in Triton's interpreter: in a process of its own, since Triton reads the variable when first imported.
 # What the other backends are held against there, these are held against here.
 KERNEL_TESTS := tests/kernels $(addprefix tests/test_,$(addsuffix .py,\
-	golden figure1 alrp edge_cases layouts theorems family groups framework rank_sort))
+	golden figure1 alrp edge_cases layouts theorems family family_calls groups groups_layouts \
+	framework framework_mistakes pair_functions rank_sort rank_sort_module))
 test-kernels: $(STAMP)
 	set -o pipefail; TRITON_INTERPRET=1 $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup $(KERNEL_TESTS) | tee $(VENV)/test-kernels.log
 

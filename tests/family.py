@@ -79,6 +79,11 @@ def _judge_rank_sort(*case: Tensor, **arguments: Any) -> Results:
     return dict(zip(names, (ranking, sorting, by_ranking, by_sorting)))
 
 
+def imprecision(ranking: Any) -> Tensor:
+    """l(i) of AP Loss."""
+    return 1 - ranking.rank_positive / ranking.rank
+
+
 def weighted_error(ranking: Any, weights: Tensor) -> Tensor:
     """l(i): a weight for each positive, times the share of false positives down to it."""
     return weights * ranking.num_false_positives / ranking.rank
