@@ -94,12 +94,11 @@ def ranking_loss(
         groups=groups,
         per_positive=extras,
         num_positives=num_positives,
+        eps=eps,
     )
     _check_formulas(error=error, target=target, normaliser=normaliser)
     error, target = _checked("error", error), None if target is None else _checked("target", target)
     normaliser = None if normaliser is None else _checked("normaliser", normaliser)
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not eps >= 0:
-        raise ValueError(f"eps: expected a number >= 0, got {eps!r}")
     name, num_positives = _count(extras, num_positives)
     smoothing, distribution = _pair_function("smoothing", smoothing), _pair_function("distribution", distribution)
     backend = _choose_backend(backend, levels, {"smoothing": smoothing, "distribution": distribution})

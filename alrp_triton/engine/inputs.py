@@ -64,6 +64,7 @@ def check_inputs(
     groups: Tensor | Sequence[Tensor] | None = None,
     per_positive: Mapping[str, Tensor] | None = None,
     num_positives: int | None = None,
+    eps: float = 0.0,
 ) -> Levels:
     """Check everything that can be checked without reading a tensor.
 
@@ -76,6 +77,7 @@ def check_inputs(
             ranking of all.
         per_positive: by name, ``[P]`` floats, one for each positive.
         num_positives: P, where it is given as such.
+        eps: false positives that send nothing, >= 0.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -122,6 +124,10 @@ def check_inputs(
         raise TypeError(f"num_positives: expected an int or None, got {type(num_positives).__name__}")
     if num_positives is not None and num_positives < 0:
         raise ValueError(f"num_positives: expected an int >= 0 or None, got {num_positives}")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
+    if not eps >= 0:
+        raise ValueError(f"eps: expected a number >= 0, got {eps}")
     for name, values in (per_positive or {}).items():
         _check_per_positive(name, values, first.device)
     if isinstance(delta, bool) or not isinstance(delta, (int, float)):

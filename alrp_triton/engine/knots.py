@@ -102,7 +102,7 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
         end=end,
         coordinate=coordinate,
         ramp_begin=coordinate[begin] - rounding,
-        inverse_width=0.5 / delta if delta > 0 else 0.0,
+        inverse_width=inverse_width(delta),
         order=order,
         bucket=bucket,
         place=coordinate[bucket] + (_finite(pos_logits).double() - floors[bucket]),
@@ -111,6 +111,11 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
         threshold_groups=threshold_groups,
         order_groups=order_groups,
     )
+
+
+def inverse_width(delta: float) -> float:
+    """1 / (2 delta); 0 for delta = 0, where no ramp has an inside."""
+    return 0.5 / delta if delta > 0 else 0.0
 
 
 def bucket_floors(thresholds: Tensor) -> Tensor:

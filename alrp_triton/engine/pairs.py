@@ -37,13 +37,13 @@ class PairFunction:
 
     def __call__(self, s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
         """f for all pairs, ``[I, J]``; 0 where a difference is NaN, and NaN where f makes one of a number."""
-        x = s_j[None, :] - s_i[:, None]
-        x = torch.where(s_j[None, :] == s_i[:, None], 0.0, x)
-        values = self.torch(x.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf), delta)
+        x = differences(s_j, s_i)
+        nan = x.isnan()
+        values = self.torch(x.masked_fill(nan, 0), delta)
         if not isinstance(values, Tensor) or values.shape != x.shape:
             shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(f"{self.key}: expected a tensor of the differences' shape {list(x.shape)}, got {shape}")
-        return values.to(x.dtype).clamp(0, 1).masked_fill(x.isnan(), 0)
+        return values.to(x.dtype).clamp(0, 1).masked_fill(nan, 0)
 
     def __repr__(self) -> str:
         return f"PairFunction({self.key})"
@@ -52,6 +52,43 @@ class PairFunction:
 def pair_function(key: str) -> PairFunction:
     """The one with this :attr:`PairFunction.key`."""
     return _known[key]
+
+
+def differences(s_j: Tensor, s_i: Tensor) -> Tensor:
+    """s_j - s_i for all pairs, ``[I, J]``, in the scores' own dtype; 0 for equal infinities."""
+    above, own = s_j[None, :], s_i[:, None]
+    return torch.where(above == own, 0.0, above - own)
+
+
+def pair_blocks(
+    function: Callable[[Tensor, Tensor, float], Tensor],
+    scores: Tensor,
+    groups: Tensor | None,
+    pos_logits: Tensor,
+    pos_groups: Tensor | None,
+    delta: float,
+    held: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Walk all pairs of a positive and a score, in blocks of positives.
+
+    Args:
+        function: of scores ``[n]``, some positives' scores ``[I]`` and delta, ``[I, n]``.
+        scores: ``[n]``.
+        groups: ``[n]`` int64, or None.
+        pos_logits: ``[P]``.
+        pos_groups: ``[P]`` int64, or None.
+        delta: handed to ``function``.
+        held: pairs in a block, at the most (but never less than a positive's).
+
+    Yields:
+        Indices of some positives ``[I]``, and the function of them and all scores, ``[I, n]`` float64; 0 across groups.
+    """
+    everyone = torch.arange(len(pos_logits), device=pos_logits.device)
+    for i in everyone.split(max(1, held // max(len(scores), 1))):
+        pairs = function(scores, pos_logits[i], delta).double()
+        if groups is not None and pos_groups is not None:
+            pairs = torch.where(groups == pos_groups[i, None], pairs, 0.0)
+        yield i, pairs
 
 
 class PairSums:
@@ -69,8 +106,7 @@ class PairSums:
 
     def sums_above(self, values: Tensor) -> Tensor:
         """sum over k != i of v_k f(p_k - p_i): ``[P] -> [P]`` float64."""
-        parts = [(pairs * values).sum(1) for _, pairs in self._blocks()]
-        return torch.cat(parts) if parts else torch.zeros_like(values)
+        return torch.cat([(pairs * values).sum(1) for _, pairs in self._blocks()])
 
     def sums_received(self, values: Tensor) -> Tensor:
         """sum over i != k of v_i f(p_k - p_i): ``[P] -> [P]`` float64."""
@@ -81,11 +117,7 @@ class PairSums:
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Some positives i, and f(p_k - p_i) for them and all k: ``[I, P]`` float64, 0 for k = i."""
-        num_pos, device = len(self.pos_logits), self.pos_logits.device
-        everyone = torch.arange(num_pos, device=device)
-        for i in everyone.split(max(1, _PAIRS_PER_BLOCK // max(num_pos, 1))) if num_pos else ():
-            pairs = self.function(self.pos_logits, self.pos_logits[i], self.delta).double()
-            others = everyone != i[:, None]
-            if self.pos_groups is not None:
-                others &= self.pos_groups == self.pos_groups[i, None]
-            yield i, torch.where(others, pairs, 0.0)
+        logits, groups = self.pos_logits, self.pos_groups
+        everyone = torch.arange(len(logits), device=logits.device)
+        for i, pairs in pair_blocks(self.function, logits, groups, logits, groups, self.delta, _PAIRS_PER_BLOCK):
+            yield i, pairs.masked_fill(everyone == i[:, None], 0)

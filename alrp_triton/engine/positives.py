@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .inputs import Levels, debug_checks, waits_for_nothing
 from .labels import LabelKinds, equals, pieces, positions
+
+Place = tuple[Tensor, ...]
 
 # Logits looked at in one step; on a GPU enough to hide the launches.
 _PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 22
@@ -93,39 +96,37 @@ def _collect_without_sync(levels: Levels, num_positives: int, ignore_index: int)
 
 
 def _gather_logits(levels: Levels, pos_index: Tensor) -> Tensor:
-    """Logits at flat indices, whatever the levels' strides; synchronising nothing."""
-    values = torch.zeros(pos_index.shape, dtype=levels.compute_dtype, device=pos_index.device)
-    for logits, local, inside in local_indices(levels.logits, pos_index):
-        found = logits.detach()[torch.unravel_index(local, logits.shape)]
-        values = torch.where(inside, found.to(values.dtype), values)
-    return values
+    return _gather(levels, pos_index, levels.compute_dtype, lambda x, y, groups, place: x[place])
 
 
 def _gather_groups(levels: Levels, pos_index: Tensor) -> Tensor:
     if not levels.groups:
         return torch.empty(0, dtype=torch.int64, device=pos_index.device)
-    values = torch.zeros_like(pos_index)
-    filled = [groups for logits, groups in zip(levels.logits, levels.groups) if logits.numel()]
-    for (logits, local, inside), groups in zip(local_indices(levels.logits, pos_index), filled):
-        place = torch.unravel_index(local, logits.shape)
-        values = torch.where(inside, groups[place[: groups.dim()]].long(), values)
-    return values
+    return _gather(levels, pos_index, torch.int64, lambda x, y, groups, place: groups[place[: groups.dim()]])
 
 
 def highest_in_row(levels: Levels, pos_index: Tensor, ignore_index: int) -> Tensor:
     """For each positive the highest logit along the last axis that is not ignored: ``[P]`` in the compute dtype; of
     logits ``[M]`` its own. Synchronises nothing."""
-    values = torch.zeros(pos_index.shape, dtype=levels.compute_dtype, device=pos_index.device)
-    filled = [labels for logits, labels in zip(levels.logits, levels.labels) if logits.numel()]
-    for (logits, local, inside), labels in zip(local_indices(levels.logits, pos_index), filled):
-        place = torch.unravel_index(local, logits.shape)
-        row = place if logits.dim() == 1 else place[:-1]
-        found = logits[row]
-        if labels.dim() == logits.dim():
-            found = found.masked_fill(equals(labels[row], ignore_index), -torch.inf)
-        if logits.dim() > 1:
-            found = found.amax(-1)
-        values = torch.where(inside, found.to(values.dtype), values)
+
+    def highest(x: Tensor, y: Tensor, groups: Tensor, place: Place) -> Tensor:
+        row = place if x.dim() == 1 else place[:-1]
+        found = x[row]
+        if y.dim() == x.dim():
+            found = found.masked_fill(equals(y[row], ignore_index), -torch.inf)
+        return found if x.dim() == 1 else found.amax(-1)
+
+    return _gather(levels, pos_index, levels.compute_dtype, highest)
+
+
+def _gather(levels: Levels, pos_index: Tensor, dtype: torch.dtype, pick: Callable[..., Tensor]) -> Tensor:
+    """``pick(logits, labels, groups, place)`` of the level that each flat index lies in, ``[P]``; ``place`` holds
+    indices along each axis. Whatever the levels' strides; synchronises nothing."""
+    values = torch.zeros(pos_index.shape, dtype=dtype, device=pos_index.device)
+    filled = [level for level in levels.each() if level[0].numel()]
+    for level, (logits, local, inside) in zip(filled, local_indices(levels.logits, pos_index)):
+        found = pick(*level, torch.unravel_index(local, logits.shape)).detach()
+        values = torch.where(inside, found.to(dtype), values)
     return values
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from .inputs import waits_for_nothing
+from .knots import inverse_width
+from .pairs import differences, pair_blocks
 
 # Pairs held at once: on the CPU they and their temporaries stay in the cache, on a GPU they hide the launches.
 _PAIRS_PER_BLOCK, _PAIRS_PER_BLOCK_ON_DEVICE = 1 << 16, 1 << 22
@@ -37,9 +39,9 @@ def sorting_sums(pos_logits: Tensor, values: Tensor, pos_groups: Tensor | None, 
     if backend != "torch":
         from ..kernels.sorting import sorting_errors
 
-        sums: Tensor = sorting_errors(pos_logits, values, _inverse_width(delta), pos_groups)
+        sums: Tensor = sorting_errors(pos_logits, values, inverse_width(delta), pos_groups)
         return sums
-    columns = [torch.empty(5, 0, dtype=torch.float64, device=pos_logits.device)]
+    columns = []
     below_1 = 1 - values.double()
     for i, ramps in _blocks(pos_logits, pos_groups, delta):
         proper = torch.where(values >= values[i, None], ramps, 0.0)
@@ -66,7 +68,7 @@ def sorting_received(
     if backend != "torch":
         from ..kernels.sorting import sorting_received as by_kernel
 
-        received: Tensor = by_kernel(pos_logits, values, weights, _inverse_width(delta), pos_groups)
+        received: Tensor = by_kernel(pos_logits, values, weights, inverse_width(delta), pos_groups)
         return received
     received = torch.zeros(pos_logits.shape, dtype=torch.float64, device=pos_logits.device)
     for i, ramps in _blocks(pos_logits, pos_groups, delta):
@@ -83,17 +85,11 @@ def _(
 
 def _blocks(pos_logits: Tensor, pos_groups: Tensor | None, delta: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Some positives i, and H(p_k - p_i) for them and all k: ``[I, P]`` float64."""
-    num_pos = len(pos_logits)
-    if num_pos == 0:
-        return
-    pairs = _PAIRS_PER_BLOCK_ON_DEVICE if waits_for_nothing(pos_logits.device) else _PAIRS_PER_BLOCK
-    for i in torch.arange(num_pos, device=pos_logits.device).split(max(1, pairs // num_pos)):
-        own = pos_logits[i, None]
-        # In the scores' own dtype, as the kernels have it; equal infinities differ by 0.
-        x = torch.where(pos_logits == own, 0.0, pos_logits - own).double()
-        ramps = (x * _inverse_width(delta) + 0.5).clamp(0, 1) if delta else (x >= 0).double()
-        yield i, ramps if pos_groups is None else torch.where(pos_groups == pos_groups[i, None], ramps, 0.0)
+    held = _PAIRS_PER_BLOCK_ON_DEVICE if waits_for_nothing(pos_logits.device) else _PAIRS_PER_BLOCK
+    return pair_blocks(_ramps, pos_logits, pos_groups, pos_logits, pos_groups, delta, held)
 
 
-def _inverse_width(delta: float) -> float:
-    return 0.5 / delta if delta > 0 else 0.0
+def _ramps(s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
+    """H(s_j - s_i), ``[I, J]`` float64. Differences in the scores' own dtype, as the kernels have them."""
+    x = differences(s_j, s_i).double()
+    return (x * inverse_width(delta) + 0.5).clamp(0, 1) if delta else (x >= 0).double()

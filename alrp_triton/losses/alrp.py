@@ -104,13 +104,10 @@ def alrp_loss(
         ignore_index=ignore_index,
         groups=groups,
         per_positive={"loc_errors": loc_errors},
+        eps=eps,
     )
     if loc_ranking not in LOC_RANKINGS:
         raise ValueError(f"loc_ranking: expected one of {LOC_RANKINGS}, got {loc_ranking!r}")
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
-    if not eps >= 0:
-        raise ValueError(f"eps: expected a number >= 0, got {eps}")
     backend = choose_backend(backend, levels.logits[0].device)
     if backend == "reference":
         return _reference(levels, loc_errors, delta, eps, loc_ranking, ignore_index)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from ..inputs import Levels
 from ..labels import LabelKinds, group_of_each, pieces
-from ..pairs import PairFunction, pair_function
+from ..pairs import pair_blocks, pair_function
 from .torch import overwrite_positives
 
 # Logits looked at in one step, and pairs held at once.
@@ -35,9 +33,9 @@ def count_negatives(
     for logits, labels, groups in levels.each():
         per_class = logits.dim() != labels.dim()
         for x, y, _, group in pieces(logits.detach(), labels, _PIECE, groups=groups):
-            scores, group_ids, negative = _spread(x, y, group, per_class, ignore_index)
+            scores, group_ids, negative = _spread(x.to(pos_logits.dtype), y, group, per_class, ignore_index)
             totals[0, -1] += (negative & scores.isnan()).sum()
-            for i, pairs in _pairs(apply, scores, group_ids, pos_logits, pos_groups, delta):
+            for i, pairs in pair_blocks(apply, scores, group_ids, pos_logits, pos_groups, delta, _PAIRS):
                 counted = torch.where(negative, pairs, 0.0)
                 # A NaN that the function made counts as one that it was given.
                 failed = counted.isnan()
@@ -66,9 +64,9 @@ def write_gradient(
     for (logits, labels, groups), gradient in zip(levels.each(), gradients):
         per_class = logits.dim() != labels.dim()
         for x, y, out, group in pieces(logits.detach(), labels, _PIECE, gradient, groups):
-            scores, group_ids, negative = _spread(x, y, group, per_class, ignore_index)
+            scores, group_ids, negative = _spread(x.to(thresholds.dtype), y, group, per_class, ignore_index)
             value = torch.zeros(scores.shape, dtype=torch.float64, device=scores.device) + weights[-1]
-            for i, pairs in _pairs(apply, scores, group_ids, thresholds, threshold_groups, delta):
+            for i, pairs in pair_blocks(apply, scores, group_ids, thresholds, threshold_groups, delta, _PAIRS):
                 value += (pairs * weights[i, None]).sum(0)
             out.copy_(torch.where(negative, value, 0).view(out.shape))
     overwrite_positives(gradients, pos_index, pos_gradient)
@@ -87,19 +85,3 @@ def _spread(
         negative = negative & ~kinds.positive[:, None]
     group_ids = None if group is None else group_of_each(group, *x.shape).long()
     return x.reshape(-1), group_ids, negative.reshape(-1)
-
-
-def _pairs(
-    apply: PairFunction,
-    scores: Tensor,
-    group_ids: Tensor | None,
-    pos_logits: Tensor,
-    pos_groups: Tensor | None,
-    delta: float,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some positives i, and the function of them and all scores of a piece, ``[I, n]`` float64; 0 across groups."""
-    for i in torch.arange(len(pos_logits), device=scores.device).split(max(1, _PAIRS // len(scores))):
-        pairs = apply(scores.to(pos_logits.dtype), pos_logits[i], delta).double()
-        if group_ids is not None and pos_groups is not None:
-            pairs = torch.where(group_ids == pos_groups[i, None], pairs, 0.0)
-        yield i, pairs

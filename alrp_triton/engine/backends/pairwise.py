@@ -9,8 +9,9 @@ from torch import Tensor
 from ...kernels.gradient import write_positives
 from ...kernels.pairwise import count_pairs, write_pairwise_gradient
 from ..inputs import Levels
+from ..knots import inverse_width
 from ..pairs import pair_function
-from .triton import inverse_width, walks_to_read, walks_to_write, written
+from .triton import walks_to_read, walks_to_write, written
 
 
 def count_negatives(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import waits_for_nothing
-from ..knots import bucket_floors
+from ..knots import bucket_floors, inverse_width
 from .search import BucketSearch, GroupedSearch
 
 
@@ -43,7 +43,7 @@ class Tables:
         self.nan_bucket = len(thresholds) + 1
         self.own = slice(first + 1, first + 1 + len(thresholds))
         self.largest = torch.finfo(thresholds.dtype).max
-        self.inverse_width = 0.5 / delta if delta > 0 else 0.0
+        self.inverse_width = inverse_width(delta)
         # For bisection by single scores; the NaN at the top stand above all.
         bisects = threshold_groups is None and not waits_for_nothing(thresholds.device)
         self.sorted = [t for t in thresholds.tolist() if t == t] if bisects else None

@@ -9,7 +9,7 @@ from ...kernels.buckets import count_into_buckets
 from ...kernels.gradient import write_linear_gradient, write_positives
 from ...kernels.walk import Walk, make_walk
 from ..inputs import Levels
-from ..knots import bucket_floors
+from ..knots import bucket_floors, inverse_width
 
 
 def count_negatives(
@@ -46,11 +46,6 @@ def write_gradient(
     write_linear_gradient(walks, thresholds, floors, coefficients, inverse_width(delta), ignore_index, threshold_groups)
     write_positives(walks, pos_index, pos_gradient)
     return written(walks, levels)
-
-
-def inverse_width(delta: float) -> float:
-    """1 / (2 delta); 0 for delta = 0, where no ramp has an inside."""
-    return 0.5 / delta if delta > 0 else 0.0
 
 
 def walks_to_read(levels: Levels) -> list[Walk]:
