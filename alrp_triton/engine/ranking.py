@@ -75,14 +75,11 @@ class Ranking:
         distribution: PairFunction | None = None,
     ) -> None:
         self.levels, self.delta, self.ignore_index = levels, float(delta), ignore_index
+        # As operators take them, and without a derivative.
+        self._detached = [level.detach() for level in levels.logits], levels.labels, list(levels.groups)
         with torch.no_grad():
             self.pos_index, pos_logits, pos_groups = operators.find_positives(
-                [level.detach() for level in levels.logits],
-                levels.labels,
-                list(levels.groups),
-                num_positives,
-                ignore_index,
-                name,
+                *self._detached, num_positives, ignore_index, name
             )
             self.pos_groups = pos_groups if levels.groups else None
             self.knots = knots.make_knots(pos_logits, self.delta, self.pos_groups)
@@ -141,23 +138,21 @@ class Ranking:
     def sums_sorted(self, values: Tensor) -> Tensor:
         """Sum of v_k over i itself and what precedes it in descending order; of two equal ones the later in flat order
         comes first (a stable ascending sort, flipped). Differentiable in the values."""
-        order = self.knots.order
-        ordered = sums.suffix_sums(values[order][None], self.knots.order_groups)[0, :-1]
-        return torch.empty_like(ordered).index_copy(0, order, ordered) + self.poison
+        ordered = sums.suffix_sums(values[self.knots.order][None], self.knots.order_groups)[0, :-1]
+        return self._in_flat_order(ordered) + self.poison
 
     def sums_sorted_received(self, values: Tensor) -> Tensor:
         """Sum of v_i over k itself and what follows it in descending order: the transpose of :meth:`sums_sorted`."""
-        order = self.knots.order
-        received = torch.empty_like(values)
-        received[order] = sums.prefix_sums(values[order][None], self.knots.order_groups)[0, 1:]
-        return received + self.poison
+        ordered = sums.prefix_sums(values[self.knots.order][None], self.knots.order_groups)[0, 1:]
+        return self._in_flat_order(ordered) + self.poison
 
     def running_max(self, values: Tensor) -> Tensor:
         """The largest value among i and the positives that follow it in descending order."""
-        order = self.knots.order
-        largest = torch.empty_like(values)
-        largest[order] = sums.running_max(values[order], self.knots.order_groups)
-        return largest + self.poison
+        ordered = sums.running_max(values[self.knots.order], self.knots.order_groups)
+        return self._in_flat_order(ordered) + self.poison
+
+    def _in_flat_order(self, ordered: Tensor) -> Tensor:
+        return torch.empty_like(ordered).index_copy(0, self.knots.order, ordered)
 
     def error_driven(self, value: Tensor, excess: Tensor, share: Tensor, eps: float = 0.0) -> Tensor:
         """``value`` with the gradient of Algorithm 1.
@@ -198,8 +193,7 @@ class Ranking:
         attached: Tensor = operators.attach_gradient(
             values.detach(),
             self.levels.logits,
-            self.levels.labels,
-            list(self.levels.groups),
+            *self._detached[1:],
             *self._thresholds(backend),
             torch.stack(rows) + self.poison,
             self.pos_index,
@@ -211,9 +205,7 @@ class Ranking:
     def _count(self, backend: str, function: PairFunction | None) -> tuple[Tensor, Tensor]:
         """Pass 1: sum over the negatives of the ramp, or of the function, for each positive; how many are NaN."""
         totals, unit = operators.count_negatives(
-            [level.detach() for level in self.levels.logits],
-            self.levels.labels,
-            list(self.levels.groups),
+            *self._detached,
             *self._thresholds(backend),
             self.knots.pos_logits,
             self.pos_groups,

@@ -8,15 +8,13 @@ framework.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import reference
-from ..engine import Ranking, Statistics, check_inputs
-from ..engine.backends import choose_backend
-from ..engine.inputs import compute_dtype
-from . import exact
+from ..engine import Ranking, Statistics
+from .scores import ScoreLoss, score_loss
 
 
 def ap_error(ranking: Statistics, interpolated: bool) -> Tensor:
@@ -56,58 +54,36 @@ def ap_loss(
     Raises:
         TypeError, ValueError, RuntimeError: see :func:`alrp_loss`.
     """
-    levels = check_inputs(
-        logits, labels, delta=delta, ignore_index=ignore_index, groups=groups, num_positives=num_positives
-    )
     if not isinstance(interpolated, bool):
         raise TypeError(f"interpolated: expected a bool, got {type(interpolated).__name__}")
-    dtype, device = compute_dtype(levels.logits[0].dtype), levels.logits[0].device
-    backend = choose_backend(backend, device)
-    if backend == "reference":
-        flat = exact.flatten(levels, ignore_index, num_positives, "num_positives")
-        result = reference.ap(*flat[:2], delta=delta, interpolated=interpolated, groups=flat[2])
-        return exact.attach(result.value, levels, result.grad_logits).to(dtype)
-    ranking = Ranking(levels, num_positives, delta=delta, ignore_index=ignore_index, backend=backend)
-    with torch.no_grad():
-        error, share = ap_error(ranking, interpolated), ranking.share
-        value = (error * share).sum() + ranking.poison
-    return ranking.error_driven(value, error, share).to(dtype)
+
+    def formula(ranking: Ranking) -> tuple[Tensor, Tensor, Tensor]:
+        error = ap_error(ranking, interpolated)
+        return error, error, ranking.share
+
+    return score_loss(
+        logits,
+        labels,
+        formula,
+        partial(reference.ap, interpolated=interpolated),
+        delta=delta,
+        num_positives=num_positives,
+        groups=groups,
+        ignore_index=ignore_index,
+        backend=backend,
+    )
 
 
-class APLoss(nn.Module):
+class APLoss(ScoreLoss):
     """AP Loss as a module.
 
     Args:
         delta, interpolated, ignore_index, backend: see :func:`ap_loss`.
     """
 
+    function = ap_loss
+
     def __init__(
         self, delta: float = 1.0, interpolated: bool = True, *, ignore_index: int = -1, backend: str = "auto"
     ) -> None:
-        super().__init__()
-        self.delta, self.interpolated = delta, interpolated
-        self.ignore_index, self.backend = ignore_index, backend
-
-    def forward(
-        self,
-        logits: Tensor | Sequence[Tensor],
-        labels: Tensor | Sequence[Tensor],
-        num_positives: int | None = None,
-        groups: Tensor | Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """The loss of one batch, a scalar; arguments as :func:`ap_loss` takes them."""
-        return ap_loss(
-            logits,
-            labels,
-            delta=self.delta,
-            interpolated=self.interpolated,
-            num_positives=num_positives,
-            groups=groups,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        """The arguments, as ``repr`` shows them."""
-        names = ("delta", "interpolated", "ignore_index", "backend")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        super().__init__(delta=delta, interpolated=interpolated, ignore_index=ignore_index, backend=backend)

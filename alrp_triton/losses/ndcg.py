@@ -11,14 +11,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import reference
-from ..engine import Ranking, Statistics, check_inputs
-from ..engine.backends import choose_backend
-from ..engine.inputs import compute_dtype
+from ..engine import Ranking, Statistics
 from ..engine.sums import prefix_sums
-from . import exact
+from .scores import ScoreLoss, score_loss
 
 
 def ideal_gain(ranking: Statistics) -> Tensor:
@@ -69,54 +67,34 @@ def ndcg_loss(
     Raises:
         TypeError, ValueError, RuntimeError: see :func:`alrp_loss`.
     """
-    levels = check_inputs(
-        logits, labels, delta=delta, ignore_index=ignore_index, groups=groups, num_positives=num_positives
+    return score_loss(
+        logits,
+        labels,
+        _formula,
+        reference.ndcg,
+        delta=delta,
+        num_positives=num_positives,
+        groups=groups,
+        ignore_index=ignore_index,
+        backend=backend,
     )
-    dtype, device = compute_dtype(levels.logits[0].dtype), levels.logits[0].device
-    backend = choose_backend(backend, device)
-    if backend == "reference":
-        flat = exact.flatten(levels, ignore_index, num_positives, "num_positives")
-        result = reference.ndcg(*flat[:2], delta=delta, groups=flat[2])
-        return exact.attach(result.value, levels, result.grad_logits).to(dtype)
-    ranking = Ranking(levels, num_positives, delta=delta, ignore_index=ignore_index, backend=backend)
-    with torch.no_grad():
-        share = ranking.share * ranking.num_positives / ideal_gain(ranking)
-        value = (ndcg_error(ranking) * share).sum() + ranking.poison
-        # l(i) - l*(i); written so that a small N_FP(i) is not lost in the difference of two logarithms.
-        behind, rank = 1 + ranking.rank_positive, 1 + ranking.rank
-        excess = (ranking.num_false_positives / behind).log1p() / math.log(2) / (behind.log2() * rank.log2())
-    return ranking.error_driven(value, excess, share).to(dtype)
 
 
-class NDCGLoss(nn.Module):
+def _formula(ranking: Ranking) -> tuple[Tensor, Tensor, Tensor]:
+    # l(i) - l*(i), written so that a small N_FP(i) is not lost in the difference of two logarithms.
+    behind, rank = 1 + ranking.rank_positive, 1 + ranking.rank
+    excess = (ranking.num_false_positives / behind).log1p() / math.log(2) / (behind.log2() * rank.log2())
+    return ndcg_error(ranking), excess, ranking.share * ranking.num_positives / ideal_gain(ranking)
+
+
+class NDCGLoss(ScoreLoss):
     """NDCG Loss as a module.
 
     Args:
         delta, ignore_index, backend: see :func:`ndcg_loss`.
     """
 
+    function = ndcg_loss
+
     def __init__(self, delta: float = 1.0, *, ignore_index: int = -1, backend: str = "auto") -> None:
-        super().__init__()
-        self.delta, self.ignore_index, self.backend = delta, ignore_index, backend
-
-    def forward(
-        self,
-        logits: Tensor | Sequence[Tensor],
-        labels: Tensor | Sequence[Tensor],
-        num_positives: int | None = None,
-        groups: Tensor | Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """The loss of one batch, a scalar; arguments as :func:`ndcg_loss` takes them."""
-        return ndcg_loss(
-            logits,
-            labels,
-            delta=self.delta,
-            num_positives=num_positives,
-            groups=groups,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        """The arguments, as ``repr`` shows them."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("delta", "ignore_index", "backend"))
+        super().__init__(delta=delta, ignore_index=ignore_index, backend=backend)

@@ -83,16 +83,22 @@ def rank_sort_loss(
     Raises:
         TypeError, ValueError, RuntimeError: see :func:`alrp_loss`.
     """
-    levels = check_inputs(
-        logits, labels, delta=delta, ignore_index=ignore_index, groups=groups, per_positive={"ious": ious}
-    )
-    return _rank_sort(levels, ious, delta, ignore_index, backend)[0]
+    return _rank_sort(logits, labels, ious, delta, groups, ignore_index, backend)[0]
 
 
 def _rank_sort(
-    levels: Levels, ious: Tensor, delta: float, ignore_index: int, backend: str
-) -> tuple[RankSortOutput, Tensor]:
-    """The loss, and the flat indices of the positives ``[P]``."""
+    logits: Tensor | Sequence[Tensor],
+    labels: Tensor | Sequence[Tensor],
+    ious: Tensor,
+    delta: float,
+    groups: Tensor | Sequence[Tensor] | None,
+    ignore_index: int,
+    backend: str,
+) -> tuple[RankSortOutput, Levels, Tensor]:
+    """The loss, the checked levels, and the flat indices of the positives ``[P]``."""
+    levels = check_inputs(
+        logits, labels, delta=delta, ignore_index=ignore_index, groups=groups, per_positive={"ious": ious}
+    )
     dtype = levels.compute_dtype
     backend = choose_backend(backend, levels.logits[0].device)
     if backend == "reference":
@@ -101,7 +107,7 @@ def _rank_sort(
         ranked = exact.attach(result.ranking, levels, result.grad_ranking)
         ordered = exact.attach(result.sorting, levels, result.grad_sorting)
         pos_index = (flat[1] == 1).nonzero().squeeze(1)
-        return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), pos_index
+        return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), levels, pos_index
 
     values = ious.detach().to(dtype)
     ranking = Ranking(
@@ -132,7 +138,7 @@ def _rank_sort(
         torch.stack([-sent, received - sorting_sent]),
         torch.stack([weights, torch.zeros_like(weights)]),
     ).unbind()
-    return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), ranking.pos_index
+    return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), levels, ranking.pos_index
 
 
 class RankSortLoss(nn.Module):
@@ -185,17 +191,11 @@ class RankSortLoss(nn.Module):
         """
         errors = box_error(pred_boxes, target_boxes, self.box_error, 0.0)
         ious = boxes.iou(pred_boxes.detach(), target_boxes.detach())
-        levels = check_inputs(
-            logits,
-            labels,
-            delta=self.delta,
-            ignore_index=self.ignore_index,
-            groups=groups,
-            per_positive={"ious": ious},
+        (ranking, sorting), levels, pos_index = _rank_sort(
+            logits, labels, ious, self.delta, groups, self.ignore_index, self.backend
         )
-        (ranking, sorting), pos_index = _rank_sort(levels, ious, self.delta, self.ignore_index, self.backend)
-        logits = [level.detach() for level in levels.logits]
-        scores = highest_in_row(logits, levels.labels, pos_index, self.ignore_index).sigmoid().to(errors.dtype)
+        detached = [level.detach() for level in levels.logits]
+        scores = highest_in_row(detached, levels.labels, pos_index, self.ignore_index).sigmoid().to(errors.dtype)
         total = scores.sum()
         loc = (errors * scores).sum() / total.masked_fill(total < _EPS, 1.0)
         if self.self_balance:
