@@ -28,49 +28,36 @@ def per_positive_loop(
     Returns:
         ``(cls, rank)``: the classification component, with a derivative with respect to ``logits``, and ``[P]`` ranks.
     """
-    cls, rank = _PerPositiveLoop.apply(logits, labels, loc_errors, delta, eps)
-    return cls, rank
+    scores, gradient = logits.detach(), torch.zeros_like(logits)
+    is_pos = labels == 1
+    pos = scores[is_pos]
+    loc_errors = loc_errors.detach()
+    rank, excess, precision_loss = torch.zeros_like(pos), torch.zeros_like(pos), torch.zeros_like(pos)
+    if len(pos) == 0:
+        return _WithGradient.apply(logits, logits.new_zeros(()), gradient), rank
+    is_neg, neg = _within_reach(scores, labels, pos, delta)
+    neg_gradient = torch.zeros_like(neg)
+    for i in pos.argsort():
+        above, false = _ramp(pos - pos[i], delta), _ramp(neg - pos[i], delta)
+        above[i] = 0
+        num_false_positives = false.sum()
+        rank[i] = 1 + above.sum() + num_false_positives
+        precision_loss[i] = num_false_positives / rank[i]
+        if num_false_positives > eps:
+            excess[i] = ((above * loc_errors).sum() + num_false_positives) / rank[i]
+            neg_gradient += false * (excess[i] / num_false_positives)
+    gradient[is_pos], gradient[is_neg] = -excess / len(pos), neg_gradient / len(pos)
+    return _WithGradient.apply(logits, precision_loss.mean(), gradient), rank
 
 
-class _PerPositiveLoop(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, loc_errors: Tensor, delta: float, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        is_pos = labels == 1
-        pos = logits[is_pos]
-        num_pos = len(pos)
-        rank, excess = torch.zeros_like(pos), torch.zeros_like(pos)
-        precision_loss = torch.zeros_like(pos)
-        gradient = torch.zeros_like(logits)
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(rank)
-        if num_pos == 0:
-            return logits.new_zeros(()), rank
+def _ramp(x: Tensor, delta: float) -> Tensor:
+    return torch.clamp(x / (2 * delta) + 0.5, min=0, max=1)
 
-        # A negative below this stands below the ramp of every positive.
-        is_neg = (labels == 0) & (logits >= pos.min() - delta)
-        neg = logits[is_neg]
-        neg_gradient = torch.zeros_like(neg)
-        for i in pos.argsort():
-            above = torch.clamp((pos - pos[i]) / (2 * delta) + 0.5, min=0, max=1)
-            above[i] = 0
-            false = torch.clamp((neg - pos[i]) / (2 * delta) + 0.5, min=0, max=1)
-            num_false_positives = false.sum()
-            rank[i] = 1 + above.sum() + num_false_positives
-            precision_loss[i] = num_false_positives / rank[i]
-            if num_false_positives > eps:
-                excess[i] = ((above * loc_errors).sum() + num_false_positives) / rank[i]
-                neg_gradient += false * (excess[i] / num_false_positives)
-        gradient[is_pos] = -excess / num_pos
-        gradient[is_neg] = neg_gradient / num_pos
-        return precision_loss.mean(), rank
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_cls: Tensor, grad_rank: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_cls, None, None, None, None
+def _within_reach(scores: Tensor, labels: Tensor, pos: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+    """Which negatives are not below the ramps of all positives, and their scores."""
+    is_neg = (labels == 0) & (scores >= pos.min() - delta)
+    return is_neg, scores[is_neg]
 
 
 class _WithGradient(torch.autograd.Function):
@@ -97,12 +84,10 @@ def ap_loop(logits: Tensor, labels: Tensor, delta: float = 1.0) -> Tensor:
     scores, gradient = logits.detach(), torch.zeros_like(logits)
     is_pos = labels == 1
     pos = scores[is_pos]
-    is_neg = (labels == 0) & (scores >= pos.min() - delta)
-    neg = scores[is_neg]
+    is_neg, neg = _within_reach(scores, labels, pos, delta)
     neg_gradient, precision, best = torch.zeros_like(neg), torch.zeros_like(pos), pos.new_zeros(())
     for i in pos.argsort():
-        rank_positive = torch.clamp((pos - pos[i]) / (2 * delta) + 0.5, min=0, max=1).sum() + 0.5
-        false = torch.clamp((neg - pos[i]) / (2 * delta) + 0.5, min=0, max=1)
+        rank_positive, false = _ramp(pos - pos[i], delta).sum() + 0.5, _ramp(neg - pos[i], delta)
         rank = rank_positive + false.sum()
         own = rank_positive / rank
         share = false / rank
@@ -130,13 +115,11 @@ def rank_sort_loop(logits: Tensor, labels: Tensor, ious: Tensor, delta: float = 
     scores, gradient = logits.detach(), torch.zeros_like(logits)
     is_pos = labels == 1
     pos = scores[is_pos]
-    is_neg = (labels == 0) & (scores >= pos.min() - delta)
-    neg = scores[is_neg]
+    is_neg, neg = _within_reach(scores, labels, pos, delta)
     neg_gradient, pos_gradient = torch.zeros_like(neg), torch.zeros_like(pos)
     ranking, sorting = torch.zeros_like(pos), torch.zeros_like(pos)
     for i in pos.argsort():
-        above = torch.clamp((pos - pos[i]) / (2 * delta) + 0.5, min=0, max=1)
-        false = torch.clamp((neg - pos[i]) / (2 * delta) + 0.5, min=0, max=1)
+        above, false = _ramp(pos - pos[i], delta), _ramp(neg - pos[i], delta)
         rank_positive, num_false_positives = above.sum(), false.sum()
         ranking[i] = num_false_positives / (rank_positive + num_false_positives)
         better = ious >= ious[i]

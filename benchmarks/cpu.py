@@ -123,23 +123,38 @@ def _milliseconds(seconds: list[float]) -> str:
     return f"{1e3 * median(seconds):.0f}"
 
 
-def main() -> None:
-    """Parse, check, time, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=__doc__.splitlines()[0])
+def parse(name: str, about: str, loop_repeats: int, **further: tuple[int, str]) -> argparse.Namespace:
+    """The options of ``python -m benchmarks.<name>``, and the number of threads set.
+
+    Args:
+        name: of the module; results go to ``results/<name>.json``.
+        about: what it does.
+        loop_repeats: runs of a loop, by default.
+        further: more options that take a number, with their defaults and what they mean.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=about)
     parser.add_argument("--logits", type=int, default=NUM_LOGITS, help="M, a multiple of 80 (default: %(default)s)")
     parser.add_argument("--positives", type=int, default=500, help="P (default: %(default)s)")
+    for option, (default, meaning) in further.items():
+        parser.add_argument(f"--{option}", type=int, default=default, help=f"{meaning} (default: %(default)s)")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
     parser.add_argument("--repeats", type=int, default=15, help="runs of each contender (default: %(default)s)")
-    parser.add_argument("--loop-repeats", type=int, default=3, help="runs of the loop (default: %(default)s)")
+    parser.add_argument("--loop-repeats", type=int, default=loop_repeats, help="runs of a loop (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what to count (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS / "cpu.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json")
     args = parser.parse_args()
     if args.clock == "cpu" and args.threads != 1:
         # A thread that waits for the others spins, and that would count.
         parser.error("--clock cpu needs --threads 1")
     torch.set_num_threads(args.threads)
+    return args
+
+
+def main() -> None:
+    """Parse, check, time, print, write."""
+    args = parse("cpu", __doc__.splitlines()[0], loop_repeats=3)
     about = environment("benchmarks.cpu")
     print_environment(about)
 

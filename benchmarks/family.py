@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,9 +22,9 @@ from alrp_triton import alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.framework import ranking_loss
 
 from .baselines import ap_loop, per_positive_loop, rank_sort_loop
-from .cpu import CLOCKS, LARGEST_ERROR, NUM_LOGITS, take_turns
-from .report import RESULTS, claim, environment, print_claims, print_environment, print_table, write
-from .workloads import NUM_CLASSES, REGIMES, Workload, make_workload
+from .cpu import CLOCKS, LARGEST_ERROR, parse, take_turns
+from .report import claim, environment, print_claims, print_environment, print_table, write
+from .workloads import NUM_CLASSES, Workload, make_workload
 
 LARGEST_RATIO = 1.3
 
@@ -117,22 +116,7 @@ def compare_groups(regime: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Parse, check, time, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.family", description=__doc__.splitlines()[0])
-    parser.add_argument("--logits", type=int, default=NUM_LOGITS, help="M, a multiple of 80 (default: %(default)s)")
-    parser.add_argument("--positives", type=int, default=500, help="P (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=16, help="groups (default: %(default)s)")
-    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
-    parser.add_argument("--repeats", type=int, default=15, help="runs of each contender (default: %(default)s)")
-    parser.add_argument("--loop-repeats", type=int, default=2, help="runs of each loop (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what to count (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS / "family.json")
-    args = parser.parse_args()
-    if args.clock == "cpu" and args.threads != 1:
-        # A thread that waits for the others spins, and that would count.
-        parser.error("--clock cpu needs --threads 1")
-    torch.set_num_threads(args.threads)
+    args = parse("family", __doc__.splitlines()[0], loop_repeats=2, images=(16, "groups"))
     about = environment("benchmarks.family")
     print_environment(about)
 
