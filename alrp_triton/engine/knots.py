@@ -63,6 +63,19 @@ class Knots(NamedTuple):
     """``[P]`` int64: the groups of the positives in ``order``."""
 
 
+class Ramps(NamedTuple):
+    """What the passes over the logits compare scores with."""
+
+    thresholds: Tensor
+    """``[2P]`` sorted knots for the linear forms; for those that look at pairs the positives' logits ``[P]``."""
+    groups: Tensor | None
+    """int64, the group of each threshold."""
+    delta: float
+    """Half width of the ramp."""
+    function: str
+    """Key of the pair function in the place of the ramp, or empty."""
+
+
 def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -> Knots:
     """Sort the ramps of the positives' logits ``[P]`` (float32 or float64), by their groups ``[P]`` int64 if given."""
     num_pos = pos_logits.shape[0]

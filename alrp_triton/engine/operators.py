@@ -18,6 +18,7 @@ from . import positives
 from .backends import LINEAR_BACKENDS
 from .fixed_point import fraction_bits
 from .inputs import Levels
+from .knots import Ramps
 
 # Schemas are written out, since the oldest supported PyTorch does not read list[Tensor] from annotations.
 _LEVELS = "Tensor[] logits, Tensor[] labels, Tensor[] groups"
@@ -29,11 +30,6 @@ _SETTINGS = "float delta, int ignore_index, str backend, str function"
 
 def _backend(name: str) -> Any:
     return importlib.import_module(f".backends.{name}", __package__)
-
-
-def _further(function: str) -> dict[str, str]:
-    """What only the backends that look at every pair can be told."""
-    return {"function": function} if function else {}
 
 
 @torch.library.custom_op(
@@ -108,17 +104,8 @@ def count_negatives(
     point, a float64 scalar (a tensor, so that a compiled graph does not depend on the number of logits)."""
     levels = Levels(logits, labels, groups)
     bits = fraction_bits(levels.num_logits)
-    totals = _backend(backend).count_negatives(
-        levels,
-        thresholds,
-        threshold_groups,
-        pos_logits,
-        pos_groups,
-        delta,
-        ignore_index,
-        2.0**bits,
-        **_further(function),
-    )
+    ramps = Ramps(thresholds, threshold_groups, delta, function)
+    totals = _backend(backend).count_negatives(levels, ramps, pos_logits, pos_groups, ignore_index, 2.0**bits)
     return totals, torch.full((), 2.0**-bits, dtype=torch.float64, device=totals.device)
 
 
@@ -167,21 +154,7 @@ def attach_gradient(
 
 
 @attach_gradient.register_fake
-def _(
-    values: Tensor,
-    logits: list[Tensor],
-    labels: list[Tensor],
-    groups: list[Tensor],
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
-    coefficients: Tensor,
-    pos_index: Tensor,
-    pos_gradient: Tensor,
-    delta: float,
-    ignore_index: int,
-    backend: str,
-    function: str,
-) -> Tensor:
+def _(values: Tensor, *further: Any) -> Tensor:
     return torch.empty_like(values)
 
 
@@ -209,36 +182,15 @@ def write_gradient(
     before they are rounded."""
     scale = grad_output.double()[:, None]
     coefficients, pos_gradient = (coefficients * scale[..., None]).sum(0), (pos_gradient * scale).sum(0)
+    levels, ramps = Levels(logits, labels, groups), Ramps(thresholds, threshold_groups, delta, function)
     gradients: list[Tensor] = _backend(backend).write_gradient(
-        Levels(logits, labels, groups),
-        thresholds,
-        threshold_groups,
-        coefficients,
-        pos_index,
-        pos_gradient,
-        delta,
-        ignore_index,
-        **_further(function),
+        levels, ramps, coefficients, pos_index, pos_gradient, ignore_index
     )
     return gradients
 
 
 @write_gradient.register_fake
-def _(
-    grad_output: Tensor,
-    logits: list[Tensor],
-    labels: list[Tensor],
-    groups: list[Tensor],
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
-    coefficients: Tensor,
-    pos_index: Tensor,
-    pos_gradient: Tensor,
-    delta: float,
-    ignore_index: int,
-    backend: str,
-    function: str,
-) -> list[Tensor]:
+def _(grad_output: Tensor, logits: list[Tensor], *further: Any) -> list[Tensor]:
     return [torch.empty_like(level) for level in logits]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import Levels
+from ..knots import Ramps
 from ..labels import LabelKinds, group_of_each, pieces
 from ..pairs import pair_blocks, pair_function
 from .torch import overwrite_positives
@@ -16,26 +17,22 @@ _PIECE, _PAIRS = 1 << 16, 1 << 20
 
 def count_negatives(
     levels: Levels,
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
+    ramps: Ramps,
     pos_logits: Tensor,
     pos_groups: Tensor | None,
-    delta: float,
     ignore_index: int,
     scale: float,
-    *,
-    function: str,
 ) -> Tensor:
     """Pass 1: ``[1, P + 3]`` int64, the sum of the function over the negatives for each positive, in fixed point; two
     zeros (see ``backends.pairwise``); and how many negatives are NaN."""
-    apply = pair_function(function)
+    apply = pair_function(ramps.function)
     totals = torch.zeros(1, len(pos_logits) + 3, dtype=torch.int64, device=pos_logits.device)
     for logits, labels, groups in levels.each():
         per_class = logits.dim() != labels.dim()
         for x, y, _, group in pieces(logits.detach(), labels, _PIECE, groups=groups):
             scores, group_ids, negative = _spread(x.to(pos_logits.dtype), y, group, per_class, ignore_index)
             totals[0, -1] += (negative & scores.isnan()).sum()
-            for i, pairs in pair_blocks(apply, scores, group_ids, pos_logits, pos_groups, delta, _PAIRS):
+            for i, pairs in pair_blocks(apply, scores, group_ids, pos_logits, pos_groups, ramps.delta, _PAIRS):
                 counted = torch.where(negative, pairs, 0.0)
                 # A NaN that the function made counts as one that it was given.
                 failed = counted.isnan()
@@ -46,27 +43,23 @@ def count_negatives(
 
 def write_gradient(
     levels: Levels,
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
+    ramps: Ramps,
     coefficients: Tensor,
     pos_index: Tensor,
     pos_gradient: Tensor,
-    delta: float,
     ignore_index: int,
-    *,
-    function: str,
 ) -> list[Tensor]:
-    """Pass 2: ``thresholds`` are the positives' logits, ``threshold_groups`` their groups; ``coefficients``
-    ``[1, P + 3]`` their weights, two numbers without use here, and what is added to all."""
-    apply = pair_function(function)
+    """Pass 2: ``coefficients`` ``[1, P + 3]`` are the positives' weights, two numbers without use here, and what is
+    added to all."""
+    apply = pair_function(ramps.function)
     gradients = [torch.empty_like(logits) for logits in levels.logits]
     weights = coefficients[0]
     for (logits, labels, groups), gradient in zip(levels.each(), gradients):
         per_class = logits.dim() != labels.dim()
         for x, y, out, group in pieces(logits.detach(), labels, _PIECE, gradient, groups):
-            scores, group_ids, negative = _spread(x.to(thresholds.dtype), y, group, per_class, ignore_index)
+            scores, group_ids, negative = _spread(x.to(ramps.thresholds.dtype), y, group, per_class, ignore_index)
             value = torch.zeros(scores.shape, dtype=torch.float64, device=scores.device) + weights[-1]
-            for i, pairs in pair_blocks(apply, scores, group_ids, thresholds, threshold_groups, delta, _PAIRS):
+            for i, pairs in pair_blocks(apply, scores, group_ids, ramps.thresholds, ramps.groups, ramps.delta, _PAIRS):
                 value += (pairs * weights[i, None]).sum(0)
             out.copy_(torch.where(negative, value, 0).view(out.shape))
     overwrite_positives(gradients, pos_index, pos_gradient)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import Levels, waits_for_nothing
+from ..knots import Ramps
 from ..labels import equals, group_of_each, pieces
 from ..positives import local_indices
 from .tables import Tables, TablesByGroup
@@ -21,17 +22,15 @@ _PIECE, _PIECE_ON_DEVICE = 1 << 17, 1 << 21
 
 def count_negatives(
     levels: Levels,
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
+    ramps: Ramps,
     pos_logits: Tensor,
     pos_groups: Tensor | None,
-    delta: float,
     ignore_index: int,
     scale: float,
 ) -> Tensor:
     """Pass 1: ``[2, 2P + 2]`` int64; for each bucket its number of negatives, and the sum of their offsets from its
     floor in units of 2 delta, in fixed point with ``scale`` units to 1. The last column counts NaN."""
-    tables_of = TablesByGroup(thresholds, threshold_groups, delta)
+    tables_of = TablesByGroup(ramps.thresholds, ramps.groups, ramps.delta)
     counters: dict[Tables, _Counter] = {}
 
     def counter(tables: Tables) -> _Counter:
@@ -44,7 +43,7 @@ def count_negatives(
             scores, ignored = x.reshape(-1).to(levels.compute_dtype), _ignored_rows(y, ignore_index)
             counter(tables_of(group)).add(scores, ignored, _spread(group, x))
     counter(tables_of.all).take_out(pos_logits, pos_groups)
-    totals = torch.zeros(2, len(thresholds) + 2, dtype=torch.int64, device=thresholds.device)
+    totals = torch.zeros(2, len(ramps.thresholds) + 2, dtype=torch.int64, device=ramps.thresholds.device)
     for tables, counted in counters.items():
         totals[:, tables.own] += counted.totals[:, 1:-2]
         totals[:, -1] += counted.totals[:, -2]
@@ -90,27 +89,23 @@ class _Counter:
 
 def write_gradient(
     levels: Levels,
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
+    ramps: Ramps,
     coefficients: Tensor,
     pos_index: Tensor,
     pos_gradient: Tensor,
-    delta: float,
     ignore_index: int,
 ) -> list[Tensor]:
     """Pass 2: the gradient of every logit, in the logits' dtype and layout.
 
     Args:
         levels: the logits and labels.
-        thresholds: ``[2P]`` sorted knots.
-        threshold_groups: ``[2P]`` int64, their groups, if there are any.
+        ramps: those of the positives.
         coefficients: ``[2, 2P + 1]`` level and slope of each bucket, see ``knots.ramp_coefficients``.
         pos_index: ``[P]`` flat indices of the positives.
         pos_gradient: ``[P]`` their gradients.
-        delta: half width of the ramp.
         ignore_index: label of what gets a zero.
     """
-    tables_of = TablesByGroup(thresholds, threshold_groups, delta)
+    tables_of = TablesByGroup(ramps.thresholds, ramps.groups, ramps.delta)
     coefficients = coefficients.to(levels.compute_dtype)
     rows: dict[Tables, Tensor] = {}
     gradients = [torch.empty_like(logits) for logits in levels.logits]

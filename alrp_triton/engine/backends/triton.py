@@ -9,41 +9,48 @@ from ...kernels.buckets import count_into_buckets
 from ...kernels.gradient import write_linear_gradient, write_positives
 from ...kernels.walk import Walk, make_walk
 from ..inputs import Levels
-from ..knots import bucket_floors, inverse_width
+from ..knots import Ramps, bucket_floors, inverse_width
 
 
 def count_negatives(
     levels: Levels,
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
+    ramps: Ramps,
     pos_logits: Tensor,
     pos_groups: Tensor | None,
-    delta: float,
     ignore_index: int,
     scale: float,
 ) -> Tensor:
     """Pass 1; see ``backends.torch.count_negatives``. Bucket 0, of which nothing depends, is not counted."""
-    floors = bucket_floors(thresholds)
     return count_into_buckets(
-        walks_to_read(levels), thresholds, floors, inverse_width(delta), scale, ignore_index, threshold_groups
+        walks_to_read(levels),
+        ramps.thresholds,
+        bucket_floors(ramps.thresholds),
+        inverse_width(ramps.delta),
+        scale,
+        ignore_index,
+        ramps.groups,
     )
 
 
 def write_gradient(
     levels: Levels,
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
+    ramps: Ramps,
     coefficients: Tensor,
     pos_index: Tensor,
     pos_gradient: Tensor,
-    delta: float,
     ignore_index: int,
 ) -> list[Tensor]:
     """Pass 2; see ``backends.torch.write_gradient``."""
     walks = walks_to_write(levels)
-    floors = bucket_floors(thresholds)
-    coefficients = coefficients.to(floors.dtype)
-    write_linear_gradient(walks, thresholds, floors, coefficients, inverse_width(delta), ignore_index, threshold_groups)
+    write_linear_gradient(
+        walks,
+        ramps.thresholds,
+        bucket_floors(ramps.thresholds),
+        coefficients.to(ramps.thresholds.dtype),
+        inverse_width(ramps.delta),
+        ignore_index,
+        ramps.groups,
+    )
     write_positives(walks, pos_index, pos_gradient)
     return written(walks, levels)
 
