@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from alrp_triton.kernels import buckets, configurations, gradient, pairs, pairwise, sorting
+from alrp_triton.kernels import buckets, configurations, gradient, pairs, pairwise_count, pairwise_gradient, sorting
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -39,8 +39,8 @@ TARGETS = {
 KERNELS = {
     "buckets": buckets.bucket_kernel,
     "gradient": gradient.gradient_kernel,
-    "pairwise_count": pairwise.pairwise_count_kernel,
-    "pairwise_gradient": pairwise.pairwise_gradient_kernel,
+    "pairwise_count": pairwise_count.pairwise_count_kernel,
+    "pairwise_gradient": pairwise_gradient.pairwise_gradient_kernel,
     "positives": gradient.positives_kernel,
     "sorting_errors": sorting.errors_kernel,
     "sorting_received": sorting.received_kernel,
@@ -52,6 +52,8 @@ VARIANTS = {
 }
 """The kernels that can be compiled with groups, or with a function of one's own in the place of the ramp."""
 TRITON_DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+# Of pass 2 of the pairwise form, in its innermost loop.
+_POSITIVES_IN_TURN = pairwise_gradient.IN_TURN.value
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -91,8 +93,9 @@ def compile_kernel(
     if variant == "sigmoid":
         function = pairs.with_function(function, sigmoid)
     grouped = variant == "grouped"
-    settings = {"block": 256, "num_warps": 4} if kernel == "positives" else _pinned(kernel, target, variant)
     compute = "fp64" if logits == torch.float64 else "fp32"
+    fast = compute == "fp32" and not variant and not step_function
+    settings = {"block": 256, "num_warps": 4} if kernel == "positives" else _pinned(kernel, target, variant, fast)
     constants: dict[str, Any] = (
         {name.upper(): value for name, value in settings.items() if name != "num_warps"}
         | {
@@ -101,6 +104,8 @@ def compile_kernel(
             "STEPS": steps,
             "INVERSE_WIDTH": 0.0 if step_function else 0.5,
             "SATURATE": TARGETS[target].backend == "cuda" and compute == "fp32",
+            "CLOSE": fast,
+            "MAY_BE_CLOSE": fast,
             "LARGEST": torch.finfo(torch.float64 if compute == "fp64" else torch.float32).max,
             # A launch turns arguments that are 1 into constants.
             "x_step0": 1,
@@ -115,8 +120,10 @@ def compile_kernel(
     pointers |= {"pos_index": "i64"} | dict.fromkeys(("pos_gradient", "pos_weights", "errors", "received"), "fp64")
     pointers |= dict.fromkeys(("groups", "threshold_groups", "pos_groups"), "i64")
     pointers |= dict.fromkeys(
-        ("thresholds", "floors", "levels", "slopes", "positives", "pos_logits", "ious", "weights"), compute
+        ("thresholds", "floors", "levels", "slopes", "positives", "scaled", "bases", "pos_logits", "ious", "weights"),
+        compute,
     )
+    pointers["at_infinities"] = compute
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature, attributes = {}, {}
     for i, name in enumerate(function.arg_names):
@@ -131,10 +138,14 @@ def compile_kernel(
     return triton.compile(source, target=TARGETS[target], options={"num_warps": settings["num_warps"]}), settings
 
 
-def _pinned(kernel: str, target: str, variant: str) -> configurations.Settings:
-    general = f"{kernel}_general" if kernel.startswith("pairwise") else f"{kernel}_grouped"
-    name = "sorting" if kernel.startswith("sorting") else general if variant else kernel
-    return configurations.pinned(name, target)
+def _pinned(kernel: str, target: str, variant: str, fast: bool) -> configurations.Settings:
+    if kernel.startswith("sorting"):
+        kernel = "sorting"
+    elif kernel.startswith("pairwise"):
+        kernel += "" if fast else "_general"
+    elif variant == "grouped":
+        kernel += "_grouped"
+    return configurations.pinned(kernel, target)
 
 
 def figures(kernel: str, target: str, variant: str = "", **how: Any) -> Figures:
@@ -147,7 +158,8 @@ def figures(kernel: str, target: str, variant: str = "", **how: Any) -> Figures:
         threads = 32 * settings["num_warps"]
         if "block_p" in settings:
             inner = _innermost(code)
-            per_pair = inner and inner / (settings["block"] * settings["block_p"] / threads)
+            at_once = _POSITIVES_IN_TURN if kernel == "pairwise_gradient" else settings["block_p"]
+            per_pair = inner and inner / (settings["block"] * at_once / threads)
         elif kernel != "positives":
             per_logit = instructions / (settings["block"] / threads)
     elif "amdgcn" in compiled.asm:
@@ -172,8 +184,8 @@ def _read_cubin(cubin: bytes) -> tuple[int, int, list[tuple[int, str]]]:
 
 
 def _innermost(code: list[tuple[int, str]]) -> int | None:
-    """Instructions of the loop with the most additions of floats, of those that hold no other loop; None where there is
-    none."""
+    """Instructions of the loop through which pairs go: the shortest (the one for close blocks) of those that hold no
+    other loop and at least half as many float operations as any other; None where there is none."""
     jumps = [(at, re.search(r"BRA(?:\.U)?(?:\s+\S+,)?\s+`?\(?.*?0x([0-9a-f]+)", text)) for at, text in code]
     loops = [(int(jump[1], 16), at) for at, jump in jumps if jump and int(jump[1], 16) < at]
     bodies = [
@@ -181,12 +193,9 @@ def _innermost(code: list[tuple[int, str]]) -> int | None:
         for begin, end in loops
         if not any(begin <= inner[0] and inner[1] <= end and inner != (begin, end) for inner in loops)
     ]
-    additions, body = max(
-        ((sum(bool(re.match(r"(@\S+ )?[FD](ADD|FMA)", text)) for text in body), body) for body in bodies),
-        default=(0, []),
-        key=lambda found: found[0],
-    )
-    return len(body) if additions else None
+    found = [(sum(bool(re.match(r"(@\S+ )?[FD](ADD|FMA)", text)) for text in body), len(body)) for body in bodies]
+    most = max((operations for operations, _ in found), default=0)
+    return min((length for operations, length in found if 2 * operations >= most), default=None) if most else None
 
 
 def _run(tool: str, *arguments: str) -> str:

@@ -28,36 +28,36 @@ PINNED: dict[str, dict[str, Settings]] = {
     "gradient": {"default": {"block": 1024, "num_warps": 4}},
     # Ids of groups take registers; half as many logits leave as many blocks on a processor.
     "gradient_grouped": {"default": {"block": 512, "num_warps": 4}},
+    # 32 sums a thread: as many pairs share what else there is to do for a logit. In the interpreter, where tests have
+    # few positives, what fills up a block costs most.
     "pairwise_count": {
-        "default": {"block": 128, "block_p": 32, "tiles": 16, "num_warps": 4},
-        "gfx": {"block": 128, "block_p": 16, "tiles": 16, "num_warps": 4},
+        "default": {"block": 128, "block_p": 128, "tiles": 16, "num_warps": 4},
+        "interpreter": {"block": 128, "block_p": 32, "tiles": 16, "num_warps": 4},
     },
-    "pairwise_count_general": {
-        "default": {"block": 128, "block_p": 32, "tiles": 16, "num_warps": 4},
-        "gfx": {"block": 128, "block_p": 16, "tiles": 16, "num_warps": 4},
-    },
+    "pairwise_count_general": {"default": {"block": 128, "block_p": 32, "tiles": 16, "num_warps": 4}},
     "pairwise_gradient": {
-        "default": {"block": 256, "block_p": 16, "blocks": 16, "num_warps": 4},
-        "gfx": {"block": 128, "block_p": 16, "blocks": 16, "num_warps": 4},
+        "default": {"block": 1024, "block_p": 128, "num_warps": 4},
+        "interpreter": {"block": 1024, "block_p": 16, "num_warps": 4},
     },
     "pairwise_gradient_general": {
-        "default": {"block": 256, "block_p": 8, "blocks": 16, "num_warps": 4},
-        "gfx": {"block": 128, "block_p": 16, "blocks": 16, "num_warps": 4},
+        "default": {"block": 512, "block_p": 128, "num_warps": 4},
+        "interpreter": {"block": 512, "block_p": 16, "num_warps": 4},
     },
     "sorting": {"default": {"block": 64, "block_p": 8, "num_warps": 4}},
 }
-"""By kernel, then by the longest prefix of the architecture's name (``sm_90``, ``gfx942``) that is listed. ``grouped``:
-with groups; ``general``: with groups, or with a function in the place of the ramp."""
+"""By kernel, then by the longest prefix of the architecture's name (``sm_90``, ``gfx942``, ``interpreter``) that is
+listed. ``grouped``: with groups; ``general``: where no block of positives may count as close, that is with groups, with
+a function in the place of the ramp or a step, and in float64."""
 
 _STREAMING: list[Settings] = [{"block": b, "num_warps": w} for b in (512, 1024, 2048, 4096) for w in (4, 8)]
 _PAIRWISE_COUNT: list[Settings] = [
     {"block": b, "block_p": p, "tiles": t, "num_warps": 4}
-    for b in (64, 128, 256)
-    for p in (16, 32)
+    for b in (128, 256)
+    for p in (32, 64, 128, 256)
     for t in (8, 16, 32)
 ]
 _PAIRWISE_GRADIENT: list[Settings] = [
-    {"block": b, "block_p": p, "blocks": 16, "num_warps": 4} for b in (128, 256, 512) for p in (8, 16)
+    {"block": b, "block_p": p, "num_warps": w} for b in (256, 512, 1024, 2048) for p in (16, 128) for w in (4, 8)
 ]
 
 # Every pinned choice is among them, so that a search never ends with something slower.

@@ -1,15 +1,64 @@
-"""Device code of the kernels that look at every pair: H, or a function of one's own, of two scores' difference."""
+"""Device code of the kernels that look at every pair: H, or a function of one's own, of two scores' difference.
+
+With positives in ascending order a block of them mostly lies close together, and a score s then meets each of them, p,
+by one addition with saturation: H(s - p) = sat(t - q), with t = (s - base) / (2 delta) + 1/2 and
+q = (p - base) / (2 delta), for a base amid the block. What t and q round off is that of numbers near 1. Where positives
+of one block lie further apart, the difference s - p itself is scaled, by one instruction more.
+"""
 
 from __future__ import annotations
 
 import types
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+
+# Widths 2 delta that a block of positives may extend over to count as close: t and q are then below 3 where H is
+# neither 0 nor 1, and H is right to 3e-7.
+_CLOSE = 2.0
+
+
+class Blocks(NamedTuple):
+    """Positives in ascending order, in blocks of one size, the last filled up with NaN."""
+
+    positives: Tensor
+    """``[blocks * size]``"""
+    scaled: Tensor
+    """``[blocks * size]``: (p - base) / (2 delta)."""
+    bases: Tensor
+    """``[blocks]``: NaN where the positives of a block are not close together."""
+
+
+def make_blocks(positives: Tensor, inverse_width: float, size: int) -> Blocks:
+    """Cut positives into blocks.
+
+    Args:
+        positives: ``[P]`` float32 or float64, ascending.
+        inverse_width: 1 / (2 delta); 0 where no block is to count as close.
+        size: of a block.
+    """
+    num_blocks = max(1, triton.cdiv(len(positives), size))
+    padded = F.pad(positives, (0, num_blocks * size - len(positives)), value=torch.nan).view(num_blocks, size)
+    # What fills up the last block does not widen it; a positive that is NaN does.
+    highest = padded[:, -1].clone()
+    highest[-1:] = positives[-1:] if len(positives) else torch.nan
+    lowest, highest = padded[:, 0].double(), highest.double()
+    close = (
+        (highest - lowest) * inverse_width <= _CLOSE if inverse_width else torch.zeros_like(lowest, dtype=torch.bool)
+    )
+    bases = torch.where(close, (lowest + highest) / 2, torch.nan).to(positives.dtype)
+    scaled = ((padded.double() - bases.double()[:, None]) * inverse_width).to(positives.dtype)
+    return Blocks(padded.view(-1), scaled.view(-1), bases)
+
+
+def may_be_close(pos_logits: Tensor, inverse_width: float, pos_groups: Tensor | None, function: Any) -> bool:
+    """Whether blocks may count as close: for the plain ramp in float32."""
+    return inverse_width > 0 and pos_logits.dtype == torch.float32 and pos_groups is None and function is None
 
 
 def pair_constants(pos_logits: Tensor, inverse_width: float) -> dict[str, Any]:
@@ -63,6 +112,18 @@ def ramp(x, INVERSE_WIDTH: tl.constexpr, SATURATE: tl.constexpr):
 
 
 @triton.jit
+def saturated_difference(x, y, SATURATE: tl.constexpr):
+    """x - y, clamped into [0, 1]; 0 where it is NaN."""
+    if SATURATE:
+        return tl.inline_asm_elementwise(
+            "sub.sat.f32 $0, $1, $2;", "=f,f,f", [x, y], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        h = x - y
+        return tl.where(h > 0, tl.where(h < 1, h, 1.0), 0.0)
+
+
+@triton.jit
 def clamped(x, FUNCTION: tl.constexpr, DELTA: tl.constexpr):
     """A function of one's own in [0, 1]; 0 where x is NaN, but NaN where the function makes one of a number."""
     # Constants, truth values and other types become numbers of the type of x.
@@ -73,17 +134,8 @@ def clamped(x, FUNCTION: tl.constexpr, DELTA: tl.constexpr):
 
 @triton.jit
 def differences(above, below):
-    """above - below for all pairs, ``[below, above]``; 0 for equal infinities."""
-    return tl.where(above[None, :] == below[:, None], 0.0, above[None, :] - below[:, None])
-
-
-@triton.jit
-def load_positives(positives, i, num_positives, CUSTOM: tl.constexpr):
-    """Load positives; past the last a number or, since a function may make anything of a number, NaN."""
-    if CUSTOM:
-        return tl.load(positives + i, mask=i < num_positives, other=float("nan"))
-    else:
-        return tl.load(positives + i, mask=i < num_positives, other=0)
+    """above - below; 0 for equal infinities."""
+    return tl.where(above == below, 0.0, above - below)
 
 
 @triton.jit
@@ -92,6 +144,7 @@ def pairs(
     positive,
     group,
     pos_group,
+    CLOSE: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     SATURATE: tl.constexpr,
     GROUPED: tl.constexpr,
@@ -99,14 +152,25 @@ def pairs(
     FUNCTION: tl.constexpr,
     DELTA: tl.constexpr,
 ):
-    """What each score counts for each positive, ``[positives, scores]``: H(score - positive), or the function; 0 where
-    either is NaN, and for pairs of different groups. The plain ramp leaves equal infinities at 0."""
-    if CUSTOM:
+    """What each score counts for each positive: H(score - positive), or the function; 0 where either is NaN, and for
+    pairs of different groups. The plain ramp leaves equal infinities at 0.
+
+    Scores and positives have shapes that broadcast against each other. Those of a close block come as t and q.
+    """
+    if CLOSE:
+        h = saturated_difference(score, positive, SATURATE)
+    elif CUSTOM:
         h = clamped(differences(score, positive), FUNCTION, DELTA)
     elif GROUPED:
         h = ramp(differences(score, positive), INVERSE_WIDTH, SATURATE)
     else:
-        h = ramp(score[None, :] - positive[:, None], INVERSE_WIDTH, SATURATE)
+        h = ramp(score - positive, INVERSE_WIDTH, SATURATE)
     if GROUPED:
-        h = tl.where(group[None, :] == pos_group[:, None], h, 0.0)
+        h = tl.where(group == pos_group, h, 0.0)
     return h
+
+
+@triton.jit
+def in_close_block(score, base, INVERSE_WIDTH: tl.constexpr):
+    """t = (score - base) / (2 delta) + 1/2."""
+    return (score - base) * INVERSE_WIDTH + 0.5

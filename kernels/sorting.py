@@ -47,7 +47,7 @@ def errors_kernel(
         # Of NaN, every ramp is 0.
         other = tl.load(pos_logits + k, mask=k < num_positives, other=float("nan"))
         other_iou = tl.load(ious + k, mask=k < num_positives, other=0)
-        h = ramp(differences(other, positive), INVERSE_WIDTH, SATURATE).to(tl.float64)
+        h = ramp(differences(other[None, :], positive[:, None]), INVERSE_WIDTH, SATURATE).to(tl.float64)
         if GROUPED:
             other_group = load_groups(pos_groups, k, k < num_positives, GROUPED)
             h = tl.where(other_group[None, :] == group[:, None], h, 0.0)
@@ -94,7 +94,7 @@ def received_kernel(
         other_iou = tl.load(ious + i, mask=i < num_positives, other=0)
         weight = tl.load(pos_weights + i, mask=i < num_positives, other=0)
         # The difference of the other kernel, p_k - p_i, to the bit.
-        h = ramp(-differences(other, positive), INVERSE_WIDTH, SATURATE).to(tl.float64)
+        h = ramp(-differences(other[None, :], positive[:, None]), INVERSE_WIDTH, SATURATE).to(tl.float64)
         counts = other_iou[None, :] > iou[:, None]
         if GROUPED:
             other_group = load_groups(pos_groups, i, i < num_positives, GROUPED)

@@ -136,6 +136,30 @@ def indices(begin, lane, size0, size1, size2, AXES: tl.constexpr):
 
 
 @triton.jit
+def advance(i0, i1, i2, i3, d0, d1, d2, d3, size0, size1, size2, AXES: tl.constexpr):
+    """Places further on by a distance with the places ``d0`` to ``d3``: no divisions."""
+    i0 += d0
+    if AXES == 1:
+        return i0, i0, i0, i0
+    else:
+        carry0 = (i0 >= size0).to(tl.int32)
+        i0 -= carry0 * size0
+        i1 += d1 + carry0
+        if AXES == 2:
+            return i0, i1, i1, i1
+        else:
+            carry1 = (i1 >= size1).to(tl.int32)
+            i1 -= carry1 * size1
+            i2 += d2 + carry1
+            if AXES == 3:
+                return i0, i1, i2, i2
+            else:
+                carry2 = (i2 >= size2).to(tl.int32)
+                i2 -= carry2 * size2
+                return i0, i1, i2, i3 + d3 + carry2
+
+
+@triton.jit
 def steps_to(i0, i1, i2, i3, step0, step1, step2, step3, AXES: tl.constexpr):
     """64-bit distance from a tensor's first element to the one at these places."""
     at = i0.to(tl.int64) * step0

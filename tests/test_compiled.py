@@ -21,11 +21,11 @@ SORTING = ("sorting_errors", "sorting_received")
 REGISTERS = {"buckets": 80, "gradient": 80, "pairwise_count": 128, "pairwise_gradient": 128, "positives": 64}
 REGISTERS |= {"sorting_errors": 80, "sorting_received": 64}
 # Instructions per logit (linear: the whole kernel) or per pair (pairwise: the inner loop), at most.
-INSTRUCTIONS = {"buckets": 215, "gradient": 170, "pairwise_count": 7, "pairwise_gradient": 8.5}
+INSTRUCTIONS = {"buckets": 215, "gradient": 170, "pairwise_count": 2.6, "pairwise_gradient": 3.1}
 INSTRUCTIONS |= {"sorting_errors": 24, "sorting_received": 16}
 # The same with groups or a function, whose pairs cost more.
-GENERAL_REGISTERS = {"buckets": 80, "gradient": 64, "pairwise_count": 168, "pairwise_gradient": 96}
-GENERAL_INSTRUCTIONS = {"buckets": 320, "gradient": 290, "pairwise_count": 27, "pairwise_gradient": 28}
+GENERAL_REGISTERS = {"buckets": 80, "gradient": 64, "pairwise_count": 128, "pairwise_gradient": 96}
+GENERAL_INSTRUCTIONS = {"buckets": 320, "gradient": 290, "pairwise_count": 26, "pairwise_gradient": 26}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -58,10 +58,10 @@ def test_groups_and_functions_fit_and_do_not_spill(kernel: str, variant: str, ta
         assert cost <= GENERAL_INSTRUCTIONS.get(kernel, 30)
 
 
-def test_the_ramp_of_the_pairwise_form_is_one_instruction() -> None:
+def test_the_ramp_of_a_close_block_is_one_instruction() -> None:
     compiled, settings = compile_kernel("pairwise_count", "sm_90")
     pairs_of_a_thread = settings["block"] * settings["block_p"] // (32 * settings["num_warps"])
-    assert compiled.asm["ptx"].count("fma.rn.sat.f32") == pairs_of_a_thread
+    assert compiled.asm["ptx"].count("sub.sat.f32") == pairs_of_a_thread
 
 
 @pytest.mark.parametrize(("variant", "kernel"), [(v, k) for v in VARIANTS for k in VARIANTS[v]])

@@ -8,7 +8,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from alrp_triton.kernels.pairwise import count_pairs, write_pairwise_gradient
+from alrp_triton.kernels.pairwise_count import count_pairs
+from alrp_triton.kernels.pairwise_gradient import write_pairwise_gradient
 from alrp_triton.kernels.walk import make_walk
 from grouped_levels import IDS, INF, LAYOUTS, NAN, Level, check_close, flatten, gradient_of, make_level, small_blocks
 from torch import Tensor

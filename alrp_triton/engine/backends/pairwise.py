@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ...kernels.gradient import write_positives
-from ...kernels.pairwise import count_pairs, write_pairwise_gradient
+from ...kernels.pairwise_count import count_pairs
+from ...kernels.pairwise_gradient import write_pairwise_gradient
 from ..inputs import Levels
 from ..knots import Ramps, inverse_width
 from ..pairs import pair_function
