@@ -86,6 +86,8 @@ def pieces(
     columns = logits.numel() // labels.numel()
     if groups is None and logits.is_contiguous() and labels.is_contiguous() and out.is_contiguous():
         rows = max(1, size // columns)
+        # So that threads can share a piece out evenly.
+        rows -= rows % min(rows, torch.get_num_threads())
         parts = (t.view(-1, columns).split(rows) for t in (logits, out))
         for x, o, y in zip(*parts, labels.view(-1).split(rows)):
             yield Piece(x, y, o, None)

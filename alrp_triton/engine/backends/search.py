@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..inputs import waits_for_nothing
 from ..knots import buckets_of
+from .lookup import look_up
 
 # Cells of the grid: enough that few hold more than one of some thousand knots, few enough that they stay in the cache.
 _CELLS = 1 << 15
@@ -31,12 +32,14 @@ class BucketSearch:
         finite = thresholds[:0] if waits_for_nothing(thresholds.device) else thresholds[thresholds.isfinite()]
         self.low = float(finite[0]) if len(finite) else 0.0
         extent = float(finite[-1]) - self.low if len(finite) else math.inf
-        self.grid = extent < math.inf
+        # Buckets are counted in the thresholds' dtype, whose comparisons a CPU does fastest where they result in it.
+        countable = len(thresholds) < min(1 / torch.finfo(thresholds.dtype).eps, 1 << 31)
+        self.grid = extent < math.inf and countable
         if not self.grid:
             return
         self.cells_per_unit = min(_CELLS / extent, torch.finfo(thresholds.dtype).max) if extent > 0 else 1.0
         cells = self._cells(thresholds.masked_fill(thresholds.isnan(), torch.inf))
-        self.first = torch.searchsorted(cells, torch.arange(_CELLS, dtype=torch.int32), out_int32=True)
+        self.first = torch.searchsorted(cells, torch.arange(_CELLS)).to(thresholds.dtype)
         crowd = int(cells.bincount().max())
         # Steps of a binary search among the thresholds of one cell.
         self.steps = [1 << k for k in reversed(range(crowd.bit_length()))]
@@ -44,16 +47,21 @@ class BucketSearch:
         self.probes = [padded[step - 1 :] for step in self.steps]
 
     def __call__(self, scores: Tensor, groups: Tensor | None = None) -> Tensor:
-        """``[n]`` scores other than NaN to ``[n]`` integer buckets; whatever their groups."""
+        """``[n]`` scores other than NaN to ``[n]`` int64 buckets; whatever their groups."""
         if not self.grid:
             return buckets_of(scores, self.thresholds)
-        bucket = self.first.index_select(0, self._cells(scores))
+        bucket = look_up(self.first, self._cells(scores))
         for step, probe in zip(self.steps, self.probes):
-            bucket.add_(probe.index_select(0, bucket) <= scores, alpha=step)
-        return bucket
+            bucket.add_(look_up(probe, _as_index(bucket)).le_(scores), alpha=step)
+        return _as_index(bucket)
 
     def _cells(self, scores: Tensor) -> Tensor:
-        return (scores - self.low).mul_(self.cells_per_unit).clamp_(0, _CELLS - 1).to(torch.int32)
+        return _as_index((scores - self.low).mul_(self.cells_per_unit).clamp_(0, _CELLS - 1))
+
+
+def _as_index(whole: Tensor) -> Tensor:
+    """int64 of floats below 2^31: a CPU is twice as fast by way of int32."""
+    return whole.int().long()
 
 
 class GroupedSearch:
@@ -88,19 +96,19 @@ class GroupedSearch:
         numbers = torch.arange(self.radix)
         bucket = torch.searchsorted(self.keys, first * self.radix + numbers, right=True)
         rows = torch.where(bucket > first, bucket, 0)
-        self.table = F.pad(rows, (0, 0, 0, 1)).to(torch.int32).view(-1)
+        self.table = F.pad(rows, (0, 0, 0, 1)).view(-1)
         self.row = torch.full((self.high - self.low + 1,), len(distinct) * self.radix)
         self.row[distinct - self.low] = torch.arange(len(distinct)) * self.radix
 
     def __call__(self, scores: Tensor, groups: Tensor | None = None) -> Tensor:
-        """``[n]`` scores other than NaN and their groups to ``[n]`` integer buckets."""
+        """``[n]`` scores other than NaN and their groups to ``[n]`` int64 buckets."""
         assert groups is not None
         if len(self.groups) == 0:
             return torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
         number, groups = self.regardless(scores), groups.long()
         if self.table is not None:
-            row = self.row.index_select(0, groups.clamp(self.low, self.high).sub_(self.low))
-            return self.table.index_select(0, row.add_(number))
+            row = look_up(self.row, groups.clamp(self.low, self.high).sub_(self.low))
+            return look_up(self.table, row.add_(number))
         first = torch.searchsorted(self.groups, groups.contiguous())
         there = self.groups[first.clamp(max=len(self.groups) - 1)] == groups
         bucket = torch.searchsorted(self.keys, first * self.radix + number, right=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..inputs import waits_for_nothing
 from ..knots import bucket_floors, inverse_width
+from .lookup import look_up
 from .search import BucketSearch, GroupedSearch
 
 
@@ -73,12 +74,12 @@ class Tables:
         the last. Offsets in bucket 0 mean nothing."""
         if seen.finite:
             bucket = self.search(scores, groups)
-            return bucket, self.offset(scores, self.floors.index_select(0, bucket))
+            return bucket, self.offset(scores, look_up(self.floors, bucket))
         nan = scores.isnan() if seen.nan else None
         if nan is not None:
             scores = scores.masked_fill(nan, 0)
         bucket = self.search(scores, groups)
-        offset = self.offset(scores.clamp(-self.largest, self.largest), self.floors.index_select(0, bucket))
+        offset = self.offset(scores.clamp(-self.largest, self.largest), look_up(self.floors, bucket))
         if nan is not None:
             bucket = bucket.masked_fill(nan, self.nan_bucket if past_end is None else past_end)
         return bucket, offset

@@ -14,6 +14,7 @@ from ..inputs import Levels, waits_for_nothing
 from ..knots import Ramps
 from ..labels import equals, group_of_each, pieces
 from ..positives import local_indices
+from .lookup import Sums, look_up
 from .tables import Tables, TablesByGroup
 
 # On the CPU a piece and its temporaries stay in the cache; on a GPU it must be large enough to hide the launches.
@@ -45,8 +46,9 @@ def count_negatives(
     counter(tables_of.all).take_out(pos_logits, pos_groups)
     totals = torch.zeros(2, len(ramps.thresholds) + 2, dtype=torch.int64, device=ramps.thresholds.device)
     for tables, counted in counters.items():
-        totals[:, tables.own] += counted.totals[:, 1:-2]
-        totals[:, -1] += counted.totals[:, -2]
+        found = counted.totals
+        totals[:, tables.own] += found[:, 1:-2]
+        totals[:, -1] += found[:, -2]
     return totals
 
 
@@ -56,8 +58,13 @@ class _Counter:
     def __init__(self, tables: Tables, scale: float) -> None:
         self.tables, self.scale = tables, scale
         device = tables.floors.device
-        self.totals = torch.zeros(2, tables.nan_bucket + 2, dtype=torch.int64, device=device)
-        self.one = torch.ones(1, dtype=torch.int64, device=device)
+        self.counts, self.units = (Sums(tables.nan_bucket + 2, device) for _ in range(2))
+        self.ones = torch.ones(0, dtype=torch.int64, device=device)
+
+    @property
+    def totals(self) -> Tensor:
+        """``[2, places]``: counts, and offsets in units."""
+        return torch.stack([self.counts.total(), self.units.total()])
 
     def add(self, scores: Tensor, ignored: Tensor | None, groups: Tensor | None) -> None:
         """Count ``[n]`` scores, ``[rows]`` of which may be ignored, by their groups ``[n]``."""
@@ -66,24 +73,24 @@ class _Counter:
         if seen.bucket == 0:
             return
         if seen.bucket is not None and ignored is None:
-            self.totals[0, seen.bucket] += len(scores)
-            self.totals[1, seen.bucket] += self._units(tables.offset(scores, tables.floors[seen.bucket])).sum()
+            self.counts.add_at(seen.bucket, len(scores))
+            self.units.add_at(seen.bucket, self._in_units(tables.offset(scores, tables.floors[seen.bucket])).sum())
             return
         bucket, offset = tables.locate(scores, seen, groups)
-        bucket = bucket.long()
         if ignored is not None:
             bucket.view(len(ignored), -1).masked_fill_(ignored[:, None], tables.nan_bucket + 1)
-        self.totals[0].scatter_add_(0, bucket, self.one.expand_as(bucket))
-        self.totals[1].scatter_add_(0, bucket, self._units(offset))
+        if len(self.ones) < len(bucket):
+            self.ones = torch.ones_like(bucket)
+        self.counts.add(bucket, self.ones[: len(bucket)])
+        self.units.add(bucket, self._in_units(offset))
 
     def take_out(self, scores: Tensor, groups: Tensor | None) -> None:
         """Undo :meth:`add`."""
         bucket, offset = self.tables.locate(scores, self.tables.peek(scores), groups)
-        bucket = bucket.long()
-        self.totals[0].scatter_add_(0, bucket, -self.one.expand_as(bucket))
-        self.totals[1].scatter_add_(0, bucket, -self._units(offset))
+        self.counts.add(bucket, torch.full_like(bucket, -1))
+        self.units.add(bucket, -self._in_units(offset))
 
-    def _units(self, offset: Tensor) -> Tensor:
+    def _in_units(self, offset: Tensor) -> Tensor:
         return offset.mul_(self.scale).to(torch.int64)
 
 
@@ -124,7 +131,7 @@ def write_gradient(
                 value = torch.addcmul(level[seen.bucket], slope[seen.bucket], offset)
             else:
                 bucket, offset = tables.locate(scores, seen, _spread(group, x), past_end=0)
-                value = torch.addcmul(level.index_select(0, bucket), slope.index_select(0, bucket), offset)
+                value = torch.addcmul(look_up(level, bucket), look_up(slope, bucket), offset)
             ignored = _ignored_rows(y, ignore_index)
             if ignored is not None:
                 value.view(len(ignored), -1).masked_fill_(ignored[:, None], 0)
@@ -158,8 +165,13 @@ def _piece_size(device: torch.device) -> int:
 
 
 def _ignored_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
+    """Which labels are ignored; None where none is, if one may look."""
+    if waits_for_nothing(labels.device):
+        return equals(labels, ignore_index)
+    if len(labels) == 0 or (ignore_index < 0 and bool(labels.amin() >= 0)):
+        return None
     ignored = equals(labels, ignore_index)
-    return ignored if waits_for_nothing(ignored.device) or bool(ignored.any()) else None
+    return ignored if bool(ignored.any()) else None
 
 
 def _spread(groups: Tensor | None, logits: Tensor) -> Tensor | None:
