@@ -129,6 +129,8 @@ class Contender(NamedTuple):
     waits: bool = False
     """Whether the host waits for the device, which no CUDA graph can record."""
     compiled: bool = False
+    with_boxes: bool = False
+    """Whether localisation errors come from the boxes."""
 
 
 def _single(logits: Tensor) -> Tensor:
@@ -145,37 +147,49 @@ def _published(function: Callable[..., Any]) -> Callable[[Inputs], Tensor]:
     return loss
 
 
-def _ours(backend: str, with_boxes: bool = False) -> Callable[[Inputs], Tensor]:
+def _ours(backend: str) -> Callable[[Inputs], Tensor]:
     def loss(inputs: Inputs) -> Tensor:
-        errors = inputs.loc_errors
-        if with_boxes:
-            errors = box_error(inputs.pred_boxes, inputs.target_boxes, "giou", 0.5)
         one = len(inputs.levels) == 1
         logits, labels = (t[0] if one else t for t in (inputs.levels, inputs.class_labels))
-        out = alrp_loss(logits, labels, errors, backend=backend)
+        out = alrp_loss(logits, labels, inputs.loc_errors, backend=backend)
         return out.cls + out.loc
 
     return loss
 
 
+def errors_of_boxes(pred: Tensor, target: Tensor) -> Tensor:
+    """Localisation errors by GIoU, as :class:`alrp_triton.ALRPLoss` has them."""
+    return box_error(pred, target, "giou", 0.5)
+
+
+def _alrp_giou(levels: list[Tensor], labels: list[Tensor], pred: Tensor, target: Tensor) -> Tensor:
+    out = alrp_loss(levels, labels, errors_of_boxes(pred, target))
+    return out.cls + out.loc
+
+
 def focal_giou(inputs: Inputs) -> Tensor:
     """Focal loss on targets made beforehand, and GIoU loss."""
     focal = focal_loss(_single(inputs.flat()), _single(inputs.targets))
-    return (focal + (1 - giou(inputs.pred_boxes, inputs.target_boxes)).sum()) / inputs.case.positives
+    return focal / inputs.case.positives + (1 - giou(inputs.pred_boxes, inputs.target_boxes)).mean()
 
 
-def focal_giou_from_classes(inputs: Inputs) -> Tensor:
+def _focal_giou(levels: list[Tensor], labels: list[Tensor], pred: Tensor, target: Tensor) -> Tensor:
     """The same with targets from class labels: what a compiler fuses, so that no targets are read from memory."""
-    focal = torch.zeros((), device=inputs.pred_boxes.device)
-    for level, labels in zip(inputs.levels, inputs.class_labels):
-        classes = torch.arange(level.shape[-1], device=level.device)
-        focal = focal + focal_loss(_single(level), (labels[..., None] == classes).to(torch.float32))
-    return (focal + (1 - giou(inputs.pred_boxes, inputs.target_boxes)).sum()) / inputs.case.positives
+    focal = torch.zeros((), device=pred.device)
+    for level, classes in zip(levels, labels):
+        targets = classes[..., None] == torch.arange(level.shape[-1], device=level.device)
+        focal = focal + focal_loss(_single(level), targets.to(torch.float32))
+    return focal / len(pred) + (1 - giou(pred, target)).mean()
 
 
-def compiled(loss: Callable[[Inputs], Tensor]) -> Callable[[Inputs], Tensor]:
-    """Compiled for static shapes at the first call."""
-    return torch.compile(loss, dynamic=False)
+def _on_tensors(function: Callable[..., Tensor], compiled: bool) -> Callable[[Inputs], Tensor]:
+    """A contender of a function of tensors alone; compiled for static shapes at the first call."""
+    call = torch.compile(function, dynamic=False) if compiled else function
+
+    def loss(inputs: Inputs) -> Tensor:
+        return call(inputs.levels, inputs.class_labels, inputs.pred_boxes, inputs.target_boxes)
+
+    return loss
 
 
 def _pairs(case: Case) -> int:
@@ -194,23 +208,25 @@ def ours(backend: str) -> str:
 def contenders(device: torch.device) -> dict[str, Contender]:
     """All that can be timed on a device, by name."""
     found = [
-        Contender(
-            LOOP, _published(per_positive_loop), True, _pairs, (4e8, 3.2e9), by_positive=True, waits=True
-        ),
+        Contender(LOOP, _published(per_positive_loop), True, _pairs, (4e8, 3.2e9), by_positive=True, waits=True),
         Contender("vectorised", _published(vectorised), True, _pairs, (1e9, 4e10), waits=True),
-        Contender(BUCKETED, _published(bucketed_by_means), False, lambda case: case.positives**2, (1e9, 1e10), waits=True),
+        Contender(
+            BUCKETED, _published(bucketed_by_means), False, lambda case: case.positives**2, (1e9, 1e10), waits=True
+        ),
     ]
     limits = {"pairwise": (1e9, 1e12), "reference": (1e8, 5e9)}
     for backend in BACKENDS:
         # In Triton's interpreter, the CPU also takes the kernels: a test of them, and nothing to time.
         if why_unavailable(backend, device) or (device.type == "cpu" and backend in ("triton", "pairwise")):
             continue
-        slow = {"work": _pairs, "largest_work": limits[backend]} if backend in limits else {}
-        found.append(Contender(ours(backend), _ours(backend), True, waits=backend == "reference", **slow))
+        mine = Contender(ours(backend), _ours(backend), True, waits=backend == "reference")
+        if backend in limits:
+            mine = mine._replace(work=_pairs, largest_work=limits[backend])
+        found.append(mine)
     found += [
-        Contender(OURS_BOXES, _ours("auto", with_boxes=True), True),
-        Contender(OURS_COMPILED, _ours("auto", with_boxes=True), True, compiled=True),
+        Contender(OURS_BOXES, _on_tensors(_alrp_giou, compiled=False), True, with_boxes=True),
+        Contender(OURS_COMPILED, _on_tensors(_alrp_giou, compiled=True), True, with_boxes=True, compiled=True),
         Contender(FOCAL, focal_giou, None),
-        Contender(FOCAL_COMPILED, focal_giou_from_classes, None, compiled=True),
+        Contender(FOCAL_COMPILED, _on_tensors(_focal_giou, compiled=True), None, compiled=True),
     ]
     return {contender.name: contender for contender in found}

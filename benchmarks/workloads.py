@@ -205,7 +205,23 @@ class Inputs:
 
     def flat(self) -> Tensor:
         """``[M]`` logits in one piece, attached to the levels: copied where there is more than one."""
-        return torch.cat([level.reshape(-1) for level in self.levels]) if len(self.levels) > 1 else self.levels[0].view(-1)
+        return (
+            torch.cat([level.reshape(-1) for level in self.levels]) if len(self.levels) > 1 else self.levels[0].view(-1)
+        )
+
+    def with_positives(self, num: int) -> Inputs:
+        """The same scores with the first ``num`` positives alone; the others become background."""
+        keep, labels = num, []
+        for level in self.class_labels:
+            flat = level.reshape(-1).clone()
+            rows = (flat < self.case.classes).nonzero().squeeze(1)
+            flat[rows[keep:]] = self.case.classes
+            keep = max(0, keep - len(rows))
+            labels.append(flat.view(level.shape))
+        boxes = [tensor.detach()[:num].clone() for tensor in (self.loc_errors, self.pred_boxes, self.target_boxes)]
+        for tensor in boxes[:2]:
+            tensor.requires_grad_()
+        return Inputs(self.case._replace(num_positives=num), self.levels, labels, boxes)
 
     def clear(self) -> None:
         """Forget all gradients."""
