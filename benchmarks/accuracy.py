@@ -14,13 +14,14 @@ from .peers import Contender, errors_of_boxes
 from .workloads import DTYPES, HEADS, Case, Inputs, make_inputs
 
 LARGEST_ERROR = BOUND
-"""Of an exact contender's gradient, relative norm. In half precision errors count beyond the rounding of each element: the
-least change of the exact value that would have been rounded to what was found."""
+"""Of an exact contender's gradient, relative norm. In half precision errors count beyond the rounding of each element:
+the least change of the exact value that would have been rounded to what was found."""
 REFERENCE_PAIRS = {"cpu": 3e7, "cuda": 2e9}
 """P x M of the largest problem that the float64 reference is asked for, by device; a second or so."""
 _IMBALANCE = {torch.float32: 1e-5, torch.bfloat16: torch.finfo(torch.bfloat16).eps / 2}
-"""What the sums of a gradient over positives and over negatives may differ by. They are equal, so that this costs a full
-size what the reference would cost P times. Rounding that goes one way in all elements may take half an epsilon."""
+"""What the gradient's sums over positives and over negatives may differ by, of their size. In exact numbers they are
+equal: a check of the full size, where the reference would take too long. Rounding that goes one way in all elements may
+take half an epsilon."""
 
 
 def reduced(case: Case, pairs: float) -> Case:

@@ -1,8 +1,8 @@
 """All that the suite times, behind one signature: a function of :class:`~.workloads.Inputs` that returns a scalar.
 
-What other ways there are to have the loss and its gradient: the published loop (``baselines.per_positive_loop``), all pairs
-at once (:func:`vectorised`), and buckets of negatives (:func:`bucketed_by_means`). What else trains a detector: focal loss
-with GIoU loss. And the backends of this package.
+What other ways there are to have the loss and its gradient: the published loop (``baselines.per_positive_loop``), all
+pairs at once (:func:`vectorised`), and buckets of negatives (:func:`bucketed_by_means`). What else trains a detector:
+focal loss with GIoU loss. And the backends of this package.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from alrp_triton import alrp_loss
 from alrp_triton.boxes import box_error, giou
 from alrp_triton.engine.backends import BACKENDS, why_unavailable
 
-from .baselines import _ramp, _WithGradient, _within_reach, focal_loss, per_positive_loop
+from .baselines import focal_loss, per_positive_loop, ramp, with_gradient, within_reach
 from .workloads import Case, Inputs
 
 PAIRS_AT_ONCE = 1 << 26
-"""What bounds the memory of the forms that look at all pairs: 256 MB for a float32 matrix, of which a few live at once."""
+"""What bounds the memory of the forms by pairs: 256 MB for a float32 matrix, of which a few live at once."""
 
 
 class _Pairs(NamedTuple):
@@ -38,9 +38,9 @@ def _all_pairs(pos: Tensor, neg: Tensor, sizes: Tensor | None, errors: Tensor, d
     step = max(1, PAIRS_AT_ONCE // max(1, len(pos), len(neg)))
     for begin in range(0, len(pos), step):
         rows = slice(begin, begin + step)
-        above = _ramp(pos - pos[rows, None], delta)
+        above = ramp(pos - pos[rows, None], delta)
         above.diagonal(begin).zero_()
-        false = _ramp(neg - pos[rows, None], delta)
+        false = ramp(neg - pos[rows, None], delta)
         num_false_positives = false.sum(1) if sizes is None else false @ sizes
         rank = 1 + above.sum(1) + num_false_positives
         cls += (num_false_positives / rank).sum()
@@ -59,11 +59,10 @@ def vectorised(logits: Tensor, labels: Tensor, loc_errors: Tensor, delta: float 
     """
     scores, gradient, is_pos = logits.detach(), torch.zeros_like(logits), labels == 1
     pos = scores[is_pos]
-    is_neg, neg = _within_reach(scores, labels, pos, delta)
+    is_neg, neg = within_reach(scores, labels, pos, delta)
     pairs = _all_pairs(pos, neg, None, loc_errors.detach(), delta, eps)
     gradient[is_pos], gradient[is_neg] = -pairs.excess / len(pos), pairs.share / len(pos)
-    value: Tensor = _WithGradient.apply(logits, pairs.cls, gradient)
-    return value
+    return with_gradient(logits, pairs.cls, gradient)
 
 
 def bucketed_by_means(
@@ -72,15 +71,16 @@ def bucketed_by_means(
     """aLRP's classification component with negatives in buckets, O(M log M + P^2) time; an approximation.
 
     From the description by F. Yavuz et al., "Bucketed Ranking-based Losses for Efficient Training of Object Detectors",
-    ECCV 2024: all scores are sorted, the negatives between two neighbouring positives become a bucket that stands at the
-    mean of their scores, positives are compared with buckets, and the members of a bucket share its gradient equally.
-    Exact for the step (``delta`` = 0), and where no bucket holds two different scores; otherwise the ramp at the mean
-    stands for the mean of the ramps. Arguments: see :func:`~.baselines.per_positive_loop`; at least one positive.
+    ECCV 2024: all scores are sorted, the negatives between two neighbouring positives become a bucket that stands at
+    the mean of their scores, positives are compared with buckets, and the members of a bucket share its gradient
+    equally. Exact for the step (``delta`` = 0), and where no bucket holds two different scores; otherwise the ramp at
+    the mean stands for the mean of the ramps. Arguments: see :func:`~.baselines.per_positive_loop`; at least one
+    positive.
     """
     scores, gradient, is_pos = logits.detach(), torch.zeros_like(logits), labels == 1
     pos, ascending = scores[is_pos].sort()
     errors = loc_errors.detach()[ascending]
-    is_neg, neg = _within_reach(scores, labels, pos, delta)
+    is_neg, neg = within_reach(scores, labels, pos, delta)
     # Stable, positives first: a negative that equals a positive counts as above it and belongs to the bucket above.
     in_order, places = torch.cat([pos, neg]).sort(stable=True)
     negatives = places >= len(pos)
@@ -95,8 +95,7 @@ def bucketed_by_means(
     pos_gradient = torch.empty_like(pos)
     pos_gradient[ascending] = -pairs.excess
     gradient[is_pos], gradient[is_neg] = pos_gradient / len(pos), received / len(pos)
-    value: Tensor = _WithGradient.apply(logits, pairs.cls, gradient)
-    return value
+    return with_gradient(logits, pairs.cls, gradient)
 
 
 def _means(members: Tensor, sizes: Tensor) -> Tensor:

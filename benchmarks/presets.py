@@ -129,8 +129,8 @@ def _gpu_claims(found: _Found) -> list[dict[str, Any]]:
         for dtype, of, target in (("float32", case, float32_floor), ("bfloat16", half, 2.5)):
             row = found(of, mine)
             by = "graph" if row and row.graph_ms is not None else "events"
-            _add(made, f"byte floors, {dtype}, {regime} ({by})", row and row.floor_ratio, "<=", target)
-            memory = row and row.beyond_gradient_mb
+            _add(made, f"byte floors, {dtype}, {regime} ({by})", row.floor_ratio if row else None, "<=", target)
+            memory = row.beyond_gradient_mb if row else None
             _add(made, f"MB beyond logits and gradient, {dtype}, {regime}", memory, "<=", 64)
         # Eager against eager, compiled against compiled, each with GIoU of the same boxes.
         eager = _ratio(found(case, FOCAL), found(case, OURS_BOXES), _both)
@@ -141,8 +141,8 @@ def _gpu_claims(found: _Found) -> list[dict[str, Any]]:
         _add(made, f"loop (scaled from some positives) / ours, {regime}", loop, ">=", 1000)
     row = found(SMALL, mine)
     by = "graph" if row and row.graph_ms is not None else "events"
-    _add(made, f"ms, small input ({by})", row and row.best_ms, "<=", 0.15)
-    _add(made, "launches, small input", row and row.launches, "<=", 8)
+    _add(made, f"ms, small input ({by})", row.best_ms if row else None, "<=", 0.15)
+    _add(made, "launches, small input", row.launches if row else None, "<=", 8)
     return made
 
 

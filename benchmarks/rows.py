@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -137,5 +137,6 @@ def _value(kind: Any, cell: str) -> Any:
     kinds = str(kind).split(" | ")
     if cell == "" and "None" in kinds:
         return None
-    convert = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}[kinds[0]]
-    return convert(cell)
+    convert: dict[str, Callable[[str], Any]]
+    convert = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}
+    return convert[kinds[0]](cell)

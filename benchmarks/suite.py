@@ -3,9 +3,9 @@
     python -m benchmarks.suite --preset cpu --output suite.csv
     alrp-triton bench --preset smoke
 
-A contender that claims to be exact is timed only if its gradient is: held against float64 first, on the case itself or on
-a smaller one of its kind. Ratios carry over to other machines, times do not. A time of the device is the replay of a CUDA
-graph where one can be captured, else it is taken by events between launches that the host has made ahead.
+A contender that claims to be exact is timed only if its gradient is: held against float64 first, on the case itself or
+on a smaller one of its kind. Ratios carry over to other machines, times do not. On a GPU, times are taken by events
+between launches that the host has made ahead, and again by replay of a CUDA graph where one can be captured.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def run(planned: Plan, setting: Setting, output: Path, resume: bool) -> Iterator
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks.suite") -> int:
-    """Run the suite; the exit status is 1 where a backend of this package was refused or failed, or nothing could run."""
+    """Run the suite; the exit status is 1 where this package was refused or failed, or nothing could run."""
     args = parse(argv, prog)
     torch.set_num_threads(args.threads)
     try:

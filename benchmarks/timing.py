@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._autograd import DeviceType  # of which torch.autograd, which has it, does not tell a type checker
 
 from .workloads import Inputs
 
@@ -75,9 +76,9 @@ def num_rotating(device: torch.device, one: int) -> int:
 def gpu_times(loss: Loss, inputs: Sequence[Inputs], repeats: int) -> tuple[Times, float]:
     """Times on the device, and milliseconds of an iteration by the wall clock.
 
-    By events, so that the host never waits. Before each iteration the device is kept busy for as long as the host takes to
-    launch it: the events then tell what the device needs. What an iteration takes where the host cannot get ahead is the
-    second result. Call it warm.
+    By events, so that the host never waits. Before each iteration the device is kept busy for as long as the host takes
+    to launch it: the events then tell what the device needs. What an iteration takes where the host cannot get ahead is
+    the second result. Call it warm.
     """
     torch.cuda.synchronize()
     begin = time.perf_counter()
@@ -155,7 +156,6 @@ def gpu_memory(loss: Loss, inputs: Inputs) -> tuple[float, float]:
 
 def launches(loss: Loss, inputs: Inputs) -> int | None:
     """What an iteration starts on the GPU: kernels, copies and fills; None where the profiler does not see them."""
-    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     inputs.clear()
@@ -175,7 +175,7 @@ def copy_bandwidth(device: torch.device) -> float:
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
-    seconds = []
+    seconds: list[float] = []
     for _ in range(10):
         with _stopwatch(device, seconds):
             target.copy_(source)

@@ -250,11 +250,10 @@ def make_inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -
         raise ValueError(f"num_positives: expected 1 to {rows}, one for each anchor at most, got {positives}")
     (neg_mean, neg_std), (pos_mean, pos_std) = REGIMES[case.regime]
     generator = torch.Generator(device).manual_seed(seed)
-    how = {"generator": generator, "device": device}
     # The first of a permutation: different anchors without a draw that has to be repeated.
-    chosen = torch.randperm(rows, **how)[:positives].sort().values
-    chosen_classes = torch.randint(classes, (positives,), **how)
-    scores = torch.randn(positives, **how) * pos_std + pos_mean
+    chosen = torch.randperm(rows, generator=generator, device=device)[:positives].sort().values
+    chosen_classes = torch.randint(classes, (positives,), generator=generator, device=device)
+    scores = torch.randn(positives, generator=generator, device=device) * pos_std + pos_mean
     levels, labels, begin = [], [], 0
     for shape in case.shapes():
         level = _empty_level(shape, case, torch.device(device))
@@ -264,11 +263,11 @@ def make_inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -
         here = (chosen >= begin) & (chosen < begin + label.numel())
         places = torch.unravel_index(chosen[here] - begin, label.shape)
         label[places] = chosen_classes[here]
-        level[(*places, chosen_classes[here])] = scores[here].to(level.dtype)
+        level.index_put_((*places, chosen_classes[here]), scores[here].to(level.dtype))
         levels.append(level.requires_grad_())
         labels.append(label)
         begin += label.numel()
-    errors = torch.rand(positives, **how).requires_grad_()
+    errors = torch.rand(positives, generator=generator, device=device).requires_grad_()
     return Inputs(case, levels, labels, [errors, *_boxes(positives, generator, torch.device(device))])
 
 
