@@ -25,16 +25,17 @@ take half an epsilon."""
 
 
 def reduced(case: Case, pairs: float) -> Case:
-    """A case of the same kind with at most about so many pairs: fewer positives and logits, by the same factor."""
+    """A case of the same kind with at most about so many pairs: fewer positives and logits, by the same factor unless
+    there are few positives."""
     work = case.positives * case.logits
     if work <= pairs:
         return case
-    factor = math.sqrt(pairs / work)
-    positives = max(4, int(case.positives * factor))
-    logits = case.logits * factor
+    positives = min(case.positives, max(4, int(case.positives * math.sqrt(pairs / work))))
+    logits = pairs / positives
     if case.num_logits is not None:
-        classes = HEADS[case.head].classes
-        return case._replace(num_positives=positives, num_logits=classes * max(positives, int(logits / classes)))
+        classes = HEADS[case.head].classes  # all of them, for which each positive needs a row
+        positives = min(positives, int(math.sqrt(pairs / classes)))
+        return case._replace(num_positives=positives, num_logits=classes * int(pairs / positives / classes))
     per_image = case.logits / case.batch
     batch = max(1, round(logits / per_image))
     side = case.image

@@ -33,7 +33,8 @@ def _regimes(*cases: Case) -> list[Case]:
 # 8 images of 512 x 512 in RetinaNet: 31.4 million logits. One of them on a CPU: 3.93 million.
 LARGE = Case("retinanet", batch=8, num_positives=1000)
 LARGE_HALF = LARGE._replace(dtype="bfloat16")
-SMALL = Case("proposals", "middle", image=800, batch=6, num_positives=300)
+# 6 images of 1024 x 1024: 1.57 million.
+SMALL = Case("proposals", "middle", image=1024, batch=6, num_positives=300)
 ON_CPU = Case("retinanet", batch=1, num_positives=500)
 
 _HEADS = (

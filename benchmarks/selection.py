@@ -29,19 +29,24 @@ def _case(row: Row) -> tuple[Any, ...]:
 def along(rows: Sequence[Row], name: str) -> list[Row]:
     """Rows that differ in one number, ``"logits"`` or ``"positives"``, and in dtype and contender alone.
 
-    Of several such sets, the one with most different numbers, then the one with most rows; none if there are not two.
+    Of several such sets, the one with most different numbers, then with most rows, then with the
+    larger of the other number; none if there are not two.
     """
     fixed = {"logits": "positives", "positives": "logits"}[name]
     sets = _sets(rows, lambda row: (row.head, row.layout, row.regime, getattr(row, fixed)))
-    best = max(sets, key=lambda rows: (len({getattr(row, name) for row in rows}), len(rows)), default=[])
+
+    def size(rows: list[Row]) -> tuple[int, int, int]:
+        return (len({getattr(row, name) for row in rows}), len(rows), getattr(rows[0], fixed))
+
+    best = max(sets, key=size, default=[])
     return sorted(best, key=lambda row: int(getattr(row, name))) if len({getattr(r, name) for r in best}) > 1 else []
 
 
 def regimes(rows: Sequence[Row]) -> list[list[Row]]:
-    """Sets of rows that differ in regime and contender alone, where there are several regimes; the largest M first."""
+    """Sets of rows that differ in regime and contender alone, where there are several regimes; the largest first."""
     sets = _sets(rows, lambda row: (*(getattr(row, name) for name in _SHAPE), row.logits, row.positives))
     several = [rows for rows in sets if len({row.regime for row in rows}) > 1]
-    return sorted(several, key=lambda rows: -rows[0].logits)
+    return sorted(several, key=lambda rows: (rows[0].logits, rows[0].positives), reverse=True)
 
 
 def _sets(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> list[list[Row]]:

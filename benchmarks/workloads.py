@@ -133,7 +133,7 @@ class Case(NamedTuple):
         return HEADS[self.head].positives * self.batch if self.num_positives is None else self.num_positives
 
     def shapes(self) -> list[tuple[int, ...]]:
-        """``(B, H, W, A)`` of each level, ``(rows,)`` where there are no levels."""
+        """``(B, H, W, A)`` of each level, ``(rows,)`` where there is one piece."""
         head = HEADS[self.head]
         if self.num_logits is not None:
             rows, rest = divmod(self.num_logits, self.classes)
@@ -145,7 +145,8 @@ class Case(NamedTuple):
                 raise ValueError(f"layout: {self.head} has no levels")
             return [(self.batch * head.anchors,)]
         sides = [math.ceil(self.image / stride) for stride in head.strides]
-        return [(self.batch, side, side, head.anchors) for side in sides]
+        shapes: list[tuple[int, ...]] = [(self.batch, side, side, head.anchors) for side in sides]
+        return [(sum(map(math.prod, shapes)),)] if self.layout == "flat" else shapes
 
     @property
     def rows(self) -> int:
