@@ -179,15 +179,15 @@ def _on_gpu(found: _Admitted, case: Case, setting: Setting, once: bool) -> Row:
             rotating += [make_inputs(case, setting.device, setting.seed + k) for k in range(1, num)]
             for given in rotating:  # what is made when first asked for
                 loss(given)
-        times, columns["wall_ms"] = timing.gpu_times(loss, rotating, repeats)
+        times, columns["wall_ms"] = timing.gpu_times(loss, rotating, repeats, waits=contender.waits)
         columns |= _times(found, times)
         if found.scale != 1:
             columns["wall_ms"] = None  # of a part of the positives
         columns["peak_mb"], columns["beyond_gradient_mb"] = timing.gpu_memory(loss, found.inputs)
         if not once:
+            columns |= _graph(contender, rotating, repeats)
             if not contender.waits:
                 columns["launches"] = timing.launches(loss, found.inputs)
-            columns |= _graph(contender, rotating, repeats)
     except Exception as error:
         return _row(case, contender, setting, status="failed", **{**columns, "note": _reason(error)})
     finally:

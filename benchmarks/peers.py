@@ -8,6 +8,7 @@ focal loss with GIoU loss. And the backends of this package.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -183,10 +184,14 @@ def _focal_giou(levels: list[Tensor], labels: list[Tensor], pred: Tensor, target
 
 def _on_tensors(function: Callable[..., Tensor], compiled: bool) -> Callable[[Inputs], Tensor]:
     """A contender of a function of tensors alone; compiled for static shapes at the first call."""
-    call = torch.compile(function, dynamic=False) if compiled else function
+
+    @cache
+    def call() -> Callable[..., Tensor]:
+        # Not before it is needed: loading the compiler takes seconds.
+        return torch.compile(function, dynamic=False) if compiled else function
 
     def loss(inputs: Inputs) -> Tensor:
-        return call(inputs.levels, inputs.class_labels, inputs.pred_boxes, inputs.target_boxes)
+        return call()(inputs.levels, inputs.class_labels, inputs.pred_boxes, inputs.target_boxes)
 
     return loss
 

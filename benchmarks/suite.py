@@ -84,7 +84,7 @@ def plan(args: argparse.Namespace) -> Plan:
     """
     given = {name: getattr(args, name) for name in (*_CHOICES, *_NUMBERS) if getattr(args, name) is not None}
     known = contenders(args.device)
-    chosen = [c for c in known.values() if args.contender is None or any(part in c.name for part in args.contender)]
+    chosen = [c for c in known.values() if args.contender is None or any(_names(p, c, known) for p in args.contender)]
     eager = [contender for contender in chosen if not contender.compiled]
     if args.preset is None:
         given.setdefault("head", ["retinanet"])
@@ -100,6 +100,11 @@ def plan(args: argparse.Namespace) -> Plan:
     if not planned:
         raise ValueError(f"nothing to run; contenders here: {', '.join(known)}")
     return planned
+
+
+def _names(part: str, contender: Contender, known: Iterable[str]) -> bool:
+    """Whether it is meant: by its whole name, or by a part that is nobody's whole name."""
+    return part == contender.name or (part not in known and part in contender.name)
 
 
 def _of(case: Case, name: str) -> Any:
@@ -159,6 +164,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks.su
             rows.read([args.output])  # rather now than after the first case
         on_gpu = args.device.type == "cuda"
         if on_gpu:
+            args.device = torch.device("cuda", args.device.index or 0)
             torch.cuda.set_device(args.device)
         command = shlex.join([*prog.split(), *(sys.argv[1:] if argv is None else argv)])
         machine = _machine(args.device, command)

@@ -69,16 +69,22 @@ def cpu_turns(contenders: dict[str, tuple[Loss, Inputs, int]]) -> dict[str, Time
 
 def num_rotating(device: torch.device, one: int) -> int:
     """How many inputs of ``one`` bytes, gradient included, together exceed the L2 cache several times over."""
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 1 << 26)
     return max(1, min(_MOST_INPUTS, math.ceil(_L2_TIMES * cache / max(1, one)) + 1))
 
 
-def gpu_times(loss: Loss, inputs: Sequence[Inputs], repeats: int) -> tuple[Times, float]:
+def gpu_times(loss: Loss, inputs: Sequence[Inputs], repeats: int, *, waits: bool) -> tuple[Times, float]:
     """Times on the device, and milliseconds of an iteration by the wall clock.
 
     By events, so that the host never waits. Before each iteration the device is kept busy for as long as the host takes
     to launch it: the events then tell what the device needs. What an iteration takes where the host cannot get ahead is
     the second result. Call it warm.
+
+    Args:
+        loss: what to time, with its backward.
+        inputs: what it takes, in turn.
+        repeats: iterations.
+        waits: whether the host waits for the device within an iteration: it then cannot launch ahead.
     """
     torch.cuda.synchronize()
     begin = time.perf_counter()
@@ -87,7 +93,7 @@ def gpu_times(loss: Loss, inputs: Sequence[Inputs], repeats: int) -> tuple[Times
     launched = time.perf_counter() - begin
     torch.cuda.synchronize()
     wall = (time.perf_counter() - begin) / repeats
-    lead = min(launched / repeats, _LARGEST_LEAD)
+    lead = 0.0 if waits else min(launched / repeats, _LARGEST_LEAD)
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(3)] for _ in range(repeats)]
     for k, (start, between, end) in enumerate(events):
         given = inputs[k % len(inputs)]
@@ -115,6 +121,12 @@ def graph_times(loss: Loss, inputs: Sequence[Inputs], repeats: int) -> list[floa
     Raises:
         RuntimeError: where that cannot be captured, saying why.
     """
+    # A capture that fails may leave its own stream behind as the current one.
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        return _graph_times(loss, inputs, repeats)
+
+
+def _graph_times(loss: Loss, inputs: Sequence[Inputs], repeats: int) -> list[float]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -45,7 +45,7 @@ def measured() -> list[rows.Row]:
     gpu = {"kind": "cuda", "device": "H100", "graph_ms": 0.2, "floor_ratio": 1.4, "beyond_gradient_mb": 1.0}
     times = {"ours, triton": 0.3, LOOP: 600, FOCAL: 3.0, peers.OURS_BOXES: 0.5, peers.FOCAL_COMPILED: 0.4}
     times |= {peers.OURS_COMPILED: 0.4, BUCKETED: 9.0}
-    for case in presets.PRESETS["h100"].cases:
+    for case in (*presets.PRESETS["h100"].cases, presets.SMALL):
         for name, ms in times.items():
             shape = {**rows.describe(case), "contender": name, "both_ms": ms, "exact": name != BUCKETED}
             graph_ms = None if name in (LOOP, BUCKETED) else min(ms, 0.2)
