@@ -58,7 +58,11 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "launches": lambda row: "" if row.launches is None else str(row.launches),
     "+MB": lambda row: number(row.beyond_gradient_mb),
     "error": lambda row: "" if row.error is None else f"{row.error:.1e}",
-    "note": lambda row: "; ".join(filter(None, ["" if row.status == "ok" else row.status, row.note])),
+    "note": lambda row: "; ".join(
+        filter(
+            None, ["" if row.status == "ok" else row.status, row.note, row.graph_note and f"no graph: {row.graph_note}"]
+        )
+    ),
 }
 """Medians, +- their interquartile range; +MB: memory beyond inputs and gradient. Empty columns are left out."""
 
