@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "$(PYTHON) is older than Python 3.10: name another by PYTHON=...")'
 	@if [ ! -e $@ ] && ls $(VENV)/made-with-* &> /dev/null; then rm -rf $(VENV); fi
 	test -e $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[demo,cli,test]'
+	$(RUN) -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[bench,demo,cli,test]'
 	@touch $@
 
 demo: $(STAMP) ## Train a detector for handwritten digits, evaluate and draw it (demo-output/)
@@ -50,7 +50,12 @@ test-kernels: $(STAMP)
 test-package: $(STAMP)
 	set -o pipefail; $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup --ignore=tests/kernels tests | tee $(VENV)/test-package.log
 
-bench: $(STAMP) ## Measure speed and memory on the CPU
+SUITE := benchmarks/results/suite-cpu.csv
+bench: $(STAMP) ## Measure speed and memory on the CPU, redraw the plots, rewrite README's table
+	rm -f $(SUITE)
+	$(RUN) -m benchmarks.suite --preset cpu --output $(SUITE)
+	$(RUN) -m benchmarks.plots benchmarks/results/suite-*.csv --output docs/images
+	$(RUN) -m benchmarks.table benchmarks/results/suite-*.csv
 	$(RUN) -m benchmarks.cpu
 	$(RUN) -m benchmarks.family
 	$(RUN) -m benchmarks.memory

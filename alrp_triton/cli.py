@@ -1,4 +1,5 @@
-"""The command ``alrp-triton``: ``verify`` checks the backends of this machine, ``info`` shows what there is.
+"""The command ``alrp-triton``: ``verify`` checks the backends of this machine, ``info`` shows what there is, ``bench``
+measures.
 
 A command is a function that adds its parser, with a function of the parsed arguments that returns the exit status.
 """
@@ -6,6 +7,7 @@ A command is a function that adds its parser, with a function of the parsed argu
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import math
@@ -30,9 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="alrp-triton", description="Ranking-based losses for object detection.")
     parser.add_argument("--version", action="version", version=f"alrp-triton {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_verify, _add_info):
+    for add in (_add_verify, _add_info, _add_bench):
         add(commands)
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if "rest" in arguments:
+        arguments.rest = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     status: int = arguments.run(arguments)
     return status
 
@@ -165,6 +171,25 @@ def _device_cells(device: dict[str, Any]) -> list[str]:
 def _backend_cells(backend: dict[str, Any]) -> list[str]:
     remark = backend["reason"] or ("taken by auto" if backend["auto"] else "")
     return [backend["backend"], backend["device"], "yes" if backend["available"] else "no", remark]
+
+
+def _add_bench(commands: Any) -> None:
+    # Its options are those of the suite, which is imported only when it is to run.
+    parser = commands.add_parser("bench", help="time the loss and its peers on this machine", add_help=False)
+    parser.set_defaults(run=_bench, rest=[])
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    missing = [name for name in ("rich", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"alrp-triton bench: {' and '.join(missing)} not found: pip install 'alrp-triton[bench]'", file=sys.stderr
+        )
+        return 1
+    from .benchmarks import suite
+
+    status: int = suite.main(arguments.rest, prog="alrp-triton bench")
+    return status
 
 
 def _settings(settings: dict[str, int]) -> str:

@@ -1,2 +1,2 @@
-"""Benchmarks, run from the repository root: ``python -m benchmarks.cpu``, ``python -m benchmarks.memory``,
-``pytest benchmarks/bench_alrp.py``. None of this is installed with the package."""
+"""Benchmarks, installed as ``alrp_triton.benchmarks`` and run by ``alrp-triton bench``, or from the repository root:
+``python -m benchmarks.suite``, ``python -m benchmarks.cpu``, ``pytest benchmarks/bench_suite.py``."""

@@ -34,11 +34,11 @@ def per_positive_loop(
     loc_errors = loc_errors.detach()
     rank, excess, precision_loss = torch.zeros_like(pos), torch.zeros_like(pos), torch.zeros_like(pos)
     if len(pos) == 0:
-        return _WithGradient.apply(logits, logits.new_zeros(()), gradient), rank
-    is_neg, neg = _within_reach(scores, labels, pos, delta)
+        return with_gradient(logits, logits.new_zeros(()), gradient), rank
+    is_neg, neg = within_reach(scores, labels, pos, delta)
     neg_gradient = torch.zeros_like(neg)
     for i in pos.argsort():
-        above, false = _ramp(pos - pos[i], delta), _ramp(neg - pos[i], delta)
+        above, false = ramp(pos - pos[i], delta), ramp(neg - pos[i], delta)
         above[i] = 0
         num_false_positives = false.sum()
         rank[i] = 1 + above.sum() + num_false_positives
@@ -47,14 +47,17 @@ def per_positive_loop(
             excess[i] = ((above * loc_errors).sum() + num_false_positives) / rank[i]
             neg_gradient += false * (excess[i] / num_false_positives)
     gradient[is_pos], gradient[is_neg] = -excess / len(pos), neg_gradient / len(pos)
-    return _WithGradient.apply(logits, precision_loss.mean(), gradient), rank
+    return with_gradient(logits, precision_loss.mean(), gradient), rank
 
 
-def _ramp(x: Tensor, delta: float) -> Tensor:
+def ramp(x: Tensor, delta: float) -> Tensor:
+    """H(x); for delta = 0 the step."""
+    if delta == 0:
+        return (x >= 0).to(x.dtype)
     return torch.clamp(x / (2 * delta) + 0.5, min=0, max=1)
 
 
-def _within_reach(scores: Tensor, labels: Tensor, pos: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+def within_reach(scores: Tensor, labels: Tensor, pos: Tensor, delta: float) -> tuple[Tensor, Tensor]:
     """Which negatives are not below the ramps of all positives, and their scores."""
     is_neg = (labels == 0) & (scores >= pos.min() - delta)
     return is_neg, scores[is_neg]
@@ -75,6 +78,12 @@ class _WithGradient(torch.autograd.Function):
         return gradient * grad_value, None, None
 
 
+def with_gradient(logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    """``value`` with ``gradient`` as its derivative with respect to ``logits``."""
+    result: Tensor = _WithGradient.apply(logits, value, gradient)  # type: ignore[no-untyped-call]
+    return result
+
+
 def ap_loop(logits: Tensor, labels: Tensor, delta: float = 1.0) -> Tensor:
     """AP Loss, interpolated, by a loop over the positives: as :func:`per_positive_loop`, from the same source.
 
@@ -84,10 +93,10 @@ def ap_loop(logits: Tensor, labels: Tensor, delta: float = 1.0) -> Tensor:
     scores, gradient = logits.detach(), torch.zeros_like(logits)
     is_pos = labels == 1
     pos = scores[is_pos]
-    is_neg, neg = _within_reach(scores, labels, pos, delta)
+    is_neg, neg = within_reach(scores, labels, pos, delta)
     neg_gradient, precision, best = torch.zeros_like(neg), torch.zeros_like(pos), pos.new_zeros(())
     for i in pos.argsort():
-        rank_positive, false = _ramp(pos - pos[i], delta).sum() + 0.5, _ramp(neg - pos[i], delta)
+        rank_positive, false = ramp(pos - pos[i], delta).sum() + 0.5, ramp(neg - pos[i], delta)
         rank = rank_positive + false.sum()
         own = rank_positive / rank
         share = false / rank
@@ -98,8 +107,7 @@ def ap_loop(logits: Tensor, labels: Tensor, delta: float = 1.0) -> Tensor:
         precision[i] = best
     gradient[is_pos] = (precision - 1) / len(pos)
     gradient[is_neg] = neg_gradient / len(pos)
-    value: Tensor = _WithGradient.apply(logits, 1 - precision.mean(), gradient)
-    return value
+    return with_gradient(logits, 1 - precision.mean(), gradient)
 
 
 def rank_sort_loop(logits: Tensor, labels: Tensor, ious: Tensor, delta: float = 0.5, eps: float = 1e-10) -> Tensor:
@@ -115,11 +123,11 @@ def rank_sort_loop(logits: Tensor, labels: Tensor, ious: Tensor, delta: float = 
     scores, gradient = logits.detach(), torch.zeros_like(logits)
     is_pos = labels == 1
     pos = scores[is_pos]
-    is_neg, neg = _within_reach(scores, labels, pos, delta)
+    is_neg, neg = within_reach(scores, labels, pos, delta)
     neg_gradient, pos_gradient = torch.zeros_like(neg), torch.zeros_like(pos)
     ranking, sorting = torch.zeros_like(pos), torch.zeros_like(pos)
     for i in pos.argsort():
-        above, false = _ramp(pos - pos[i], delta), _ramp(neg - pos[i], delta)
+        above, false = ramp(pos - pos[i], delta), ramp(neg - pos[i], delta)
         rank_positive, num_false_positives = above.sum(), false.sum()
         ranking[i] = num_false_positives / (rank_positive + num_false_positives)
         better = ious >= ious[i]
@@ -135,8 +143,7 @@ def rank_sort_loop(logits: Tensor, labels: Tensor, ious: Tensor, delta: float = 
             pos_gradient[i] -= sorting[i]
             pos_gradient += missorted * (sorting[i] / num_missorted)
     gradient[is_pos], gradient[is_neg] = pos_gradient / len(pos), neg_gradient / len(pos)
-    value: Tensor = _WithGradient.apply(logits, ranking.mean() + sorting.mean(), gradient)
-    return value
+    return with_gradient(logits, ranking.mean() + sorting.mean(), gradient)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

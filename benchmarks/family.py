@@ -31,11 +31,16 @@ LARGEST_RATIO = 1.3
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of logits, labels, and a number for each positive (localisation error or IoU)."""
 
+
+def _added(first: Tensor, second: Tensor) -> Tensor:
+    return first + second
+
+
 MEMBERS: dict[str, Loss] = {
-    "aLRP": lambda x, y, e: sum(alrp_loss(x, y, e, backend="torch")[:2]),
+    "aLRP": lambda x, y, e: _added(*alrp_loss(x, y, e, backend="torch")[:2]),
     "AP": lambda x, y, e: ap_loss(x, y, backend="torch"),
     "AP, plain": lambda x, y, e: ap_loss(x, y, interpolated=False, backend="torch"),
-    "Rank & Sort": lambda x, y, e: sum(rank_sort_loss(x, y, e, backend="torch")),
+    "Rank & Sort": lambda x, y, e: _added(*rank_sort_loss(x, y, e, backend="torch")),
     "NDCG": lambda x, y, e: ndcg_loss(x, y, backend="torch"),
     "your own": lambda x, y, e: ranking_loss(x, y, lambda r: (r.num_false_positives / r.rank).sqrt(), backend="torch"),
 }
@@ -69,6 +74,7 @@ def compare(regime: str, args: argparse.Namespace) -> dict[str, Any]:
         errors[name] = float((gradient(MEMBERS[name], workload, labels) - expected).norm() / expected.norm())
         if not errors[name] <= LARGEST_ERROR:
             sys.exit(f"{name}, {regime}: our gradient is off the loop's by {errors[name]:.1e} of its norm")
+    contenders: dict[str, tuple[Callable[[], None], int]]
     contenders = {name: (partial(run, loss, workload, labels), args.repeats) for name, loss in MEMBERS.items()}
     contenders |= {
         f"{name}, loop": (partial(run, loop, workload, labels), args.loop_repeats) for name, loop in LOOPS.items()
@@ -96,7 +102,7 @@ def compare_groups(regime: str, args: argparse.Namespace) -> dict[str, Any]:
     def as_one_ranking() -> None:
         alrp_loss(logits, labels, errors, backend="torch").cls.backward()
 
-    gradients = []
+    gradients: list[Tensor] = []
     for step in (together, one_by_one):
         logits.grad = None
         step()

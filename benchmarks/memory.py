@@ -92,7 +92,7 @@ def main() -> None:
 
     about = environment("benchmarks.memory")
     print_environment(about)
-    command = [sys.executable, "-m", "benchmarks.memory", "--in-process", *sys.argv[1:]]
+    command = [sys.executable, "-m", f"{__package__}.memory", "--in-process", *sys.argv[1:]]
     # glibc then writes to what it allocates, so that a gradient is resident at once: while its pages fill little by
     # little, something else as large could come and go unseen.
     settings = {**os.environ, "MALLOC_PERTURB_": "165"}

@@ -16,7 +16,9 @@ import torch
 
 import alrp_triton
 
-RESULTS = Path(__file__).parent / "results"
+_IN_CHECKOUT = Path(__file__).parent / "results"
+RESULTS = _IN_CHECKOUT if _IN_CHECKOUT.is_dir() else Path()
+"""Where results go by default: not into an installed package."""
 
 
 def environment(module: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 
 
 @triton.jit
-def sigmoid(x, delta):
+def sigmoid(x, delta):  # type: ignore[no-untyped-def]
     """A function to stand in the place of the ramp."""
     return 1 / (1 + tl.exp(-x / delta))
 
@@ -164,10 +164,16 @@ def figures(kernel: str, target: str, variant: str = "", **how: Any) -> Figures:
             per_logit = instructions / (settings["block"] / threads)
     elif "amdgcn" in compiled.asm:
         text = compiled.asm["amdgcn"]
-        registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
+        registers = _first(r"\.vgpr_count:\s+(\d+)", text)
         spill_bytes = 4 * sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text))
     shared_bytes = compiled.metadata.shared
     return Figures(target, kernel, variant, registers, spill_bytes, shared_bytes, instructions, per_logit, per_pair)
+
+
+def _first(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found, pattern
+    return int(found[1])
 
 
 def _read_cubin(cubin: bytes) -> tuple[int, int, list[tuple[int, str]]]:
@@ -177,8 +183,8 @@ def _read_cubin(cubin: bytes) -> tuple[int, int, list[tuple[int, str]]]:
         file.flush()
         usage = _run("cuobjdump", "-res-usage", file.name)
         sass = _run("cuobjdump", "-sass", file.name)
-    registers = int(re.search(r"REG:(\d+)", usage)[1])
-    local = int(re.search(r"LOCAL:(\d+)", usage)[1]) + int(re.search(r"STACK:(\d+)", usage)[1])
+    registers = _first(r"REG:(\d+)", usage)
+    local = _first(r"LOCAL:(\d+)", usage) + _first(r"STACK:(\d+)", usage)
     code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", sass)]
     return registers, local, [(at, text) for at, text in code if not text.endswith("NOP")]
 

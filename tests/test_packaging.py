@@ -95,8 +95,11 @@ def installed(artefacts: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 def package_files(source: Path) -> set[str]:
     """The files that belong into a wheel, by the names that they have when installed."""
     files = set()
-    for folder, package in (("alrp_triton", "alrp_triton"), ("kernels", "alrp_triton/kernels")):
-        for path in (source / folder).rglob("*"):
+    # Of benchmarks the modules alone.
+    parts = (("alrp_triton", "", "**/*"), ("kernels", "/kernels", "**/*"), ("benchmarks", "/benchmarks", "*.py"))
+    for folder, subpackage, pattern in parts:
+        package = f"alrp_triton{subpackage}"
+        for path in (source / folder).glob(pattern):
             if path.is_file():
                 files.add(f"{package}/{path.relative_to(source / folder).as_posix()}")
     return files
@@ -107,8 +110,8 @@ def test_wheel_holds_the_package_and_nothing_else(artefacts: dict[str, Path]) ->
         names = set(archive.namelist())
     info = {name for name in names if name.split("/")[0].endswith(".dist-info")}
     assert names - info == package_files(artefacts["source"])
-    assert {"alrp_triton/kernels/__init__.py", "alrp_triton/py.typed"} <= names
-    assert {name.split("/")[0] for name in names - info} == {"alrp_triton"}  # no top-level "kernels"
+    assert {f"alrp_triton/{name}" for name in ("kernels/__init__.py", "benchmarks/suite.py", "py.typed")} <= names
+    assert {name.split("/")[0] for name in names - info} == {"alrp_triton"}  # no top-level "kernels", "benchmarks"
     assert any(name.endswith("/licenses/LICENSE") for name in info)
 
 
@@ -138,7 +141,7 @@ def test_metadata(installed: Path) -> None:
     assert metadata["Version"] == alrp_triton.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra") or []) == {"torchvision", "cli", "demo", "test"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {"torchvision", "cli", "bench", "demo", "test"}
     requirements = [Requirement(line) for line in distribution.requires or []]
     # An extra is a marker that holds for that extra alone; triton's marker holds on Linux.
     linux = {"sys_platform": "linux", "extra": ""}
@@ -158,6 +161,7 @@ def test_every_module_imports_with_the_core_dependencies(
     code = """
 import importlib, json, pkgutil
 import alrp_triton
+import alrp_triton.benchmarks
 import alrp_triton.kernels
 modules = [alrp_triton]
 for module in pkgutil.walk_packages(alrp_triton.__path__, "alrp_triton."):
