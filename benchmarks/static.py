@@ -94,18 +94,19 @@ def compile_kernel(
         function = pairs.with_function(function, sigmoid)
     grouped = variant == "grouped"
     compute = "fp64" if logits == torch.float64 else "fp32"
-    fast = compute == "fp32" and not variant and not step_function
-    settings = {"block": 256, "num_warps": 4} if kernel == "positives" else _pinned(kernel, target, variant, fast)
+    plain = compute == "fp32" and not variant
+    settings = {"block": 256, "num_warps": 4} if kernel == "positives" else _pinned(kernel, target, variant, plain)
     constants: dict[str, Any] = (
         {name.upper(): value for name, value in settings.items() if name != "num_warps"}
         | {
             "AXES": axes,
-            "PER_CLASS": per_class,
+            "CLASSES": 80 if per_class else 0,
+            "FLAT": axes == (2 if per_class else 1),
             "STEPS": steps,
             "INVERSE_WIDTH": 0.0 if step_function else 0.5,
             "SATURATE": TARGETS[target].backend == "cuda" and compute == "fp32",
-            "CLOSE": fast,
-            "MAY_BE_CLOSE": fast,
+            "CLOSE": plain and not step_function,
+            "MAY_BE_CLOSE": plain and not step_function,
             "LARGEST": torch.finfo(torch.float64 if compute == "fp64" else torch.float32).max,
             # A launch turns arguments that are 1 into constants.
             "x_step0": 1,
@@ -134,15 +135,18 @@ def compile_kernel(
             attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if name == "scale" else "i32"
+            if name == "num_logits":
+                # As a launch finds it of all usual numbers of logits.
+                attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=TARGETS[target], options={"num_warps": settings["num_warps"]}), settings
 
 
-def _pinned(kernel: str, target: str, variant: str, fast: bool) -> configurations.Settings:
+def _pinned(kernel: str, target: str, variant: str, plain: bool) -> configurations.Settings:
     if kernel.startswith("sorting"):
         kernel = "sorting"
     elif kernel.startswith("pairwise"):
-        kernel += "" if fast else "_general"
+        kernel += "" if plain else "_general"
     elif variant == "grouped":
         kernel += "_grouped"
     return configurations.pinned(kernel, target)

@@ -16,7 +16,21 @@ from torch import Tensor
 
 from .configurations import choose
 from .search import find_bucket, make_table, offset_in_bucket, reaches_any
-from .walk import Walk, indices, is_negative, load, load_groups, on_device_of, steps_to
+from .walk import Walk, elements_of, indices, is_negative, load, load_groups, on_device_of, steps_to
+
+# Of a sum over a tile that holds a count, of at most 2^12, above units, of at most 2^36 each.
+_UNIT_BITS = tl.constexpr(50)
+_ONE_MORE = tl.constexpr(1 << 50)
+
+
+@triton.jit
+def first_of(there, lane, bucket, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    """The bucket of the first lane that is there, by one reduction; some bucket where none is."""
+    if BLOCK << STEPS < 1 << 31:
+        key = tl.where(there, (lane << STEPS) | bucket, (BLOCK << STEPS) - 1)
+    else:
+        key = tl.where(there, (lane.to(tl.int64) << STEPS) | bucket, (BLOCK << STEPS) - 1)
+    return (tl.min(key) & ((1 << STEPS) - 1)).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
@@ -48,7 +62,8 @@ def bucket_kernel(
     z_step2,
     z_step3,
     AXES: tl.constexpr,
-    PER_CLASS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FLAT: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     LARGEST: tl.constexpr,
     STEPS: tl.constexpr,
@@ -57,21 +72,21 @@ def bucket_kernel(
 ):
     begin = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
-    i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES)
-    x_at = steps_to(i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES)
+    i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES, CLASSES)
+    x_at = elements_of(begin + lane, i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES, FLAT)
     y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
     there = begin + lane < num_logits
     score = load(logits + x_at, there, floors.dtype.element_ty)
     label = tl.load(labels + y_at, mask=there, other=0)
-    counted = there & is_negative(label, i0, ignore_index, PER_CLASS)
+    counted = there & is_negative(label, i0, ignore_index, CLASSES)
 
-    nan = counted & (score != score)
-    num_nan = tl.sum(nan.to(tl.int32))
-    if num_nan > 0:
-        tl.atomic_add(totals + num_buckets, num_nan.to(tl.int64), sem="relaxed")
-
+    # One look for two questions; of NaN there are few.
     reaches = counted & reaches_any(score, thresholds, STEPS, GROUPED)
-    if tl.max(reaches.to(tl.int32)) > 0:
+    nan = counted & (score != score)
+    interest = tl.max(tl.where(nan, 2, reaches.to(tl.int32)))
+    if interest > 1:
+        tl.atomic_add(totals + num_buckets, tl.sum(nan.to(tl.int32)).to(tl.int64), sem="relaxed")
+    if interest > 0:
         z_at = steps_to(i0, i1, i2, i3, z_step0, z_step1, z_step2, z_step3, AXES)
         group = load_groups(groups, z_at, there, GROUPED)
         bucket = find_bucket(score, group, thresholds, threshold_groups, STEPS, GROUPED)
@@ -80,15 +95,16 @@ def bucket_kernel(
             reaches = reaches & (bucket > 0)
         offset = offset_in_bucket(score, bucket, floors, INVERSE_WIDTH, LARGEST)
         units = (offset * scale).to(tl.int64)
-        # The bucket of one score that reaches a ramp stands for the crowd.
-        first = tl.min(tl.where(reaches, lane, BLOCK))
-        crowd = tl.max(tl.where(lane == first, bucket, 0))
-        in_crowd = reaches & (bucket == crowd)
-        tl.atomic_add(totals + crowd, tl.sum(in_crowd.to(tl.int32)).to(tl.int64), sem="relaxed")
-        tl.atomic_add(totals + num_buckets + 1 + crowd, tl.sum(tl.where(in_crowd, units, 0)), sem="relaxed")
+        # The bucket of the first score that reaches a ramp stands for the crowd.
+        crowd = first_of(reaches, lane, bucket, STEPS, BLOCK)
         alone = reaches & (bucket != crowd)
         tl.atomic_add(totals + bucket, tl.full([BLOCK], 1, tl.int64), mask=alone, sem="relaxed")
         tl.atomic_add(totals + num_buckets + 1 + bucket, units, mask=alone, sem="relaxed")
+        # Count and units in one sum.
+        both = tl.sum(tl.where(reaches & (bucket == crowd), units + _ONE_MORE, 0))
+        count = both >> _UNIT_BITS
+        tl.atomic_add(totals + crowd, count, sem="relaxed")
+        tl.atomic_add(totals + num_buckets + 1 + crowd, both - (count << _UNIT_BITS), sem="relaxed")
 
 
 def count_into_buckets(
@@ -131,7 +147,6 @@ def count_into_buckets(
             ignore_index=ignore_index,
             **table.arguments(),
             **walk.arguments("x", "y", "z"),
-            PER_CLASS=walk.per_class,
             INVERSE_WIDTH=inverse_width,
             LARGEST=torch.finfo(floors.dtype).max,
             BLOCK=block,

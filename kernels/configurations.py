@@ -37,17 +37,17 @@ PINNED: dict[str, dict[str, Settings]] = {
     "pairwise_count_general": {"default": {"block": 128, "block_p": 32, "tiles": 16, "num_warps": 4}},
     "pairwise_gradient": {
         "default": {"block": 1024, "block_p": 128, "num_warps": 4},
+        "gfx": {"block": 512, "block_p": 128, "num_warps": 4},
         "interpreter": {"block": 1024, "block_p": 16, "num_warps": 4},
     },
     "pairwise_gradient_general": {
-        "default": {"block": 512, "block_p": 128, "num_warps": 4},
-        "interpreter": {"block": 512, "block_p": 16, "num_warps": 4},
+        "default": {"block": 256, "block_p": 128, "num_warps": 4},
+        "interpreter": {"block": 256, "block_p": 16, "num_warps": 4},
     },
     "sorting": {"default": {"block": 64, "block_p": 8, "num_warps": 4}},
 }
 """By kernel, then by the longest prefix of the architecture's name (``sm_90``, ``gfx942``, ``interpreter``) that is
-listed. ``grouped``: with groups; ``general``: where no block of positives may count as close, that is with groups, with
-a function in the place of the ramp or a step, and in float64."""
+listed. ``grouped``: with groups; ``general``: with groups, with a function in the place of the ramp, or in float64."""
 
 _STREAMING: list[Settings] = [{"block": b, "num_warps": w} for b in (512, 1024, 2048, 4096) for w in (4, 8)]
 _PAIRWISE_COUNT: list[Settings] = [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .configurations import choose
 from .search import find_bucket, make_table, offset_in_bucket, reaches_any
-from .walk import Walk, indices, is_negative, load, load_groups, on_device_of, steps_to, store
+from .walk import Walk, elements_of, indices, is_negative, load, load_groups, on_device_of, steps_to, store
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
@@ -47,7 +47,8 @@ def gradient_kernel(
     z_step2,
     z_step3,
     AXES: tl.constexpr,
-    PER_CLASS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FLAT: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     LARGEST: tl.constexpr,
     STEPS: tl.constexpr,
@@ -56,14 +57,14 @@ def gradient_kernel(
 ):
     begin = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
-    i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES)
-    x_at = steps_to(i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES)
+    i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES, CLASSES)
+    x_at = elements_of(begin + lane, i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES, FLAT)
     y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
-    g_at = steps_to(i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES)
+    g_at = elements_of(begin + lane, i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES, FLAT)
     there = begin + lane < num_logits
     score = load(logits + x_at, there, floors.dtype.element_ty)
     label = tl.load(labels + y_at, mask=there, other=0)
-    negative = is_negative(label, i0, ignore_index, PER_CLASS)
+    negative = is_negative(label, i0, ignore_index, CLASSES)
 
     value = tl.zeros_like(score) + tl.load(levels)
     if tl.max(reaches_any(score, thresholds, STEPS, GROUPED).to(tl.int32)) > 0:
@@ -92,6 +93,8 @@ def positives_kernel(
     g_step2,
     g_step3,
     AXES: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FLAT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -100,8 +103,8 @@ def positives_kernel(
     inside = there & (index >= 0) & (index < num_logits)
     value = tl.load(pos_gradient + lane, mask=inside, other=0)
     # Few enough to divide each 64-bit index along all axes.
-    i0, i1, i2, i3 = indices(index, 0, size0, size1, size2, AXES)
-    at = steps_to(i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES)
+    i0, i1, i2, i3 = indices(index, 0, size0, size1, size2, AXES, CLASSES)
+    at = elements_of(index, i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES, FLAT)
     store(gradient + at, value, inside)
 
 
@@ -139,7 +142,6 @@ def write_linear_gradient(
             ignore_index=ignore_index,
             **table.arguments(),
             **walk.arguments("x", "y", "g", "z"),
-            PER_CLASS=walk.per_class,
             INVERSE_WIDTH=inverse_width,
             LARGEST=torch.finfo(floors.dtype).max,
             BLOCK=block,

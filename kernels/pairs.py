@@ -56,9 +56,9 @@ def make_blocks(positives: Tensor, inverse_width: float, size: int) -> Blocks:
     return Blocks(padded.view(-1), scaled.view(-1), bases)
 
 
-def may_be_close(pos_logits: Tensor, inverse_width: float, pos_groups: Tensor | None, function: Any) -> bool:
-    """Whether blocks may count as close: for the plain ramp in float32."""
-    return inverse_width > 0 and pos_logits.dtype == torch.float32 and pos_groups is None and function is None
+def is_plain(pos_logits: Tensor, pos_groups: Tensor | None, function: Any) -> bool:
+    """Whether pairs are of the cheap kind: the ramp or the step, in float32, of all with all."""
+    return pos_logits.dtype == torch.float32 and pos_groups is None and function is None
 
 
 def pair_constants(pos_logits: Tensor, inverse_width: float) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import choose
-from .pairs import in_close_block, make_blocks, may_be_close, pair_constants, pair_function, pairs, with_function
-from .walk import Walk, advance, indices, is_negative, load, load_groups, on_device_of, steps_to
+from .pairs import in_close_block, is_plain, make_blocks, pair_constants, pair_function, pairs, with_function
+from .walk import Walk, advance, elements_of, indices, is_negative, load, load_groups, on_device_of, steps_to
 
 
 @triton.jit
@@ -61,7 +61,8 @@ def pairwise_count_kernel(
     z_step2,
     z_step3,
     AXES: tl.constexpr,
-    PER_CLASS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FLAT: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     SATURATE: tl.constexpr,
     CLOSE: tl.constexpr,
@@ -85,15 +86,15 @@ def pairwise_count_kernel(
         num_above = tl.zeros([BLOCK], tl.int32)
         num_below = tl.zeros([BLOCK], tl.int32)
         num_nan = tl.zeros([BLOCK], tl.int32)
-        i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES)
-        d0, d1, d2, d3 = indices(tl.full([], BLOCK, tl.int64), 0, size0, size1, size2, AXES)
+        i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES, CLASSES)
+        d0, d1, d2, d3 = indices(tl.full([], BLOCK, tl.int64), 0, size0, size1, size2, AXES, CLASSES)
         for _ in range(TILES):
-            x_at = steps_to(i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES)
+            x_at = elements_of(begin + lane, i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES, FLAT)
             y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
             there = begin + lane < num_logits
             score = load(logits + x_at, there, positives.dtype.element_ty)
             label = tl.load(labels + y_at, mask=there, other=0)
-            counted = there & is_negative(label, i0, ignore_index, PER_CLASS)
+            counted = there & is_negative(label, i0, ignore_index, CLASSES)
             num_nan += (counted & (score != score)).to(tl.int32)
             # What does not count becomes NaN as well.
             score = tl.where(counted, score, float("nan"))
@@ -129,7 +130,7 @@ def pairwise_count_kernel(
                     pair_function,
                     DELTA,
                 )
-            i0, i1, i2, i3 = advance(i0, i1, i2, i3, d0, d1, d2, d3, size0, size1, size2, AXES)
+            i0, i1, i2, i3 = advance(i0, i1, i2, i3, d0, d1, d2, d3, size0, size1, size2, AXES, CLASSES)
             begin += BLOCK
         sums = tl.sum(sums, axis=1)
         if CUSTOM:
@@ -175,8 +176,9 @@ def count_pairs(
         numbers of infinite negatives stay 0, and a NaN that the function makes of a number is among the NaN.
     """
     num_pos = len(pos_logits)
-    fast = may_be_close(pos_logits, inverse_width, pos_groups, function)
-    kernel = "pairwise_count" if fast else "pairwise_count_general"
+    plain = is_plain(pos_logits, pos_groups, function)
+    kernel = "pairwise_count" if plain else "pairwise_count_general"
+    fast = plain and inverse_width > 0
     totals = torch.zeros(1, num_pos + 3, dtype=torch.int64, device=pos_logits.device)
     ordered, order = pos_logits.sort(stable=True)
     blocks_of = cache(partial(make_blocks, ordered, inverse_width if fast else 0))
@@ -198,7 +200,6 @@ def count_pairs(
                 ignore_index,
                 **walk.arguments("x", "y", "z"),
                 **pair_constants(pos_logits, inverse_width),
-                PER_CLASS=walk.per_class,
                 CLOSE=close,
                 GROUPED=pos_groups is not None,
                 CUSTOM=function is not None,

@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .configurations import choose
-from .pairs import in_close_block, make_blocks, may_be_close, pair_constants, pair_function, pairs, with_function
-from .walk import Walk, indices, is_negative, load, load_groups, on_device_of, steps_to, store
+from .pairs import in_close_block, is_plain, make_blocks, pair_constants, pair_function, pairs, with_function
+from .walk import Walk, elements_of, indices, is_negative, load, load_groups, on_device_of, steps_to, store
 
 # Positives whose terms are added up first; divides every size of a block.
 IN_TURN = tl.constexpr(16)
@@ -103,7 +103,8 @@ def pairwise_gradient_kernel(
     z_step2,
     z_step3,
     AXES: tl.constexpr,
-    PER_CLASS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FLAT: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     SATURATE: tl.constexpr,
     MAY_BE_CLOSE: tl.constexpr,
@@ -115,14 +116,14 @@ def pairwise_gradient_kernel(
 ):
     begin = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
-    i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES)
-    x_at = steps_to(i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES)
+    i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES, CLASSES)
+    x_at = elements_of(begin + lane, i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES, FLAT)
     y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
-    g_at = steps_to(i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES)
+    g_at = elements_of(begin + lane, i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES, FLAT)
     there = begin + lane < num_logits
     score = load(logits + x_at, there, positives.dtype.element_ty)
     label = tl.load(labels + y_at, mask=there, other=0)
-    negative = is_negative(label, i0, ignore_index, PER_CLASS)
+    negative = is_negative(label, i0, ignore_index, CLASSES)
 
     z_at = steps_to(i0, i1, i2, i3, z_step0, z_step1, z_step2, z_step3, AXES)
     group = load_groups(groups, z_at, there, GROUPED)
@@ -200,8 +201,9 @@ def write_pairwise_gradient(
         ignore_index: label of what gets 0.
     """
     num_pos = len(pos_logits)
-    fast = may_be_close(pos_logits, inverse_width, pos_groups, function)
-    kernel = "pairwise_gradient" if fast else "pairwise_gradient_general"
+    plain = is_plain(pos_logits, pos_groups, function)
+    kernel = "pairwise_gradient" if plain else "pairwise_gradient_general"
+    fast = plain and inverse_width > 0
     ordered, order = pos_logits.sort(stable=True)
     ordered_weights, at_infinities = weights[order], weights[num_pos:].clone()
     blocks_of = cache(partial(make_blocks, ordered, inverse_width if fast else 0))
@@ -223,7 +225,6 @@ def write_pairwise_gradient(
             ignore_index,
             **walk.arguments("x", "y", "g", "z"),
             **pair_constants(pos_logits, inverse_width),
-            PER_CLASS=walk.per_class,
             MAY_BE_CLOSE=fast,
             GROUPED=pos_groups is not None,
             CUSTOM=function is not None,

@@ -5,7 +5,9 @@ contiguous has one axis (two with class labels, whose last axis holds the classe
 most four remain without a copy: enough for a channel-first level ``[B, A C, H, W]`` seen as ``[B, H W, A, C]``.
 
 Positions are 64-bit. Within a tile, axis by axis from the innermost, they are 32-bit remainders: a tile begins at a
-position whose 64-bit division is done once, on a scalar.
+position whose 64-bit division is done once, on a scalar. The number of classes is a constant of the compiled kernel, so
+that what is to be divided by it is multiplied instead; and logits that lie in memory as they are walked are addressed
+by their position, several at a time.
 """
 
 from __future__ import annotations
@@ -36,18 +38,29 @@ class Walk(NamedTuple):
     groups: Tensor | None = None
 
     @property
+    def flat(self) -> bool:
+        """Whether the walk's order is that of memory, in logits and gradient."""
+        sizes, (logits, _, gradient, *_) = self.sizes, self.steps
+        contiguous = [1]
+        for size in sizes[:-1]:
+            contiguous.append(contiguous[-1] * size)
+        return logits == gradient == tuple(contiguous)
+
+    @property
     def num_logits(self) -> int:
         return self.logits.numel()
 
     def arguments(self, *tensors: str) -> dict[str, int]:
         """The kernels' arguments for these of the tensors x (logits), y (labels), g (gradient), z (groups): sizes of
-        all axes but the outermost, steps of all; 1 for axes and for groups that are not there."""
+        all axes but the outermost, steps of all; 1 for axes and for groups that are not there. ``CLASSES`` is 0 where
+        each logit has its own label."""
         pad = (1,) * (MAX_AXES - len(self.sizes))
         named = {f"size{i}": size for i, size in enumerate((*self.sizes, *pad)[:-1])}
         for name, steps in zip("xygz", (*self.steps, (1,) * len(self.sizes))):
             if name in tensors:
                 named |= {f"{name}_step{i}": step for i, step in enumerate((*steps, *pad))}
-        return named | {"num_logits": self.num_logits, "AXES": len(self.sizes)}
+        constants = {"AXES": len(self.sizes), "CLASSES": self.sizes[0] if self.per_class else 0, "FLAT": self.flat}
+        return named | {"num_logits": self.num_logits} | constants
 
 
 def make_walk(logits: Tensor, labels: Tensor, gradient: Tensor | None = None, groups: Tensor | None = None) -> Walk:
@@ -105,9 +118,11 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 @triton.jit
-def indices(begin, lane, size0, size1, size2, AXES: tl.constexpr):
+def indices(begin, lane, size0, size1, size2, AXES: tl.constexpr, CLASSES: tl.constexpr):
     """Place of positions ``begin + lane`` on each axis, innermost first; places on axes that are not there mean
     nothing."""
+    if CLASSES > 0:
+        size0 = CLASSES
     if AXES == 1:
         at = begin + lane
         return at, at, at, at
@@ -136,8 +151,10 @@ def indices(begin, lane, size0, size1, size2, AXES: tl.constexpr):
 
 
 @triton.jit
-def advance(i0, i1, i2, i3, d0, d1, d2, d3, size0, size1, size2, AXES: tl.constexpr):
+def advance(i0, i1, i2, i3, d0, d1, d2, d3, size0, size1, size2, AXES: tl.constexpr, CLASSES: tl.constexpr):
     """Places further on by a distance with the places ``d0`` to ``d3``: no divisions."""
+    if CLASSES > 0:
+        size0 = CLASSES
     i0 += d0
     if AXES == 1:
         return i0, i0, i0, i0
@@ -173,9 +190,18 @@ def steps_to(i0, i1, i2, i3, step0, step1, step2, step3, AXES: tl.constexpr):
 
 
 @triton.jit
-def is_negative(label, column, ignore_index, PER_CLASS: tl.constexpr):
+def elements_of(position, i0, i1, i2, i3, step0, step1, step2, step3, AXES: tl.constexpr, FLAT: tl.constexpr):
+    """:func:`steps_to`, or the position itself in a tensor that lies in memory as it is walked."""
+    if FLAT:
+        return position
+    else:
+        return steps_to(i0, i1, i2, i3, step0, step1, step2, step3, AXES)
+
+
+@triton.jit
+def is_negative(label, column, ignore_index, CLASSES: tl.constexpr):
     """Whether a logit is a negative, from the label of its row and its class, or from its own label."""
-    if PER_CLASS:
+    if CLASSES > 0:
         return (label != column) & (label != ignore_index)
     else:
         return (label == 0) & (label != ignore_index)

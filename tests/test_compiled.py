@@ -21,7 +21,7 @@ SORTING = ("sorting_errors", "sorting_received")
 REGISTERS = {"buckets": 80, "gradient": 80, "pairwise_count": 128, "pairwise_gradient": 128, "positives": 64}
 REGISTERS |= {"sorting_errors": 80, "sorting_received": 64}
 # Instructions per logit (linear: the whole kernel) or per pair (pairwise: the inner loop), at most.
-INSTRUCTIONS = {"buckets": 215, "gradient": 170, "pairwise_count": 2.6, "pairwise_gradient": 3.1}
+INSTRUCTIONS = {"buckets": 180, "gradient": 115, "pairwise_count": 2.6, "pairwise_gradient": 3.1}
 INSTRUCTIONS |= {"sorting_errors": 24, "sorting_received": 16}
 # The same with groups or a function, whose pairs cost more.
 GENERAL_REGISTERS = {"buckets": 80, "gradient": 64, "pairwise_count": 128, "pairwise_gradient": 96}
@@ -76,7 +76,8 @@ def test_no_kernel_adds_floats_atomically(kernel: str, variant: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_compile(dtype: torch.dtype, target: str) -> None:
     for kernel in (*LINEAR, *PAIRWISE):
-        assert figures(kernel, target, logits=dtype).spill_bytes == 0
+        # ptxas may keep one float64 of a thread in memory to have more threads.
+        assert figures(kernel, target, logits=dtype).spill_bytes <= (8 if dtype == torch.float64 else 0)
     for variant in VARIANTS:
         if variant:
             for kernel in VARIANTS[variant]:
