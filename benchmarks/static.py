@@ -19,7 +19,16 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from alrp_triton.kernels import buckets, configurations, gradient, pairs, pairwise_count, pairwise_gradient, sorting
+from alrp_triton.kernels import (
+    buckets,
+    configurations,
+    gradient,
+    pairs,
+    pairwise_count,
+    pairwise_gradient,
+    positives,
+    sorting,
+)
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -37,6 +46,8 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 KERNELS = {
+    "collect": positives.collect_kernel,
+    "order": positives.order_kernel,
     "buckets": buckets.bucket_kernel,
     "gradient": gradient.gradient_kernel,
     "pairwise_count": pairwise_count.pairwise_count_kernel,
@@ -45,9 +56,11 @@ KERNELS = {
     "sorting_errors": sorting.errors_kernel,
     "sorting_received": sorting.received_kernel,
 }
+# Without settings to choose from.
+P_SIZED = {"order": positives.ORDER, "positives": {"block": 256, "num_warps": 4}}
 VARIANTS = {
     "": tuple(KERNELS),
-    "grouped": tuple(kernel for kernel in KERNELS if kernel != "positives"),
+    "grouped": tuple(kernel for kernel in KERNELS if kernel not in ("collect", "order", "positives")),
     "sigmoid": ("pairwise_count", "pairwise_gradient"),
 }
 """The kernels that can be compiled with groups, or with a function of one's own in the place of the ramp."""
@@ -95,12 +108,16 @@ def compile_kernel(
     grouped = variant == "grouped"
     compute = "fp64" if logits == torch.float64 else "fp32"
     plain = compute == "fp32" and not variant
-    settings = {"block": 256, "num_warps": 4} if kernel == "positives" else _pinned(kernel, target, variant, plain)
+    settings = P_SIZED.get(kernel) or _pinned(kernel, target, variant, plain)
+    if kernel == "collect":
+        # A walk over labels, a row at a time.
+        axes -= per_class
     constants: dict[str, Any] = (
         {name.upper(): value for name, value in settings.items() if name != "num_warps"}
         | {
             "AXES": axes,
             "CLASSES": 80 if per_class else 0,
+            "COLUMNS": 80 if per_class else 0,
             "FLAT": axes == (2 if per_class else 1),
             "STEPS": steps,
             "INVERSE_WIDTH": 0.0 if step_function else 0.5,
@@ -118,13 +135,13 @@ def compile_kernel(
         | ({} if grouped else {f"z_step{i}": 1 for i in range(4)})
     )
     pointers = {"logits": TRITON_DTYPES[logits], "gradient": TRITON_DTYPES[logits], "labels": labels, "totals": "i64"}
-    pointers |= {"pos_index": "i64"} | dict.fromkeys(("pos_gradient", "pos_weights", "errors", "received"), "fp64")
+    pointers |= dict.fromkeys(("pos_index", "found", "slots"), "i64")
+    pointers |= dict.fromkeys(("pos_gradient", "pos_weights", "errors", "received"), "fp64")
     pointers |= dict.fromkeys(("groups", "threshold_groups", "pos_groups"), "i64")
     pointers |= dict.fromkeys(
-        ("thresholds", "floors", "levels", "slopes", "positives", "scaled", "bases", "pos_logits", "ious", "weights"),
-        compute,
+        ("thresholds", "floors", "levels", "slopes", "positives", "scaled", "bases", "pos_logits", "ious"), compute
     )
-    pointers["at_infinities"] = compute
+    pointers |= dict.fromkeys(("weights", "at_infinities", "scores"), compute)
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature, attributes = {}, {}
     for i, name in enumerate(function.arg_names):
@@ -164,7 +181,7 @@ def figures(kernel: str, target: str, variant: str = "", **how: Any) -> Figures:
             inner = _innermost(code)
             at_once = _POSITIVES_IN_TURN if kernel == "pairwise_gradient" else settings["block_p"]
             per_pair = inner and inner / (settings["block"] * at_once / threads)
-        elif kernel != "positives":
+        elif kernel in ("buckets", "gradient"):
             per_logit = instructions / (settings["block"] / threads)
     elif "amdgcn" in compiled.asm:
         text = compiled.asm["amdgcn"]

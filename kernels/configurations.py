@@ -23,6 +23,7 @@ Settings = dict[str, int]
 _LOGITS_PER_CLASS_STEP = 2
 
 PINNED: dict[str, dict[str, Settings]] = {
+    "collect": {"default": {"block": 1024, "num_warps": 4}},
     "buckets": {"default": {"block": 1024, "num_warps": 4}},
     "buckets_grouped": {"default": {"block": 1024, "num_warps": 4}},
     "gradient": {"default": {"block": 1024, "num_warps": 4}},
@@ -62,6 +63,7 @@ _PAIRWISE_GRADIENT: list[Settings] = [
 
 # Every pinned choice is among them, so that a search never ends with something slower.
 CANDIDATES: dict[str, list[Settings]] = {
+    "collect": _STREAMING,
     "buckets": _STREAMING,
     "buckets_grouped": _STREAMING,
     "gradient": _STREAMING,

@@ -19,6 +19,7 @@ SORTING = ("sorting_errors", "sorting_received")
 
 # Registers at most, of 255; four warps of 512 / registers blocks keep a streaming kernel's loads in flight up to 80.
 REGISTERS = {"buckets": 80, "gradient": 80, "pairwise_count": 128, "pairwise_gradient": 128, "positives": 64}
+REGISTERS |= {"collect": 80, "order": 96}
 REGISTERS |= {"sorting_errors": 80, "sorting_received": 64}
 # Instructions per logit (linear: the whole kernel) or per pair (pairwise: the inner loop), at most.
 INSTRUCTIONS = {"buckets": 180, "gradient": 115, "pairwise_count": 2.6, "pairwise_gradient": 3.1}
@@ -36,7 +37,7 @@ def test_pinned_configurations_fit_and_do_not_spill(kernel: str, target: str) ->
     assert found.registers <= REGISTERS[kernel]
     assert found.spill_bytes == 0
     assert found.shared_bytes <= 16 * 1024
-    if target.startswith("sm_") and kernel != "positives":
+    if target.startswith("sm_") and kernel in INSTRUCTIONS:
         cost = found.per_logit if kernel in LINEAR else found.per_pair
         assert cost is not None
         assert cost <= INSTRUCTIONS[kernel]
@@ -68,7 +69,7 @@ def test_the_ramp_of_a_close_block_is_one_instruction() -> None:
 def test_no_kernel_adds_floats_atomically(kernel: str, variant: str) -> None:
     ptx = compile_kernel(kernel, "sm_90", variant=variant)[0].asm["ptx"]
     atomics = [line for line in ptx.splitlines() if re.search(r"\b(atom|red)\.", line)]
-    assert bool(atomics) == (kernel in ("buckets", "pairwise_count"))
+    assert bool(atomics) == (kernel in ("buckets", "pairwise_count", "collect"))
     assert not [line for line in atomics if ".f16" in line or ".f32" in line or ".f64" in line or "bf16" in line]
 
 
@@ -86,12 +87,12 @@ def test_other_dtypes_compile(dtype: torch.dtype, target: str) -> None:
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 @pytest.mark.parametrize("axes", [1, 2, 3, 4])
-@pytest.mark.parametrize("kernel", ["buckets", "gradient", "pairwise_gradient", "positives"])
+@pytest.mark.parametrize("kernel", ["buckets", "gradient", "pairwise_gradient", "positives", "collect"])
 def test_all_layouts_compile(kernel: str, axes: int, target: str) -> None:
     # A narrow and a wide label type are enough: nothing but one load depends on it.
     labels = "u8" if axes % 2 else "i64"
     assert figures(kernel, target, axes=axes, per_class=False, labels=labels).spill_bytes == 0
-    if kernel != "positives":
+    if kernel not in ("positives", "collect"):
         # ptxas may keep one number of a thread in memory to have more threads.
         assert figures(kernel, target, "grouped", axes=axes, per_class=False, labels=labels).spill_bytes <= 8
 

@@ -39,7 +39,7 @@ SQUARE = PairFunction(lambda x, delta: (x / (2 * delta) + 0.5).clamp(0, 1) ** 2)
 def test_opcheck_of_the_engine(backend, grouped, dtype):
     levels, ranking, values, rest = table_problem(backend, dtype, grouped)
     given = (levels.logits, levels.labels, list(levels.groups))
-    torch.library.opcheck(operators.find_positives, (*given, 9, -1, "ious"))
+    torch.library.opcheck(operators.find_positives, (*given, 9, -1, "ious", "torch"))
     torch.library.opcheck(operators.highest_in_row, (levels.logits, levels.labels, ranking.pos_index, -1))
     positives = (ranking.knots.pos_logits, ranking.pos_groups)
     torch.library.opcheck(

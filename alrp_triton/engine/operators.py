@@ -35,7 +35,7 @@ def _backend(name: str) -> Any:
 @torch.library.custom_op(
     "alrp_triton::find_positives",
     mutates_args=(),
-    schema=f"({_LEVELS}, SymInt? num_positives, int ignore_index, str name) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_LEVELS}, SymInt? num_positives, int ignore_index, str name, str backend) -> (Tensor, Tensor, Tensor)",
 )
 def find_positives(
     logits: list[Tensor],
@@ -44,9 +44,10 @@ def find_positives(
     num_positives: int | None,
     ignore_index: int,
     name: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Flat indices ``[P]``, logits ``[P]`` (compute dtype) and groups (``[P]``, or ``[0]``) of the positives."""
-    return positives.find_positives(Levels(logits, labels, groups), num_positives, ignore_index, name)
+    return positives.find_positives(Levels(logits, labels, groups), num_positives, ignore_index, name, backend)
 
 
 @find_positives.register_fake
@@ -57,6 +58,7 @@ def _(
     num_positives: int | None,
     ignore_index: int,
     name: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     length = torch.library.get_ctx().new_dynamic_size() if num_positives is None else num_positives
     like = logits[0]

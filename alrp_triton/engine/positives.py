@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .backends import TRITON_BACKENDS
 from .inputs import Levels, debug_checks, waits_for_nothing
 from .labels import LabelKinds, equals, pieces, positions
 
@@ -18,7 +19,7 @@ _PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 22
 
 
 def find_positives(
-    levels: Levels, num_positives: int | None, ignore_index: int, name: str
+    levels: Levels, num_positives: int | None, ignore_index: int, name: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Flat indices (row-major, level after level), logits and groups of the positives.
 
@@ -30,11 +31,14 @@ def find_positives(
         num_positives: P, or None to count; counting makes the host wait.
         ignore_index: label of what takes part in nothing.
         name: the argument that said how many positives there are, for errors.
+        backend: what is to look.
 
     Returns:
         ``(pos_index [P] int64, pos_logits [P], pos_groups [P] int64)``, the logits in the levels' compute dtype;
         ``pos_groups`` is ``[0]`` where there are no groups.
     """
+    if backend in TRITON_BACKENDS:
+        return _find_by_kernels(levels, num_positives, ignore_index, name)
     if not waits_for_nothing(levels.logits[0].device):
         pos_index, invalid = _collect(levels, ignore_index)
         expected = len(pos_index) if num_positives is None else num_positives
@@ -47,6 +51,21 @@ def find_positives(
         raise_on_mistakes(int(found), bool(invalid_), num_positives, name)
     mistaken = (found != num_positives) | invalid_
     pos_logits = _gather_logits(levels, pos_index).masked_fill(mistaken, torch.nan)
+    return pos_index, pos_logits, _gather_groups(levels, pos_index)
+
+
+def _find_by_kernels(
+    levels: Levels, num_positives: int | None, ignore_index: int, name: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ..kernels.positives import collect
+
+    pairs = [(logits.detach(), labels) for logits, labels, _ in levels.each()]
+    if num_positives is None:
+        num_positives = int(collect(pairs, 0, ignore_index, levels.compute_dtype)[2][0])
+    pos_index, pos_logits, found = collect(pairs, num_positives, ignore_index, levels.compute_dtype)
+    if debug_checks() or not waits_for_nothing(found.device):
+        count, num_invalid = found.tolist()
+        raise_on_mistakes(count, num_invalid > 0, num_positives, name)
     return pos_index, pos_logits, _gather_groups(levels, pos_index)
 
 

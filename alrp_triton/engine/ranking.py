@@ -79,7 +79,7 @@ class Ranking:
         self._detached = [level.detach() for level in levels.logits], levels.labels, list(levels.groups)
         with torch.no_grad():
             self.pos_index, pos_logits, pos_groups = operators.find_positives(
-                *self._detached, num_positives, ignore_index, name
+                *self._detached, num_positives, ignore_index, name, backend
             )
             self.pos_groups = pos_groups if levels.groups else None
             self.knots = knots.make_knots(pos_logits, self.delta, self.pos_groups)

@@ -15,6 +15,7 @@ from torch import device as Device  # not torch itself, whose name is a submodul
 
 BACKENDS = ("torch", "triton", "pairwise", "reference")
 LINEAR_BACKENDS = ("torch", "triton")
+TRITON_BACKENDS = ("triton", "pairwise")
 
 
 # Found once, since torch.compile cannot look; found, not imported.
