@@ -18,7 +18,7 @@ from .walk import Walk, indices, load, make_walk, on_device_of, steps_to
 
 # More positives than this are sorted.
 _MOST_COUNTED = 1 << 13
-ORDER = {"block": 128, "block_p": 32, "num_warps": 4}
+ORDER = {"block": 64, "block_p": 32, "num_warps": 4}
 """Settings of the kernel that orders positives, of which there are too few to search for better ones."""
 
 
