@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from ..inputs import waits_for_nothing
 from ..knots import bucket_floors, inverse_width
 from .lookup import look_up
 from .search import BucketSearch, GroupedSearch
+
+# Scores of a piece that are looked at, and the part of them below all ramps that makes it pay to leave those out.
+_SAMPLE, _MOSTLY_BELOW = 1024, 0.6
 
 
 class Seen(NamedTuple):
@@ -46,8 +50,9 @@ class Tables:
         self.largest = torch.finfo(thresholds.dtype).max
         self.inverse_width = inverse_width(delta)
         # For bisection by single scores; the NaN at the top stand above all.
-        bisects = threshold_groups is None and not waits_for_nothing(thresholds.device)
-        self.sorted = [t for t in thresholds.tolist() if t == t] if bisects else None
+        may_look = not waits_for_nothing(thresholds.device)
+        self.sorted = [t for t in thresholds.tolist() if t == t] if threshold_groups is None and may_look else None
+        self.lowest = float(thresholds.nan_to_num(math.inf).amin()) if may_look and len(thresholds) else math.inf
 
     def peek(self, scores: Tensor) -> Seen:
         """Look at the extremes of a piece."""
@@ -60,6 +65,16 @@ class Tables:
             return Seen(None, True, False)
         bucket = bisect_right(self.sorted, low)
         return Seen(bucket if bucket == bisect_right(self.sorted, high) else None, True, False)
+
+    def reaching(self, scores: Tensor) -> Tensor | None:
+        """Indices of the scores that are not below all thresholds, NaN among them: ``[few]`` int64. None unless a look
+        at some of them says that they are few, as they are late in training; on a GPU nobody looks."""
+        if waits_for_nothing(scores.device):
+            return None
+        sample = scores[:: max(1, len(scores) // _SAMPLE)]
+        if int((sample < self.lowest).sum()) < _MOSTLY_BELOW * len(sample):
+            return None
+        return (scores < self.lowest).logical_not_().nonzero().squeeze(1)
 
     def offset(self, finite: Tensor, floor: Tensor) -> Tensor:
         """Offsets in [0, 1] of finite scores from the floors of their buckets."""

@@ -76,6 +76,13 @@ class _Counter:
             self.counts.add_at(seen.bucket, len(scores))
             self.units.add_at(seen.bucket, self._in_units(tables.offset(scores, tables.floors[seen.bucket])).sum())
             return
+        few = tables.reaching(scores)
+        if few is not None:
+            if len(few) == 0:
+                return
+            if ignored is not None:
+                ignored = look_up(ignored, few.div(len(scores) // len(ignored), rounding_mode="floor"))
+            scores, groups = look_up(scores, few), None if groups is None else look_up(groups, few)
         bucket, offset = tables.locate(scores, seen, groups)
         if ignored is not None:
             bucket.view(len(ignored), -1).masked_fill_(ignored[:, None], tables.nan_bucket + 1)
@@ -130,8 +137,13 @@ def write_gradient(
                 offset = tables.offset(scores, tables.floors[seen.bucket])
                 value = torch.addcmul(level[seen.bucket], slope[seen.bucket], offset)
             else:
-                bucket, offset = tables.locate(scores, seen, _spread(group, x), past_end=0)
-                value = torch.addcmul(look_up(level, bucket), look_up(slope, bucket), offset)
+                few, each = tables.reaching(scores), _spread(group, x)
+                if few is not None:
+                    value = level[0].expand(len(scores)).clone()
+                    scores, each = look_up(scores, few), None if each is None else look_up(each, few)
+                bucket, offset = tables.locate(scores, seen, each, past_end=0)
+                located = torch.addcmul(look_up(level, bucket), look_up(slope, bucket), offset)
+                value = located if few is None else value.scatter_(0, few, located)
             ignored = _ignored_rows(y, ignore_index)
             if ignored is not None:
                 value.view(len(ignored), -1).masked_fill_(ignored[:, None], 0)
