@@ -1,0 +1,299 @@
+"""The compiled loops: each goes over one flat piece of the logits once, without Python's lock.
+
+All thresholds of a piece's groups stand in one sorted table; a run of logits of one group sees the range
+``begin <= b <= end`` of it, without groups the whole. Bucket ``begin`` is what lies below all of the range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+_Loop = TypeVar("_Loop", bound=Callable[..., Any])
+
+# Scores looked at together: one comparison each tells whether all lie in one bucket. Shorter runs are not worth that.
+_BLOCK, _SHORTEST = 512, 32
+# Thresholds in a cell of the grid, at the most, that are tried one after the other.
+_CROWD = 8
+
+
+def _compiled(**options: Any) -> Callable[[_Loop], _Loop]:
+    """Compile at the first call and keep the machine code on disk, where there is a folder for it."""
+
+    def compiled(function: _Loop) -> _Loop:
+        try:
+            loop: _Loop = numba.njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # neither the package's folder nor the user's can be written
+            loop = numba.njit(nogil=True, **options)(function)
+        return loop
+
+    return compiled
+
+
+@_compiled()
+def mark(labels: Array, ignore_index: Any, ignored: Array) -> bool:
+    """Write whether each label is ignored to uint8 of the same length; returns whether any is."""
+    any_ignored = 0
+    for i in range(len(labels)):
+        ignored[i] = labels[i] == ignore_index
+        any_ignored |= ignored[i]
+    return any_ignored != 0
+
+
+@_compiled()
+def _find(x: Any, thresholds: Array, begin: int, end: int, grid: Array, low: Any, cells_per_unit: Any) -> int:
+    """``begin``, and how many of ``thresholds[begin:end]`` lie at or below ``x``; ``grid``, where it is not empty, is
+    for the whole table."""
+    if len(grid):
+        # Cells are told by the operations that made the grid, in the same precision; see ``search.BucketSearch``.
+        place = (x - low) * cells_per_unit
+        cell = 0
+        if place >= len(grid) - 2:
+            cell = len(grid) - 2
+        elif place > 0:
+            cell = int(place)
+        begin, end = grid[cell], grid[cell + 1]
+        if end - begin <= _CROWD:
+            while begin < end and thresholds[begin] <= x:
+                begin += 1
+            return begin
+    while begin < end:
+        middle = (begin + end) >> 1
+        if thresholds[middle] <= x:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin
+
+
+@_compiled()
+def _offset(x: Any, floor: Any, inverse_width: Any, one: Any) -> Any:
+    """Of a finite score from the floor of its bucket, in [0, 1]."""
+    offset = (x - floor) * inverse_width
+    return one if offset > one else offset
+
+
+@_compiled(fastmath={"contract"})
+def _line(level: Any, slope: Any, offset: Any) -> Any:
+    """Rounded once on CPUs that can, as torch.addcmul is there."""
+    return level + slope * offset
+
+
+@_compiled()
+def _finite(x: Any, largest: Any) -> Any:
+    return largest if x > largest else -largest if x < -largest else x
+
+
+@_compiled()
+def _bounds(bucket: int, thresholds: Array, begin: int, end: int, largest: Any) -> tuple[Any, Any]:
+    """What the finite scores of a bucket lie in: ``low <= x < high``."""
+    low, high = -largest, thresholds.dtype.type(np.inf)
+    if bucket > begin and thresholds[bucket - 1] > low:
+        low = thresholds[bucket - 1]
+    if bucket < end and thresholds[bucket] == thresholds[bucket]:
+        high = thresholds[bucket]
+    return low, high
+
+
+@_compiled()
+def _any(ignored: Array, begin: int, end: int) -> bool:
+    found = 0
+    for one in ignored[begin:end]:
+        found |= one
+    return found != 0
+
+
+@_compiled()
+def _lowest(thresholds: Array, begin: int, end: int) -> Any:
+    """What finite scores are in no bucket but the first below."""
+    return thresholds[begin] if begin < end else thresholds.dtype.type(np.inf)
+
+
+@_compiled()
+def _end_of_run(groups: Array, span: int, at: int, length: int) -> int:
+    """Where the run of one group that ``at`` lies in ends."""
+    place = at // span
+    group = groups[place]
+    while place < len(groups) and groups[place] == group:
+        place += 1
+    return min(place * span, length)
+
+
+@_compiled()
+def _range_of(group: int, ids: Array, starts: Array) -> tuple[int, int]:
+    """Where the thresholds of a group begin and end; an empty range for one that has none."""
+    place = np.searchsorted(ids, group)
+    if place < len(ids) and ids[place] == group:
+        return starts[place], starts[place + 1]
+    return 0, 0
+
+
+@_compiled()
+def count(
+    scores: Array,
+    ignored: Array,
+    columns: int,
+    groups: Array,
+    span: int,
+    thresholds: Array,
+    floors: Array,
+    ids: Array,
+    starts: Array,
+    grid: Array,
+    low: Any,
+    cells_per_unit: Any,
+    inverse_width: Any,
+    scale: Any,
+    sums: Array,
+) -> int:
+    """Add the scores of one piece to ``sums``; returns how many are NaN.
+
+    Args:
+        scores: ``[n]`` float32 or float64, as are thresholds, floors and the numbers from ``low`` to ``scale``.
+        ignored: ``[n / columns]`` uint8; ``[0]`` where none is.
+        columns: scores that share a label.
+        groups: ``[n / span]`` int64; ``[0]`` where all are ranked together.
+        span: consecutive scores that share a group.
+        thresholds: ``[2P]`` sorted, by group first.
+        floors: ``[2P + 1]``, see ``knots.bucket_floors``.
+        ids: ``[G]`` int64, the groups that have thresholds, ascending.
+        starts: ``[G + 1]`` int64, where those of each begin.
+        grid: ``[cells + 1]`` int32, thresholds in lower cells; ``[0]`` for none. Only where there are no groups.
+        low, cells_per_unit: the grid's.
+        inverse_width: 1 / (2 delta), or 0.
+        scale: units of fixed point to 1.
+        sums: ``[2P + 1, 2]`` int64: number of scores in each bucket, and their offsets in units.
+    """
+    largest = np.finfo(scores.dtype).max
+    one, num_nan, at = scores.dtype.type(1), 0, 0
+    begin, end, run_end = 0, len(thresholds), len(scores)
+    group, known = np.int64(0), False
+    lowest = _lowest(thresholds, begin, end)
+    inside, inside_low, inside_high = begin, -largest, lowest
+    while at < len(scores):
+        if len(groups):
+            run_end = _end_of_run(groups, span, at, len(scores))
+            if not known or groups[at // span] != group:
+                group, known = groups[at // span], True
+                begin, end = _range_of(group, ids, starts)
+                lowest = _lowest(thresholds, begin, end)
+                inside, inside_low, inside_high = begin, -largest, lowest
+        while at < run_end:
+            block = scores[at : min(at + _BLOCK, run_end)]
+            first, at = at, at + len(block)
+            skips = len(ignored) > 0 and _any(ignored, first // columns, (at - 1) // columns + 1)
+            if not skips and len(block) >= _SHORTEST:
+                num_below = num_inside = 0
+                for x in block:
+                    num_below += x < lowest
+                    num_inside += (x >= inside_low) & (x < inside_high)
+                if num_below == len(block):
+                    continue
+                if num_inside == len(block) and inside > begin:
+                    units = np.int64(0)
+                    if inverse_width > 0:
+                        floor = floors[inside]
+                        for x in block:
+                            units += np.int64(_offset(x, floor, inverse_width, one) * scale)
+                    sums[inside, 0] += len(block)
+                    sums[inside, 1] += units
+                    continue
+            for i in range(len(block)):
+                x = block[i]
+                if x < lowest or (skips and ignored[(first + i) // columns]):
+                    continue
+                if x != x:
+                    num_nan += 1
+                    continue
+                bucket = _find(x, thresholds, begin, end, grid, low, cells_per_unit)
+                inside = bucket
+                if bucket > begin:
+                    sums[bucket, 0] += 1
+                    if inverse_width > 0:
+                        offset = _offset(_finite(x, largest), floors[bucket], inverse_width, one)
+                        sums[bucket, 1] += np.int64(offset * scale)
+            inside_low, inside_high = _bounds(inside, thresholds, begin, end, largest)
+    return num_nan
+
+
+@_compiled()
+def write(
+    scores: Array,
+    ignored: Array,
+    columns: int,
+    groups: Array,
+    span: int,
+    thresholds: Array,
+    floors: Array,
+    ids: Array,
+    starts: Array,
+    grid: Array,
+    low: Any,
+    cells_per_unit: Any,
+    inverse_width: Any,
+    lines: Array,
+    out: Array,
+) -> None:
+    """Write the gradient of each score of one piece, 0 for what is ignored.
+
+    Args:
+        scores, ignored, columns, groups, span, thresholds, floors, ids, starts, grid, low, cells_per_unit,
+            inverse_width: as :func:`count` takes them.
+        lines: ``[2P + 1, 2]``, level and slope of each bucket.
+        out: ``[n]``
+    """
+    largest = np.finfo(scores.dtype).max
+    zero, one, at = scores.dtype.type(0), scores.dtype.type(1), 0
+    begin, end, run_end = 0, len(thresholds), len(scores)
+    group, known = np.int64(0), False
+    level_below = lines[0, 0]
+    lowest = _lowest(thresholds, begin, end)
+    inside, inside_low, inside_high = begin, -largest, lowest
+    while at < len(scores):
+        if len(groups):
+            run_end = _end_of_run(groups, span, at, len(scores))
+            if not known or groups[at // span] != group:
+                group, known = groups[at // span], True
+                begin, end = _range_of(group, ids, starts)
+                lowest = _lowest(thresholds, begin, end)
+                inside, inside_low, inside_high = begin, -largest, lowest
+        while at < run_end:
+            block = scores[at : min(at + _BLOCK, run_end)]
+            part = out[at : at + len(block)]
+            first, at = at, at + len(block)
+            num_below = num_inside = 0
+            if len(block) >= _SHORTEST:
+                for x in block:
+                    num_below += x < lowest
+                    num_inside += (x >= inside_low) & (x < inside_high)
+            if num_below == len(block):
+                part[:] = level_below
+            elif num_inside == len(block) and inside > begin:
+                floor, level, slope = floors[inside], lines[inside, 0], lines[inside, 1]
+                for i in range(len(block)):
+                    offset = _offset(block[i], floor, inverse_width, one) if inverse_width > 0 else zero
+                    part[i] = _line(level, slope, offset)
+            else:
+                for i in range(len(block)):
+                    x = block[i]
+                    bucket = begin
+                    if x >= lowest:
+                        bucket = _find(x, thresholds, begin, end, grid, low, cells_per_unit)
+                        inside = bucket
+                    if bucket == begin:
+                        part[i] = level_below
+                        continue
+                    offset = zero
+                    if inverse_width > 0:
+                        offset = _offset(_finite(x, largest), floors[bucket], inverse_width, one)
+                    part[i] = _line(lines[bucket, 0], lines[bucket, 1], offset)
+                inside_low, inside_high = _bounds(inside, thresholds, begin, end, largest)
+            if len(ignored) > 0 and _any(ignored, first // columns, (at - 1) // columns + 1):
+                for i in range(len(block)):
+                    if ignored[(first + i) // columns]:
+                        part[i] = zero
