@@ -119,7 +119,7 @@ class _Tables:
                 grid = np.append(search.first.numpy(), len(thresholds)).astype(np.int32)
                 low, cells_per_unit = search.low, search.cells_per_unit
         self.search = _Search(
-            thresholds.numpy(),
+            np.append(thresholds.numpy(), self.number(np.nan)),
             bucket_floors(thresholds).numpy(),
             ids,
             starts,
@@ -130,7 +130,7 @@ class _Tables:
 
     def empty_sums(self) -> Array:
         """``[2P + 2, 2]`` for ``numba_loops.count``, and a row for NaN."""
-        return np.zeros((len(self.search.thresholds) + 2, 2), np.int64)
+        return np.zeros((len(self.search.floors) + 1, 2), np.int64)
 
 
 class _Flat:
