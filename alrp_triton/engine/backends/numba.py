@@ -45,9 +45,7 @@ def count_negatives(
     scale = tables.number(scale)
 
     def add(scores: Array, ignored: Array, columns: int, groups: Array, span: int, sums: Array) -> None:
-        sums[-1, 0] += numba_loops.count(
-            scores, ignored, columns, groups, span, *tables.search, tables.inverse_width, scale, sums[:-1]
-        )
+        numba_loops.count(scores, ignored, columns, groups, span, *tables.search, tables.inverse_width, scale, sums)
 
     def work(turns: Iterator[_Turn]) -> None:
         sums, flat = tables.empty_sums(), _Flat(levels.compute_dtype, ignore_index)
@@ -59,7 +57,9 @@ def count_negatives(
     taken_out, no_groups = tables.empty_sums(), np.empty(0, np.int64)
     groups = no_groups if pos_groups is None else pos_groups.numpy()
     add(pos_logits.detach().contiguous().numpy(), np.empty(0, np.uint8), 1, groups, 1, taken_out)
-    return torch.from_numpy((sum(of_threads) - taken_out).T.copy())
+    totals = (sum(of_threads) - taken_out).T.copy()
+    totals[:, 0] = 0
+    return torch.from_numpy(totals)
 
 
 def write_gradient(
@@ -116,11 +116,12 @@ class _Tables:
         else:
             search = BucketSearch(thresholds)
             if search.grid:
-                grid = np.append(search.first.numpy(), len(thresholds)).astype(np.int32)
+                grid = search.first.numpy().astype(np.int32)
+                grid = np.where(np.diff(grid, append=len(thresholds)) > numba_loops.CROWD, ~grid, grid)
                 low, cells_per_unit = search.low, search.cells_per_unit
         self.search = _Search(
             np.append(thresholds.numpy(), self.number(np.nan)),
-            bucket_floors(thresholds).numpy(),
+            np.append(bucket_floors(thresholds).numpy(), -np.finfo(self.number).max),
             ids,
             starts,
             grid,
@@ -129,8 +130,8 @@ class _Tables:
         )
 
     def empty_sums(self) -> Array:
-        """``[2P + 2, 2]`` for ``numba_loops.count``, and a row for NaN."""
-        return np.zeros((len(self.search.floors) + 1, 2), np.int64)
+        """As ``numba_loops.count`` takes them."""
+        return np.zeros((len(self.search.floors), 2), np.int64)
 
 
 class _Flat:

@@ -18,8 +18,10 @@ _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
 # Scores looked at together: one comparison each tells whether all lie in one bucket. Shorter runs are not worth that.
 _BLOCK, _SHORTEST = 512, 32
-# Thresholds in a cell of the grid, at the most, that are tried one after the other.
-_CROWD = 8
+# Where more than one in so many lies below all thresholds, the others are copied and looked at by themselves.
+_FEW = 4
+CROWD = 8
+"""Thresholds in a cell of the grid, at the most, that are tried one after the other."""
 
 
 def _compiled(**options: Any) -> Callable[[_Loop], _Loop]:
@@ -54,9 +56,11 @@ def _locate(
     grid: Array,
     low: Any,
     cells_per_unit: Any,
+    of_nan: int,
     buckets: Array,
 ) -> None:
-    """Write ``begin`` plus how many of ``thresholds[begin:end]`` lie at or below each score; -1 for NaN."""
+    """Write ``begin`` plus how many of ``thresholds[begin:end]`` lie at or below each score, but 0 where none does; and
+    ``of_nan`` for NaN."""
     if len(grid) == 0:
         for i in range(len(block)):
             x, bucket, above = block[i], begin, end
@@ -66,31 +70,31 @@ def _locate(
                     bucket = middle + 1
                 else:
                     above = middle
-            buckets[i] = bucket if x == x else -1
+            buckets[i] = (bucket if bucket > begin else 0) if x == x else of_nan
         return
     # Cells are told by the operations that made the grid, in the same precision; see ``search.BucketSearch``.
-    last, lowest_place = block.dtype.type(len(grid) - 2), block.dtype.type(0)
+    last, lowest_place = block.dtype.type(len(grid) - 1), block.dtype.type(0)
     for i in range(len(block)):
         place = (block[i] - low) * cells_per_unit
         place = place if place > lowest_place else lowest_place
         buckets[i] = np.int32(place if place < last else last)
     for i in range(len(block)):
-        x, cell = block[i], buckets[i]
-        bucket, above = grid[cell], grid[cell + 1]
-        if above - bucket > _CROWD:
-            while bucket < above:
-                middle = (bucket + above) >> 1
-                if thresholds[middle] <= x:
-                    bucket = middle + 1
+        x, bucket = block[i], grid[np.uint32(buckets[i])]
+        if bucket < 0:
+            bucket, over = np.int32(~bucket), np.int32(end)
+            while bucket < over:
+                half = np.int32((bucket + over) >> 1)
+                if thresholds[np.uint32(half)] <= x:
+                    bucket = np.int32(half + 1)
                 else:
-                    above = middle
+                    over = half
         else:
             # The first step without a branch: whether it is taken is anybody's guess, further ones are rare. They end
             # at the cell's end, if not before, since what follows lies above; NaN stands behind the last threshold.
-            bucket += thresholds[bucket] <= x
-            while thresholds[bucket] <= x:
-                bucket += 1
-        buckets[i] = bucket if x == x else -1
+            bucket = np.int32(bucket + np.int32(thresholds[np.uint32(bucket)] <= x))
+            while thresholds[np.uint32(bucket)] <= x:
+                bucket = np.int32(bucket + 1)
+        buckets[i] = bucket if x == x else np.int32(of_nan)
 
 
 @_compiled()
@@ -107,7 +111,7 @@ def _line(level: Any, slope: Any, offset: Any) -> Any:
 
 @_compiled()
 def _finite(x: Any, largest: Any) -> Any:
-    return min(max(x, -largest), largest)
+    return min(x if x > -largest else -largest, largest)  # NaN, too, is at the floor of its bucket
 
 
 @_compiled()
@@ -130,6 +134,19 @@ def _peek(block: Array, lowest: Any, low: Any, high: Any) -> tuple[int, int]:
         num_below += np.int32(block[i] < lowest)
         num_inside += np.int32((block[i] >= low) & (block[i] < high))
     return num_below, num_inside
+
+
+@_compiled()
+def _leave_out(block: Array, lowest: Any, ignored: Array, first: int, columns: int, kept: Array, where: Array) -> int:
+    """Copy what is neither below all thresholds nor ignored, and its places; returns how many that are."""
+    num_kept = 0
+    for i in range(len(block)):
+        kept[np.uint32(num_kept)], where[np.uint32(num_kept)] = block[i], i
+        keeps = not block[i] < lowest
+        if len(ignored) > 0:
+            keeps &= ignored[(first + i) // columns] == 0
+        num_kept += np.int64(keeps)
+    return num_kept
 
 
 @_compiled()
@@ -182,8 +199,8 @@ def count(
     inverse_width: Any,
     scale: Any,
     sums: Array,
-) -> int:
-    """Add the scores of one piece to ``sums``; returns how many are NaN.
+) -> None:
+    """Add the scores of one piece to ``sums``.
 
     Args:
         scores: ``[n]`` float32 or float64, as are thresholds, floors and the numbers from ``low`` to ``scale``.
@@ -192,22 +209,25 @@ def count(
         groups: ``[n / span]`` int64; ``[0]`` where all are ranked together.
         span: consecutive scores that share a group.
         thresholds: ``[2P + 1]`` sorted, by group first; the last is NaN.
-        floors: ``[2P + 1]``, see ``knots.bucket_floors``.
+        floors: ``[2P + 2]``, see ``knots.bucket_floors``; the last is the lowest number.
         ids: ``[G]`` int64, the groups that have thresholds, ascending.
         starts: ``[G + 1]`` int64, where those of each begin.
-        grid: ``[cells + 1]`` int32, thresholds in lower cells; ``[0]`` for none. Only where there are no groups.
+        grid: ``[cells]`` int32, the number k of thresholds in lower cells, or ~k for a cell with more than
+            :data:`CROWD`; ``[0]`` for none. Only where there are no groups.
         low, cells_per_unit: the grid's.
         inverse_width: 1 / (2 delta), or 0.
         scale: units of fixed point to 1.
-        sums: ``[2P + 1, 2]`` int64: number of scores in each bucket, and their offsets in units.
+        sums: ``[2P + 2, 2]`` int64: number of scores in each bucket, and their offsets in units; of bucket 0 whatever
+            has been met; last, the number of NaN, and 0.
     """
     largest = np.finfo(scores.dtype).max
-    one, num_nan, at = scores.dtype.type(1), 0, 0
+    one, of_nan, at = scores.dtype.type(1), len(thresholds), 0
     begin, end, run_end = 0, len(thresholds) - 1, len(scores)
     group, known = np.int64(0), False
     lowest = _lowest(thresholds, begin, end)
     inside, inside_low, inside_high = begin, -largest, lowest
-    buckets = np.empty(_BLOCK, np.int32)
+    kept = np.empty(_BLOCK, scores.dtype)
+    where, buckets = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
     while at < len(scores):
         if len(groups):
             run_end = _end_of_run(groups, span, at, len(scores))
@@ -220,6 +240,7 @@ def count(
             block = scores[at : min(at + _BLOCK, run_end)]
             first, at = at, at + len(block)
             skips = len(ignored) > 0 and _any(ignored, first // columns, (at - 1) // columns + 1)
+            num_below = num_inside = 0
             if not skips and len(block) >= _SHORTEST:
                 num_below, num_inside = _peek(block, lowest, inside_low, inside_high)
                 if num_below == len(block):
@@ -233,23 +254,21 @@ def count(
                     sums[inside, 0] += len(block)
                     sums[inside, 1] += units
                     continue
-            _locate(block, thresholds, begin, end, grid, low, cells_per_unit, buckets)
-            inside = max(begin, buckets[0])
-            inside_low, inside_high = _bounds(inside, thresholds, begin, end, largest)
-            if skips:
-                for i in range(len(block)):
-                    if ignored[(first + i) // columns]:
-                        buckets[i] = begin
+            if skips or num_below > len(block) // _FEW:
+                rest = kept[: _leave_out(block, lowest, ignored if skips else ignored[:0], first, columns, kept, where)]
+                if len(rest) == 0:
+                    continue
+                block = rest
+            _locate(block, thresholds, begin, end, grid, low, cells_per_unit, of_nan, buckets)
+            if buckets[0] != of_nan:
+                inside = max(begin, buckets[0])
+                inside_low, inside_high = _bounds(inside, thresholds, begin, end, largest)
             for i in range(len(block)):
-                bucket = buckets[i]
-                if bucket > begin:
-                    sums[bucket, 0] += 1
-                    if inverse_width > 0:
-                        offset = _offset(_finite(block[i], largest), floors[bucket], inverse_width, one)
-                        sums[bucket, 1] += np.int64(offset * scale)
-                elif bucket < 0:
-                    num_nan += 1
-    return num_nan
+                bucket = np.uint32(buckets[i])
+                sums[bucket, 0] += 1
+                if inverse_width > 0:
+                    offset = _offset(_finite(block[i], largest), floors[bucket], inverse_width, one)
+                    sums[bucket, 1] += np.int64(offset * scale)
 
 
 @_compiled()
@@ -285,7 +304,8 @@ def write(
     level_below = lines[0, 0]
     lowest = _lowest(thresholds, begin, end)
     inside, inside_low, inside_high = begin, -largest, lowest
-    buckets = np.empty(_BLOCK, np.int32)
+    kept, values = np.empty(_BLOCK, scores.dtype), np.empty(_BLOCK, scores.dtype)
+    where, buckets = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
     while at < len(scores):
         if len(groups):
             run_end = _end_of_run(groups, span, at, len(scores))
@@ -309,19 +329,24 @@ def write(
                     offset = _offset(block[i], floor, inverse_width, one) if inverse_width > 0 else zero
                     part[i] = _line(level, slope, offset)
             else:
-                _locate(block, thresholds, begin, end, grid, low, cells_per_unit, buckets)
+                picks = num_below > len(block) // _FEW
+                some = part
+                if picks:
+                    part[:] = level_below
+                    block = kept[: _leave_out(block, lowest, ignored[:0], first, columns, kept, where)]
+                    some = values[: len(block)]
+                _locate(block, thresholds, begin, end, grid, low, cells_per_unit, 0, buckets)
                 inside = max(begin, buckets[0])
                 inside_low, inside_high = _bounds(inside, thresholds, begin, end, largest)
                 for i in range(len(block)):
-                    bucket = buckets[i]
-                    if bucket <= begin:
-                        part[i] = level_below
-                        continue
-                    offset = zero
+                    bucket, offset = np.uint32(buckets[i]), zero
                     if inverse_width > 0:
                         offset = _offset(_finite(block[i], largest), floors[bucket], inverse_width, one)
-                    part[i] = _line(lines[bucket, 0], lines[bucket, 1], offset)
+                    some[i] = _line(lines[bucket, 0], lines[bucket, 1], offset)
+                if picks:
+                    for i in range(len(block)):
+                        part[np.uint32(where[i])] = some[i]
             if len(ignored) > 0 and _any(ignored, first // columns, (at - 1) // columns + 1):
-                for i in range(len(block)):
+                for i in range(len(part)):
                     if ignored[(first + i) // columns]:
                         part[i] = zero
