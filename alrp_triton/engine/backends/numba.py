@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..inputs import Levels
@@ -55,11 +56,9 @@ def count_negatives(
 
     _share_out(levels, None, work)
     taken_out, no_groups = tables.empty_sums(), np.empty(0, np.int64)
-    groups = no_groups if pos_groups is None else pos_groups.numpy()
+    groups = no_groups if pos_groups is None else pos_groups.contiguous().numpy()
     add(pos_logits.detach().contiguous().numpy(), np.empty(0, np.uint8), 1, groups, 1, taken_out)
-    totals = (sum(of_threads) - taken_out).T.copy()
-    totals[:, 0] = 0
-    return torch.from_numpy(totals)
+    return tables.spread(sum(of_threads) - taken_out)
 
 
 def write_gradient(
@@ -72,7 +71,7 @@ def write_gradient(
 ) -> list[Tensor]:
     """Pass 2; see ``backends.torch.write_gradient``."""
     tables = _Tables(ramps)
-    lines = coefficients.detach().to(levels.compute_dtype).T.contiguous().numpy()
+    lines = coefficients.detach()[:, tables.buckets].to(levels.compute_dtype).T.contiguous().numpy()
     gradients = [torch.empty_like(logits) for logits in levels.logits]
 
     def work(turns: Iterator[_Turn]) -> None:
@@ -102,16 +101,28 @@ class _Search(NamedTuple):
 
 
 class _Tables:
-    """What the loops look up, in the dtype in which scores are compared."""
+    """What the loops look up, in the dtype in which scores are compared.
+
+    Of thresholds that are equal all but the last bound no bucket that holds anything. They are left out, since in half
+    precision they are many, and a search among them is slow.
+    """
 
     def __init__(self, ramps: Ramps) -> None:
-        thresholds = ramps.thresholds.detach().contiguous()
-        self.number = thresholds.numpy().dtype.type
+        thresholds, groups = ramps.thresholds.detach(), ramps.groups
+        last = thresholds.new_ones(len(thresholds), dtype=torch.bool)
+        last[:-1] = thresholds[1:] != thresholds[:-1]
+        if groups is not None:
+            last[:-1] |= groups[1:] != groups[:-1]
+        # The buckets that may hold anything, among all.
+        self.buckets = F.pad(last.nonzero().squeeze(1) + 1, (1, 0))
+        self.num_thresholds = len(thresholds)
+        floors, thresholds = bucket_floors(thresholds)[self.buckets].numpy(), thresholds[last]
+        self.number = floors.dtype.type
         self.inverse_width = self.number(inverse_width(ramps.delta))
         ids, starts, grid = np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int32)
         low = cells_per_unit = 0.0
-        if ramps.groups is not None:
-            ids, first = np.unique(ramps.groups.numpy(), return_index=True)
+        if groups is not None:
+            ids, first = np.unique(groups[last].numpy(), return_index=True)
             starts = np.append(first, len(thresholds)).astype(np.int64)
         else:
             search = BucketSearch(thresholds)
@@ -121,7 +132,7 @@ class _Tables:
                 low, cells_per_unit = search.low, search.cells_per_unit
         self.search = _Search(
             np.append(thresholds.numpy(), self.number(np.nan)),
-            np.append(bucket_floors(thresholds).numpy(), -np.finfo(self.number).max),
+            np.append(floors, -np.finfo(self.number).max),
             ids,
             starts,
             grid,
@@ -132,6 +143,13 @@ class _Tables:
     def empty_sums(self) -> Array:
         """As ``numba_loops.count`` takes them."""
         return np.zeros((len(self.search.floors), 2), np.int64)
+
+    def spread(self, sums: Array) -> Tensor:
+        """``[2, 2P + 2]`` int64, those of all buckets, without bucket 0."""
+        totals = torch.zeros(2, self.num_thresholds + 2, dtype=torch.int64)
+        found = torch.from_numpy(sums.T)
+        totals[:, self.buckets[1:]], totals[:, -1] = found[:, 1:-1], found[:, -1]
+        return totals
 
 
 class _Flat:
