@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 import alrp_triton
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("torchvision", "rich", "matplotlib", "pycocotools", "sklearn", "pytest", "hypothesis")
+EXTRAS = ("numba", "llvmlite", "torchvision", "rich", "matplotlib", "pycocotools", "sklearn", "pytest", "hypothesis")
 NOT_SOURCE = ("build", "dist", "demo-output", "__pycache__")
 # The fixtures are then made once, also where several processes share the tests.
 pytestmark = pytest.mark.xdist_group("packaging")
@@ -141,7 +141,7 @@ def test_metadata(installed: Path) -> None:
     assert metadata["Version"] == alrp_triton.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra") or []) == {"torchvision", "cli", "bench", "demo", "test"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {"torchvision", "cli", "numba", "bench", "demo", "test"}
     requirements = [Requirement(line) for line in distribution.requires or []]
     # An extra is a marker that holds for that extra alone; triton's marker holds on Linux.
     linux = {"sys_platform": "linux", "extra": ""}
@@ -203,7 +203,7 @@ import torch
 before = set(sys.modules)
 import alrp_triton
 added = {name.partition(".")[0] for name in set(sys.modules) - before}
-heavy = {"triton", "torchvision", "rich"}
+heavy = {"triton", "torchvision", "rich", "numba"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 assert not torch.cuda.is_initialized()
 assert added - set(sys.stdlib_module_names) <= {"alrp_triton", "torch", "numpy"}, added
