@@ -157,7 +157,7 @@ def test_metadata(installed: Path) -> None:
 def test_every_module_imports_with_the_core_dependencies(
     artefacts: dict[str, Path], installed: Path, tmp_path: Path
 ) -> None:
-    """Adapters apart, which need what they adapt to: nothing needs an extra before it is used."""
+    """Adapters and the numba backend apart, which need what they are for: nothing needs an extra before it is used."""
     code = """
 import importlib, json, pkgutil
 import alrp_triton
@@ -165,12 +165,13 @@ import alrp_triton.benchmarks
 import alrp_triton.kernels
 modules = [alrp_triton]
 for module in pkgutil.walk_packages(alrp_triton.__path__, "alrp_triton."):
-    if not module.name.startswith("alrp_triton.integrations.") and not module.name.endswith(".__main__"):
+    apart = module.name.startswith(("alrp_triton.integrations.", "alrp_triton.engine.backends.numba"))
+    if not apart and not module.name.endswith(".__main__"):
         modules.append(importlib.import_module(module.name))
 print(json.dumps([module.__file__ for module in modules]))
 """
     files = json.loads(run_python(without(*EXTRAS) + code, cwd=tmp_path, path=installed))
-    adapters = re.compile(r"alrp_triton/integrations/(?!__init__)|.*/__main__\.py")
+    adapters = re.compile(r"alrp_triton/integrations/(?!__init__)|alrp_triton/engine/backends/numba|.*/__main__\.py")
     expected = {
         name for name in package_files(artefacts["source"]) if name.endswith(".py") and not adapters.match(name)
     }

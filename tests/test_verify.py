@@ -57,9 +57,7 @@ def test_verify_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     status, report = run_verify(tmp_path)
     assert status == 0
     assert report["misses"] == 0
-    assert [(c["backend"], c["case"]) for c in report["checks"]] == [
-        (b, n) for b in BACKENDS for n in NAMES
-    ]
+    assert [(c["backend"], c["case"]) for c in report["checks"]] == [(b, n) for b in BACKENDS for n in NAMES]
     for check in report["checks"]:
         assert check["status"] == "ok"
         assert check["misses"] == []
@@ -69,7 +67,9 @@ def test_verify_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert all(0 <= check[name] <= 1e-6 for name in verify.ERRORS)
     # Figures are those of a comparison: float32 cannot hold the reference's numbers.
     assert all(check["score_gradient"] > 0 for check in report["checks"] if "float" not in check["case"])
-    assert {c["backend"] for c in report["not_checked"]} == {"triton", "numba", "pairwise", "torch", "reference"} - {*BACKENDS}
+    assert {c["backend"] for c in report["not_checked"]} == {"triton", "numba", "pairwise", "torch", "reference"} - {
+        *BACKENDS
+    }
     assert {c["device"] for c in report["not_checked"]} == {"cpu"}
     assert report["versions"]["torch"] == torch.__version__
     assert report["devices"][0]["device"] == "cpu"
