@@ -188,7 +188,7 @@ def main() -> None:
         ["regime", "ours", "ours (c)", "focal", "loop", "numba", "loop/ours", "ours/focal", "ours (c)/focal", "error"],
         rows,
         f"Medians of {args.clock} milliseconds, which are this machine's, now. Error: our gradient against the loop's, "
-        "relative norm.\nours: int8 labels for each logit; (c): class labels for each anchor; numba: ours, by that backend.",
+        "relative norm.\nours: int8 labels for each logit; (c): class labels for each anchor; numba: ours, compiled.",
     )
 
     rows, scaled = [], [scaling(regime, args) for regime in args.regimes]
