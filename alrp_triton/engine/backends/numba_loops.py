@@ -63,14 +63,18 @@ def _locate(
     ``of_nan`` for NaN."""
     if len(grid) == 0:
         for i in range(len(block)):
-            x, bucket, above = block[i], begin, end
-            while bucket < above:
-                middle = (bucket + above) >> 1
-                if thresholds[middle] <= x:
-                    bucket = middle + 1
-                else:
-                    above = middle
-            buckets[i] = (bucket if bucket > begin else 0) if x == x else of_nan
+            buckets[i] = begin
+        # All scores take the same steps, none of which is a branch.
+        length = end - begin
+        while length > 0:
+            step = np.int32((length + 1) >> 1)
+            for i in range(len(block)):
+                reached = thresholds[np.uint32(buckets[i] + step - 1)] <= block[i]
+                buckets[i] += step if reached else np.int32(0)
+            length -= step
+        for i in range(len(block)):
+            bucket = buckets[i] if buckets[i] > begin else 0
+            buckets[i] = bucket if block[i] == block[i] else of_nan
         return
     # Cells are told by the operations that made the grid, in the same precision; see ``search.BucketSearch``.
     last, lowest_place = block.dtype.type(len(grid) - 1), block.dtype.type(0)
