@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from . import reference
 from .engine import Levels, PairFunction, Ranking, Statistics, check_inputs
-from .engine.backends import choose_backend
+from .engine.backends import TRITON_BACKENDS, choose_backend
 from .losses import exact
 
 __all__ = ["Formula", "PairFunction", "RankingLoss", "Statistics", "ranking_loss"]
@@ -233,7 +233,7 @@ def _pair_function(name: str, function: Pairs | None) -> PairFunction | None:
 def _choose_backend(backend: str, levels: Levels, functions: dict[str, PairFunction | None]) -> str:
     chosen = choose_backend(backend, levels.logits[0].device)
     lacking = [name for name, function in functions.items() if function is not None and function.triton is None]
-    if chosen in ("torch", "reference") or not lacking:
+    if chosen not in TRITON_BACKENDS or not lacking:
         return chosen
     if backend == "auto":
         return "torch"

@@ -11,7 +11,7 @@ import numpy
 import torch
 
 from . import __version__
-from .engine.backends import BACKENDS, choose_backend, triton_installed, why_unavailable
+from .engine.backends import BACKENDS, choose_backend, numba_installed, triton_installed, why_unavailable
 from .kernels import configurations
 
 ENVIRONMENT = {
@@ -69,17 +69,18 @@ def _versions() -> dict[str, str | None]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        "triton": _triton_version(),
+        "triton": _version_of(triton_installed(), *_TRITON_DISTRIBUTIONS),
+        "numba": _version_of(numba_installed(), "numba"),
         "numpy": numpy.__version__,
         "platform": platform.platform(),
     }
 
 
-def _triton_version() -> str | None:
-    """From its metadata, since importing Triton takes its time and reads TRITON_INTERPRET."""
-    if not triton_installed():
+def _version_of(installed: bool, *distributions: str) -> str | None:
+    """From metadata, since importing Triton or Numba takes its time, and Triton reads TRITON_INTERPRET."""
+    if not installed:
         return None
-    for name in _TRITON_DISTRIBUTIONS:
+    for name in distributions:
         try:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

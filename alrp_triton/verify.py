@@ -21,11 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .engine.backends import why_unavailable
+from .engine.backends import TRITON_BACKENDS, why_unavailable
 from .verify_cases import FULL, INTERPRETED, QUICK, Case, cases
 from .verify_losses import compute
-
-TRITON_BACKENDS = ("triton", "pairwise")
 
 BOUND = 1e-6
 """What each error of a :class:`Row` may be at the most, in any dtype."""

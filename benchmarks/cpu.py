@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from alrp_triton import alrp_loss
+from alrp_triton.engine.backends import numba_installed
 
 from .baselines import focal_loss, per_positive_loop
 from .report import RESULTS, claim, environment, print_claims, print_environment, print_table, write
@@ -36,9 +37,9 @@ SPEEDUP_TARGETS = {"early": 30, "middle": 15}
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def run_ours(workload: Workload, labels: Tensor) -> None:
+def run_ours(workload: Workload, labels: Tensor, backend: str = "torch") -> None:
     """Both components, both gradients: more than the other contenders compute."""
-    out = alrp_loss(workload.logits, labels, workload.loc_errors, backend="torch")
+    out = alrp_loss(workload.logits, labels, workload.loc_errors, backend=backend)
     (out.cls + out.loc).backward()
 
 
@@ -53,15 +54,18 @@ def run_focal(workload: Workload, targets: Tensor) -> None:
 
 
 def gradient_error(workload: Workload) -> float:
-    """Norm of the difference between our gradient and the loop's, relative to the loop's."""
+    """Norm of the difference between our gradient and the loop's, relative to the loop's; of backends the worst."""
     gradients: list[Tensor] = []
-    for run in (run_ours, run_loop):
+    runs: list[Callable[[Workload, Tensor], None]] = [run_loop, run_ours]
+    if numba_installed():
+        runs.append(partial(run_ours, backend="numba"))
+    for run in runs:
         workload.logits.grad = None
         run(workload, workload.logit_labels())
         assert workload.logits.grad is not None
         gradients.append(workload.logits.grad.double())
-    ours, loop = gradients
-    return float((ours - loop).norm() / loop.norm())
+    loop, *ours = gradients
+    return max(float((gradient - loop).norm() / loop.norm()) for gradient in ours)
 
 
 def take_turns(
@@ -96,6 +100,8 @@ def compare(regime: str, args: argparse.Namespace) -> dict[str, Any]:
         "focal": (partial(run_focal, workload, targets), args.repeats),
         "loop": (partial(run_loop, workload, per_logit), args.loop_repeats),
     }
+    if numba_installed():
+        contenders["ours, numba"] = (partial(run_ours, workload, per_logit, "numba"), args.repeats)
     run_focal(workload, targets)  # the others have run once already
     seconds = take_turns(contenders, [workload.logits], CLOCKS[args.clock])
     return {"regime": regime, "gradient_error": error, "seconds": seconds}
@@ -166,7 +172,8 @@ def main() -> None:
         rows.append(
             [
                 regime,
-                *map(_milliseconds, seconds.values()),
+                *(_milliseconds(seconds[name]) for name in ("ours", "ours, class labels", "focal", "loop")),
+                _milliseconds(seconds["ours, numba"]) if "ours, numba" in seconds else "-",
                 f"{speedup:.1f}",
                 f"{to_focal:.2f}",
                 f"{middle['ours, class labels'] / middle['focal']:.2f}",
@@ -178,10 +185,10 @@ def main() -> None:
         claims.append(claim(f"ours / focal, {regime}", to_focal, "<=", 3))
     print_table(
         f"Forward + backward, M = {args.logits:,}, P = {args.positives:,}",
-        ["regime", "ours", "ours (c)", "focal", "loop", "loop/ours", "ours/focal", "ours (c)/focal", "error"],
+        ["regime", "ours", "ours (c)", "focal", "loop", "numba", "loop/ours", "ours/focal", "ours (c)/focal", "error"],
         rows,
         f"Medians of {args.clock} milliseconds, which are this machine's, now. Error: our gradient against the loop's, "
-        "relative norm.\nours: int8 labels for each logit; (c): class labels for each anchor.",
+        "relative norm.\nours: int8 labels for each logit; (c): class labels for each anchor; numba: ours, compiled.",
     )
 
     rows, scaled = [], [scaling(regime, args) for regime in args.regimes]

@@ -23,6 +23,7 @@ from .workloads import REGIMES
 _STYLES = {
     ours("triton"): ("#0072B2", "o"),
     ours("torch"): ("#0072B2", "s"),
+    ours("numba"): ("#0072B2", "^"),
     ours("pairwise"): ("#56B4E9", "D"),
     OURS_BOXES: ("#009E73", "o"),
     OURS_COMPILED: ("#009E73", "^"),

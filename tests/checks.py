@@ -9,11 +9,14 @@ from cases import INTERPRETED, Case
 from torch import Tensor
 
 from alrp_triton import alrp_loss, reference
+from alrp_triton.engine.backends import numba_installed
 
 
 def backends() -> list[str]:
     """What runs on this CPU in this process: the kernels need one of their own, with Triton's interpreter."""
-    return ["triton", "pairwise"] if INTERPRETED else ["torch", "reference"]
+    if INTERPRETED:
+        return ["triton", "pairwise"]
+    return ["torch", *(["numba"] if numba_installed() else []), "reference"]
 
 
 def engine_backends() -> list[str]:
@@ -21,7 +24,7 @@ def engine_backends() -> list[str]:
     return [backend for backend in backends() if backend != "reference"]
 
 
-EXACT = ("torch", "triton")
+EXACT = ("torch", "triton", "numba")
 """The linear backends sum over logits in integers: any order, any split into levels gives the same bits."""
 
 

@@ -79,7 +79,7 @@ def test_info_shows_what_there_is(capsys: pytest.CaptureFixture[str], monkeypatc
     output = capsys.readouterr().out
     for version in (alrp_triton.__version__, torch.__version__, ".".join(map(str, sys.version_info[:3]))):
         assert version in output
-    for backend in ("torch", "triton", "pairwise", "reference"):
+    for backend in ("torch", "numba", "triton", "pairwise", "reference"):
         assert backend in output
     for name in (*configurations.PINNED, *info.ENVIRONMENT):
         assert name in output
@@ -97,7 +97,7 @@ def test_info_as_json_is_what_is_collected(capsys: pytest.CaptureFixture[str]) -
     assert found["autotuning"]["found"] == {}
     assert found["environment"]["TRITON_INTERPRET"] is None
     backends = {backend["backend"]: backend for backend in found["backends"] if backend["device"] == "cpu"}
-    assert set(backends) == {"torch", "triton", "pairwise", "reference"}
+    assert set(backends) == {"torch", "numba", "triton", "pairwise", "reference"}
     assert backends["torch"] == {
         "backend": "torch", "device": "cpu", "available": True, "reason": None, "auto": True,
     }  # fmt: skip
@@ -170,7 +170,7 @@ def test_without_triton() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["versions"]["triton"] is None
-    reasons = {backend["backend"]: backend["reason"] for backend in found["backends"]}
+    reasons = {backend["backend"]: backend["reason"] for backend in found["backends"] if backend["backend"] != "numba"}
     assert reasons == {
         "torch": None, "triton": "Triton is not installed", "pairwise": "Triton is not installed", "reference": None,
     }  # fmt: skip

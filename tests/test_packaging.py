@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 import alrp_triton
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("torchvision", "rich", "matplotlib", "pycocotools", "sklearn", "pytest", "hypothesis")
+EXTRAS = ("numba", "llvmlite", "torchvision", "rich", "matplotlib", "pycocotools", "sklearn", "pytest", "hypothesis")
 NOT_SOURCE = ("build", "dist", "demo-output", "__pycache__")
 # The fixtures are then made once, also where several processes share the tests.
 pytestmark = pytest.mark.xdist_group("packaging")
@@ -141,7 +141,7 @@ def test_metadata(installed: Path) -> None:
     assert metadata["Version"] == alrp_triton.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra") or []) == {"torchvision", "cli", "bench", "demo", "test"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {"torchvision", "cli", "numba", "bench", "demo", "test"}
     requirements = [Requirement(line) for line in distribution.requires or []]
     # An extra is a marker that holds for that extra alone; triton's marker holds on Linux.
     linux = {"sys_platform": "linux", "extra": ""}
@@ -157,7 +157,7 @@ def test_metadata(installed: Path) -> None:
 def test_every_module_imports_with_the_core_dependencies(
     artefacts: dict[str, Path], installed: Path, tmp_path: Path
 ) -> None:
-    """Adapters apart, which need what they adapt to: nothing needs an extra before it is used."""
+    """Adapters and the numba backend apart, which need what they are for: nothing needs an extra before it is used."""
     code = """
 import importlib, json, pkgutil
 import alrp_triton
@@ -165,12 +165,13 @@ import alrp_triton.benchmarks
 import alrp_triton.kernels
 modules = [alrp_triton]
 for module in pkgutil.walk_packages(alrp_triton.__path__, "alrp_triton."):
-    if not module.name.startswith("alrp_triton.integrations.") and not module.name.endswith(".__main__"):
+    apart = module.name.startswith(("alrp_triton.integrations.", "alrp_triton.engine.backends.numba"))
+    if not apart and not module.name.endswith(".__main__"):
         modules.append(importlib.import_module(module.name))
 print(json.dumps([module.__file__ for module in modules]))
 """
     files = json.loads(run_python(without(*EXTRAS) + code, cwd=tmp_path, path=installed))
-    adapters = re.compile(r"alrp_triton/integrations/(?!__init__)|.*/__main__\.py")
+    adapters = re.compile(r"alrp_triton/integrations/(?!__init__)|alrp_triton/engine/backends/numba|.*/__main__\.py")
     expected = {
         name for name in package_files(artefacts["source"]) if name.endswith(".py") and not adapters.match(name)
     }
@@ -203,7 +204,7 @@ import torch
 before = set(sys.modules)
 import alrp_triton
 added = {name.partition(".")[0] for name in set(sys.modules) - before}
-heavy = {"triton", "torchvision", "rich"}
+heavy = {"triton", "torchvision", "rich", "numba"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 assert not torch.cuda.is_initialized()
 assert added - set(sys.stdlib_module_names) <= {"alrp_triton", "torch", "numpy"}, added

@@ -20,12 +20,13 @@ from torch import Tensor
 
 import alrp_triton
 from alrp_triton import cli, info, verify, verify_cases, verify_losses
-from alrp_triton.engine.backends import triton_installed
+from alrp_triton.engine.backends import numba_installed, triton_installed
 from alrp_triton.engine.inputs import Levels
 from alrp_triton.engine.labels import flatten_levels
 from alrp_triton.verify_cases import FULL, INTERPRETED, QUICK, Case
 
 TIMES = ("early", "middle", "late")
+BACKENDS = ("torch", *(["numba"] if numba_installed() else []), "reference")
 NAMES = [
     *(*TIMES, "ties", "delta 0", "smooth"),
     *(f"{time} {dtype}" for dtype in ("float16", "bfloat16") for time in TIMES),
@@ -56,9 +57,7 @@ def test_verify_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     status, report = run_verify(tmp_path)
     assert status == 0
     assert report["misses"] == 0
-    assert [(c["backend"], c["case"]) for c in report["checks"]] == [
-        (b, n) for b in ("torch", "reference") for n in NAMES
-    ]
+    assert [(c["backend"], c["case"]) for c in report["checks"]] == [(b, n) for b in BACKENDS for n in NAMES]
     for check in report["checks"]:
         assert check["status"] == "ok"
         assert check["misses"] == []
@@ -68,14 +67,17 @@ def test_verify_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert all(0 <= check[name] <= 1e-6 for name in verify.ERRORS)
     # Figures are those of a comparison: float32 cannot hold the reference's numbers.
     assert all(check["score_gradient"] > 0 for check in report["checks"] if "float" not in check["case"])
-    assert {(c["backend"], c["device"]) for c in report["not_checked"]} == {("triton", "cpu"), ("pairwise", "cpu")}
+    assert {c["backend"] for c in report["not_checked"]} == {"triton", "numba", "pairwise", "torch", "reference"} - {
+        *BACKENDS
+    }
+    assert {c["device"] for c in report["not_checked"]} == {"cpu"}
     assert report["versions"]["torch"] == torch.__version__
     assert report["devices"][0]["device"] == "cpu"
 
     output = capsys.readouterr().out
     assert "MISS" not in output
-    assert output.count(" ok ") == 2 * len(NAMES)
-    assert f"{2 * len(NAMES)} checks, 0 missed" in output
+    assert output.count(" ok ") == len(BACKENDS) * len(NAMES)
+    assert f"{len(BACKENDS) * len(NAMES)} checks, 0 missed" in output
     for backend in ("triton", "pairwise"):
         reason = "Triton runs on GPUs" if triton_installed() else "Triton is not installed"
         assert f"not checked: {backend} on cpu: {reason}" in output

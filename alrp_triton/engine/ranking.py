@@ -53,7 +53,7 @@ class Ranking:
         num_positives: P, known on the host; None to count them, for which the host waits.
         delta: half width of the ramp H.
         ignore_index: label of what takes part in nothing.
-        backend: ``"torch"``, ``"triton"`` or ``"pairwise"``.
+        backend: ``"torch"``, ``"numba"``, ``"triton"`` or ``"pairwise"``.
         values: further numbers of the loss, in which a NaN is to make everything NaN.
         name: the argument that said how many positives there are, for errors.
         smoothing: takes the place of the ramp.

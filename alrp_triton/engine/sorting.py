@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .backends import TRITON_BACKENDS
 from .inputs import waits_for_nothing
 from .knots import inverse_width
 from .pairs import differences, pair_blocks
@@ -34,9 +35,9 @@ def sorting_sums(pos_logits: Tensor, values: Tensor, pos_groups: Tensor | None, 
         values: ``[P]``, of the dtype of ``pos_logits``.
         pos_groups: ``[P]`` int64, or None.
         delta: half width of the ramp H.
-        backend: ``"torch"``, or another name for the Triton kernel.
+        backend: a Triton backend for the Triton kernel.
     """
-    if backend != "torch":
+    if backend in TRITON_BACKENDS:
         from ..kernels.sorting import sorting_errors
 
         sums: Tensor = sorting_errors(pos_logits, values, inverse_width(delta), pos_groups)
@@ -65,7 +66,7 @@ def sorting_received(
 ) -> Tensor:
     """For each k the sum of w_i H(p_k - p_i) over the i whose value is above v_k: ``[P]`` float64, for ``weights``
     ``[P]`` float64 and otherwise the arguments of :func:`sorting_sums`."""
-    if backend != "torch":
+    if backend in TRITON_BACKENDS:
         from ..kernels.sorting import sorting_received as by_kernel
 
         received: Tensor = by_kernel(pos_logits, values, weights, inverse_width(delta), pos_groups)

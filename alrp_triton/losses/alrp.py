@@ -84,7 +84,8 @@ def alrp_loss(
             over the groups that have a positive. For one ranking per image of ``[B, A, C]`` logits:
             ``torch.arange(B)[:, None].expand(B, A)``. None for one ranking of all.
         ignore_index: the label of logits that take part in nothing.
-        backend: ``"auto"`` (triton on a GPU, else torch), ``"torch"``, ``"triton"``, ``"pairwise"`` or ``"reference"``.
+        backend: ``"auto"`` (triton on a GPU, else torch), ``"torch"``, ``"numba"`` (compiled for the CPU),
+            ``"triton"``, ``"pairwise"`` or ``"reference"``.
 
     Returns:
         ``ALRPLossOutput(cls, loc, rank)``. Float64 for float64 logits, else float32; score gradients have the logits'

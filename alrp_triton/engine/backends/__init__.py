@@ -1,9 +1,9 @@
 """Ways to do the two passes over the logits, and the one place that chooses between them.
 
-A backend is a module with ``count_negatives`` (pass 1) and ``write_gradient`` (pass 2). The linear ones, ``torch`` and
-``triton``, work on sorted knots; ``pairwise`` compares every logit with every positive, as does ``direct``, which users
-do not name: it is what ``torch`` means where the linear form does not apply. ``reference`` is no engine backend: it
-computes losses whole, in :mod:`alrp_triton.reference`.
+A backend is a module with ``count_negatives`` (pass 1) and ``write_gradient`` (pass 2). The linear ones, ``torch``,
+``triton`` and ``numba``, work on sorted knots; ``pairwise`` compares every logit with every positive, as does
+``direct``, which users do not name: it is what ``torch`` and ``numba`` mean where the linear form does not apply.
+``reference`` is no engine backend: it computes losses whole, in :mod:`alrp_triton.reference`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import os
 
 from torch import device as Device  # not torch itself, whose name is a submodule's here
 
-BACKENDS = ("torch", "triton", "pairwise", "reference")
-LINEAR_BACKENDS = ("torch", "triton")
+BACKENDS = ("torch", "numba", "triton", "pairwise", "reference")
+LINEAR_BACKENDS = ("torch", "triton", "numba")
 TRITON_BACKENDS = ("triton", "pairwise")
 
 
 # Found once, since torch.compile cannot look; found, not imported.
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+_NUMBA_INSTALLED = importlib.util.find_spec("numba") is not None
 
 
 def triton_installed() -> bool:
@@ -27,10 +28,19 @@ def triton_installed() -> bool:
     return _TRITON_INSTALLED
 
 
+def numba_installed() -> bool:
+    """Whether Numba can be imported; does not import it."""
+    return _NUMBA_INSTALLED
+
+
 def why_unavailable(backend: str, device: Device) -> str | None:
     """Why a backend cannot take tensors of this device, or None if it can."""
     if backend in ("torch", "reference"):
         return None
+    if backend == "numba":
+        if not numba_installed():
+            return "numba is not installed; pip install 'alrp-triton[numba]'"
+        return None if device.type == "cpu" else "numba compiles for the CPU alone"
     if not triton_installed():
         return "Triton is not installed"
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
@@ -41,7 +51,8 @@ def why_unavailable(backend: str, device: Device) -> str | None:
 
 
 def choose_backend(backend: str, device: Device) -> str:
-    """The backend that ``backend`` asks for: ``"auto"`` takes triton on a GPU where Triton is present, else torch.
+    """The backend that ``backend`` asks for: ``"auto"`` takes triton on a GPU where Triton is present, else torch;
+    numba compiles at its first call, and so is for those who name it.
 
     Raises:
         ValueError: for an unknown name, or a backend that cannot run here (saying why).
@@ -58,4 +69,4 @@ def choose_backend(backend: str, device: Device) -> str:
 
 def pairwise_form(backend: str) -> str:
     """The backend that looks at every pair where ``backend`` computes."""
-    return "direct" if backend == "torch" else "pairwise"
+    return "pairwise" if backend in TRITON_BACKENDS else "direct"

@@ -39,8 +39,10 @@ class BucketSearch:
             return
         self.cells_per_unit = min(_CELLS / extent, torch.finfo(thresholds.dtype).max) if extent > 0 else 1.0
         cells = self._cells(thresholds.masked_fill(thresholds.isnan(), torch.inf))
-        self.first = torch.searchsorted(cells, torch.arange(_CELLS)).to(thresholds.dtype)
-        crowd = int(cells.bincount().max())
+        # By one thread each: others of PyTorch would wait for more work, at the cost of who has some.
+        in_cell = cells.bincount(minlength=_CELLS)
+        self.first = F.pad(in_cell.cumsum(0)[:-1], (1, 0)).to(thresholds.dtype)
+        crowd = int(in_cell.max())
         # Steps of a binary search among the thresholds of one cell.
         self.steps = [1 << k for k in reversed(range(crowd.bit_length()))]
         padded = F.pad(thresholds, (0, sum(self.steps)), value=torch.nan)

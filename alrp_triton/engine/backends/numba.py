@@ -1,0 +1,227 @@
+"""The linear form in loops that Numba compiles for the CPU: each pass reads a score once and writes one number.
+
+Threads take pieces of the logits in turns. Sums are integers, private to a thread until the end, so that neither their
+number nor who took which piece changes a bit; and what is done to a score is what :mod:`.torch` does to it, operation
+by operation, so that results equal its results. The threads are Python's own, made for one call: Numba's may not be
+used by several callers at once, and do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..inputs import Levels
+from ..knots import Ramps, bucket_floors, inverse_width
+from ..labels import Piece, pieces
+from . import numba_loops
+from .numba_loops import Array
+from .search import BucketSearch
+from .torch import overwrite_positives
+
+# Logits that a thread takes at once; fewer where they are copied, which then stays in the cache, and which PyTorch
+# would share out among threads of its own if they were more.
+_PIECE, _COPIED_PIECE = 1 << 17, 1 << 15
+# Logits for which another thread is worth its start.
+_PER_THREAD = 1 << 16
+
+
+def count_negatives(
+    levels: Levels,
+    ramps: Ramps,
+    pos_logits: Tensor,
+    pos_groups: Tensor | None,
+    ignore_index: int,
+    scale: float,
+) -> Tensor:
+    """Pass 1; see ``backends.torch.count_negatives``. Of NaN only the number is known."""
+    tables = _Tables(ramps)
+    of_threads: list[Array] = []
+    scale = tables.number(scale)
+
+    def add(scores: Array, ignored: Array, columns: int, groups: Array, span: int, sums: Array) -> None:
+        numba_loops.count(scores, ignored, columns, groups, span, *tables.search, tables.inverse_width, scale, sums)
+
+    def work(turns: Iterator[_Turn]) -> None:
+        sums, flat = tables.empty_sums(), _Flat(levels.compute_dtype, ignore_index)
+        of_threads.append(sums)
+        for piece, _ in turns:
+            add(*flat(piece), sums)
+
+    _share_out(levels, None, work)
+    taken_out, no_groups = tables.empty_sums(), np.empty(0, np.int64)
+    groups = no_groups if pos_groups is None else pos_groups.contiguous().numpy()
+    add(pos_logits.detach().contiguous().numpy(), np.empty(0, np.uint8), 1, groups, 1, taken_out)
+    return tables.spread(sum(of_threads) - taken_out)
+
+
+def write_gradient(
+    levels: Levels,
+    ramps: Ramps,
+    coefficients: Tensor,
+    pos_index: Tensor,
+    pos_gradient: Tensor,
+    ignore_index: int,
+) -> list[Tensor]:
+    """Pass 2; see ``backends.torch.write_gradient``."""
+    tables = _Tables(ramps)
+    lines = coefficients.detach()[:, tables.buckets].to(levels.compute_dtype).T.contiguous().numpy()
+    gradients = [torch.empty_like(logits) for logits in levels.logits]
+
+    def work(turns: Iterator[_Turn]) -> None:
+        flat = _Flat(levels.compute_dtype, ignore_index)
+        for piece, in_place in turns:
+            arguments = flat(piece)
+            values = piece.out.view(-1) if in_place else torch.empty(len(arguments[0]), dtype=levels.compute_dtype)
+            numba_loops.write(*arguments, *tables.search, tables.inverse_width, lines, values.numpy())
+            if not in_place:
+                piece.out.copy_(values.view(piece.out.shape))
+
+    _share_out(levels, gradients, work)
+    overwrite_positives(gradients, pos_index, pos_gradient)
+    return gradients
+
+
+class _Search(NamedTuple):
+    """What a loop finds buckets by; see ``numba_loops.count``."""
+
+    thresholds: Array
+    floors: Array
+    ids: Array
+    starts: Array
+    grid: Array
+    low: Any
+    cells_per_unit: Any
+
+
+class _Tables:
+    """What the loops look up, in the dtype in which scores are compared.
+
+    Of thresholds that are equal all but the last bound no bucket that holds anything. They are left out, since in half
+    precision they are many, and a search among them is slow.
+    """
+
+    def __init__(self, ramps: Ramps) -> None:
+        thresholds, groups = ramps.thresholds.detach(), ramps.groups
+        last = thresholds.new_ones(len(thresholds), dtype=torch.bool)
+        last[:-1] = thresholds[1:] != thresholds[:-1]
+        if groups is not None:
+            last[:-1] |= groups[1:] != groups[:-1]
+        # The buckets that may hold anything, among all.
+        self.buckets = F.pad(last.nonzero().squeeze(1) + 1, (1, 0))
+        self.num_thresholds = len(thresholds)
+        floors, thresholds = bucket_floors(thresholds)[self.buckets].numpy(), thresholds[last]
+        self.number = floors.dtype.type
+        self.inverse_width = self.number(inverse_width(ramps.delta))
+        ids, starts, grid = np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int32)
+        low = cells_per_unit = 0.0
+        if groups is not None:
+            ids, first = np.unique(groups[last].numpy(), return_index=True)
+            starts = np.append(first, len(thresholds)).astype(np.int64)
+        else:
+            search = BucketSearch(thresholds)
+            if search.grid:
+                grid = search.first.numpy().astype(np.int32)
+                grid = np.where(np.diff(grid, append=len(thresholds)) > numba_loops.CROWD, ~grid, grid)
+                low, cells_per_unit = search.low, search.cells_per_unit
+        self.search = _Search(
+            np.append(thresholds.numpy(), self.number(np.nan)),
+            np.append(floors, -np.finfo(self.number).max),
+            ids,
+            starts,
+            grid,
+            self.number(low),
+            self.number(cells_per_unit),
+        )
+
+    def empty_sums(self) -> Array:
+        """As ``numba_loops.count`` takes them."""
+        return np.zeros((len(self.search.floors), 2), np.int64)
+
+    def spread(self, sums: Array) -> Tensor:
+        """``[2, 2P + 2]`` int64, those of all buckets, without bucket 0."""
+        totals = torch.zeros(2, self.num_thresholds + 2, dtype=torch.int64)
+        found = torch.from_numpy(sums.T)
+        totals[:, self.buckets[1:]], totals[:, -1] = found[:, 1:-1], found[:, -1]
+        return totals
+
+
+class _Flat:
+    """Pieces as the loops take them; one for each thread."""
+
+    def __init__(self, dtype: torch.dtype, ignore_index: int) -> None:
+        self.dtype, self.ignore_index = dtype, ignore_index
+        self.ignored = self.none = np.empty(0, np.uint8)
+        self.no_groups = np.empty(0, np.int64)
+
+    def __call__(self, piece: Piece) -> tuple[Array, Array, int, Array, int]:
+        """Scores, which are ignored, scores that share a label, groups, scores that share a group."""
+        x, y, _, groups = piece
+        scores = x.reshape(-1).to(self.dtype).contiguous().numpy()
+        if groups is None:
+            return scores, self._ignored(y), x.shape[1], self.no_groups, len(scores)
+        ids = groups.reshape(-1).long().contiguous().numpy()
+        return scores, self._ignored(y), x.shape[1], ids, len(scores) // len(ids)
+
+    def _ignored(self, labels: Tensor) -> Array:
+        limits = torch.iinfo(labels.dtype)
+        if not limits.min <= self.ignore_index <= limits.max:
+            return self.none
+        if len(self.ignored) < len(labels):
+            self.ignored = np.empty(len(labels), np.uint8)
+        ignored, y = self.ignored[: len(labels)], labels.contiguous().numpy()
+        return ignored if numba_loops.mark(y, y.dtype.type(self.ignore_index), ignored) else self.none
+
+
+_Turn = tuple[Piece, bool]
+
+
+def _turns(levels: Levels, gradients: list[Tensor] | None) -> Iterator[_Turn]:
+    """All pieces, with the tensors to be written, and whether those can be written in place."""
+    for i, (logits, labels, groups) in enumerate(levels.each()):
+        out = None if gradients is None else gradients[i]
+        tensors = [logits, labels] if out is None else [logits, labels, out]
+        as_it_is = logits.dtype == levels.compute_dtype and all(tensor.is_contiguous() for tensor in tensors)
+        size = _PIECE if as_it_is and groups is None else _COPIED_PIECE
+        for piece in pieces(logits.detach(), labels, size, out, groups):
+            yield piece, as_it_is
+
+
+def _share_out(levels: Levels, gradients: list[Tensor] | None, work: Callable[[Iterator[_Turn]], None]) -> None:
+    """Call ``work`` on as many threads as PyTorch uses, but no more than are worth it; their turns are all pieces.
+
+    Whatever one of them raises, this raises.
+    """
+    turns, lock, errors = _turns(levels, gradients), threading.Lock(), list[BaseException]()
+
+    def own() -> Iterator[_Turn]:
+        while not errors:
+            with lock:
+                turn = next(turns, None)
+            if turn is None:
+                return
+            yield turn
+
+    def run() -> None:
+        try:
+            # Settings of PyTorch are a thread's own; in this mode any tensor can be written, and nothing is recorded.
+            with torch.inference_mode():
+                work(own())
+        except BaseException as error:
+            errors.append(error)
+
+    num_threads = min(torch.get_num_threads(), levels.num_logits // _PER_THREAD)
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(num_threads - 1)]
+    for thread in threads:
+        thread.start()
+    run()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]

@@ -1,0 +1,280 @@
+"""The backend that Numba compiles, against the torch backend, bit for bit; and its threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from cases import INF, INTERPRETED, NAN, Case, all_cases, drawn_case, problems, random_case
+from checks import assert_same_bits, assert_same_results, evaluate
+from grouping import draw_groups
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from alrp_triton import alrp_loss
+from alrp_triton.engine import Levels, backends, fixed_point
+from alrp_triton.engine.backends import choose_backend, numba_installed, why_unavailable
+from alrp_triton.engine.backends import torch as by_torch
+from alrp_triton.engine.knots import Ramps, make_knots, ramp_coefficients
+from alrp_triton.engine.positives import find_positives
+
+if INTERPRETED:
+    pytest.skip("needs no kernel", allow_module_level=True)
+
+CPU = torch.device("cpu")
+DELTAS = (1.0, 0.0, 1e-6, 1e30)
+needs_numba = pytest.mark.skipif(not numba_installed(), reason="needs Numba")
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_same_passes(levels: Levels, delta: float = 1.0, ignore_index: int = -1) -> None:
+    """Both passes, directly: also what no loss makes anything of."""
+    from alrp_triton.engine.backends import numba as by_numba
+
+    index, pos_logits, groups = find_positives(levels, None, ignore_index, "num_positives")
+    pos_groups = groups if levels.groups else None
+    knots = make_knots(pos_logits, delta, pos_groups)
+    ramps = Ramps(knots.thresholds, knots.threshold_groups, delta, "")
+    scale = 2.0 ** fixed_point.fraction_bits(levels.num_logits)
+    generator = torch.Generator().manual_seed(0)
+    weights, gradients = torch.randn(2, len(index), generator=generator, dtype=torch.float64)
+    coefficients = ramp_coefficients(knots, weights)
+    counted, written = [], []
+    for backend in (by_torch, by_numba):
+        counted.append(backend.count_negatives(levels, ramps, pos_logits, pos_groups, ignore_index, scale))
+        written.append(backend.write_gradient(levels, ramps, coefficients, index, gradients, ignore_index))
+    expected, found = counted
+    # Of NaN only the number means anything.
+    assert_same_bits("totals", found[:, :-1], expected[:, :-1])
+    assert_same_bits("NaN", found[0, -1], expected[0, -1])
+    for one, other in zip(written[1], written[0]):
+        assert one.stride() == other.stride()
+        assert_same_bits("gradient", one, other)
+
+
+def of_case(case: Case, groups: Tensor | None = None) -> Levels:
+    return Levels([case.logits], [case.labels], [] if groups is None else [groups])
+
+
+@needs_numba
+@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
+def test_every_named_case(case: Case) -> None:
+    for delta in DELTAS:
+        assert_same_passes(of_case(case), delta)
+        assert_same_passes(of_case(case, draw_groups(case)), delta)
+
+
+@needs_numba
+@given(case=problems(), delta=st.sampled_from([*DELTAS, 0.25]), nan=st.booleans(), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_drawn_cases(case: Case, delta: float, nan: bool, data: st.DataObject) -> None:
+    logits = case.logits.clone()
+    if nan:
+        logits[case.labels == 0] = NAN
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]))
+    length = len(case.labels)
+    some = st.sampled_from([-(2**63), -1, 0, 3, 2**63 - 1])
+    ids = data.draw(st.none() | st.lists(some, min_size=length, max_size=length))
+    groups = [] if ids is None else [torch.tensor(ids, dtype=torch.int64)]
+    assert_same_passes(Levels([logits.to(dtype)], [case.labels], groups), delta)
+
+
+@needs_numba
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_any_number_of_threads(num_threads: int, dtype: torch.dtype) -> None:
+    """Enough logits that each of them gets pieces."""
+    torch.set_num_threads(num_threads)
+    case = random_case(300_007, 60, ignored=0.01, dtype=dtype)
+    with patch.object(threading, "Thread", wraps=threading.Thread) as started:
+        assert_same_passes(of_case(case))
+    assert started.call_count == 2 * min(num_threads - 1, 3)
+    assert_same_passes(Levels([case.logits], [case.labels], [torch.arange(300_007) // 40_000]))
+
+
+@needs_numba
+@pytest.mark.parametrize("regime", ["early", "middle", "late", "inverted"])
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 511, 512, 513, 1024, 5000])
+def test_sizes_about_a_block(size: int, regime: str) -> None:
+    for num_pos in {0, 1, min(40, size), size}:
+        for ignored in (0.0, 0.02):
+            assert_same_passes(of_case(random_case(size, num_pos, regime, ignored=ignored)))
+
+
+@needs_numba
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scores", [[0.0, 1e-7, 2e-7, 1e6], [-INF, -1.0, 0.0, 1.0, INF], [0.5 * k for k in range(64)]])
+def test_many_thresholds_at_one_place(scores: list[float], dtype: torch.dtype) -> None:
+    """Cells of the grid that are searched by halves, and thresholds that are equal."""
+    fine = [score + k * 1e-6 for score in scores for k in range(40)]
+    assert_same_passes(of_case(drawn_case("crowd", fine, 4000, 900, dtype=dtype)))
+    assert_same_passes(of_case(drawn_case("ties", scores, 4000, 900, dtype=dtype)), 0.0)
+
+
+def layouts() -> dict[str, Levels]:
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(-1, 60, (2, 90), generator=generator).clamp(max=5)
+    x = torch.randn(2, 90, 5, generator=generator)
+    labels = torch.where(torch.rand(x.shape, generator=generator) < 0.1, 1, 0)
+    images = torch.arange(2)[:, None].expand(2, 90)
+    return {
+        "classes": Levels([x], [classes]),
+        "uint8": Levels([x], [classes.clamp(min=0).to(torch.uint8)]),
+        "permuted": Levels([torch.randn(5, 2, 90, generator=generator).permute(1, 2, 0)], [classes.int()]),
+        "transposed": Levels([x.transpose(0, 1)], [labels.transpose(0, 1).to(torch.int8)]),
+        "steps": Levels([torch.randn(2, 90, 10, generator=generator)[..., ::2]], [labels.to(torch.int16)]),
+        "expanded": Levels([x[:1].expand(2, 90, 5)], [labels]),
+        "images": Levels([x], [classes], [images]),
+        "images of halves": Levels([x.half()], [classes], [images]),
+        "groups of logits": Levels([x], [labels], [labels.cumsum(1).to(torch.int8)]),
+        "levels": Levels([x, x[:0], x[0, 0], 2 * x], [classes, classes[:0], torch.tensor(3), labels]),
+    }  # fmt: skip
+
+
+@needs_numba
+@pytest.mark.parametrize("name", layouts())
+@pytest.mark.parametrize("size", [1 << 17, 64])
+def test_layouts(name: str, size: int) -> None:
+    """In pieces of any size, those that are read as they are and those that are copied."""
+    from alrp_triton.engine.backends import numba as by_numba
+
+    with patch.multiple(by_numba, _PIECE=size, _COPIED_PIECE=size // 2, _PER_THREAD=100):
+        torch.set_num_threads(3)
+        for ignore_index in (-1, 5, 255, 2**70):
+            levels = layouts()[name]
+            if ignore_index != -1:
+                levels = levels._replace(labels=[labels.clamp(min=0) for labels in levels.labels])
+            assert_same_passes(levels, 0.5, ignore_index)
+
+
+@needs_numba
+def test_from_threads_at_once() -> None:
+    torch.set_num_threads(2)
+    case = random_case(200_000, 30)
+    expected = evaluate(*case[1:], "torch")
+    results: list[Any] = []
+    callers = [threading.Thread(target=lambda: results.append(evaluate(*case[1:], "numba"))) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(results) == 4
+    for result in results:
+        assert_same_results(result, expected)
+
+
+def run_python(code: str, **environment: str) -> str:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_numba
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_after_a_fork() -> None:
+    """Of PyTorch's own threads a child may only use one; ours are new."""
+    code = """
+import os, sys, torch
+from alrp_triton.engine import Levels
+from alrp_triton.engine.backends import numba
+from alrp_triton.engine.knots import Ramps
+torch.set_num_threads(2)
+x = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
+levels, thresholds = Levels([x], [torch.zeros(300_000, dtype=torch.int64)]), torch.tensor([-1.0, 0.0, 1.0, 2.0])
+def totals():
+    return numba.count_negatives(levels, Ramps(thresholds, None, 1.0, ""), thresholds[:0], None, -1, 1024.0)
+before = totals()
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    torch.get_num_threads = lambda: 2
+    os._exit(0 if totals().equal(before) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run_python(code) == "0\n"
+
+
+@needs_numba
+def test_what_a_thread_raises_is_raised() -> None:
+    from alrp_triton.engine.backends import numba as by_numba
+
+    torch.set_num_threads(2)
+    case = random_case(200_000, 30)
+    with patch.object(by_numba.numba_loops, "mark", side_effect=MemoryError("full")), pytest.raises(MemoryError):
+        evaluate(*case[1:], "numba")
+
+
+@needs_numba
+@pytest.mark.parametrize("inference", [False, True])
+def test_without_gradients(inference: bool) -> None:
+    case = random_case(150_000, 30, dtype=torch.bfloat16)
+    torch.set_num_threads(2)
+    with torch.inference_mode(inference), torch.no_grad():
+        logits = case.logits.clone()
+        found = alrp_loss(logits, case.labels, case.loc_errors, backend="numba")
+        assert_same_bits("cls", found.cls, alrp_loss(logits, case.labels, case.loc_errors, backend="torch").cls)
+        assert_same_passes(Levels([logits], [case.labels]))
+
+
+@needs_numba
+def test_compiles_without_a_break() -> None:
+    case = random_case(500, 20)
+    expected = evaluate(*case[1:], "torch")
+
+    def loss(x: Tensor, errors: Tensor) -> Sequence[Tensor]:
+        return alrp_loss(x, case.labels, errors, backend="numba")
+
+    x = case.logits.clone().requires_grad_()
+    cls, _, rank = torch.compile(loss, backend="aot_eager", fullgraph=True)(x, case.loc_errors)
+    assert_same_bits("cls", cls.detach(), expected.cls)
+    assert_same_bits("rank", rank, expected.rank)
+    assert_same_bits("gradient", torch.autograd.grad(cls, x)[0], expected.grad_logits)
+
+
+@needs_numba
+def test_where_no_folder_can_be_written() -> None:
+    """Compiled code is then kept by nobody, and each process compiles anew."""
+    code = """
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+import torch
+from alrp_triton import alrp_loss
+print(float(alrp_loss(torch.zeros(3), torch.tensor([1, 0, 0]), torch.ones(1), backend="numba").cls))
+"""
+    assert run_python(code) == "0.5\n"
+
+
+def test_only_where_it_can_run_and_only_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    if numba_installed():
+        assert why_unavailable("numba", CPU) is None
+    monkeypatch.setattr(backends, "_NUMBA_INSTALLED", True)
+    assert choose_backend("numba", CPU) == "numba"
+    assert choose_backend("auto", CPU) == "torch"
+    assert "CPU" in (why_unavailable("numba", torch.device("cuda")) or "")
+    monkeypatch.setattr(backends, "_NUMBA_INSTALLED", False)
+    with pytest.raises(ValueError, match=r"numba is not installed; pip install 'alrp-triton\[numba\]'"):
+        alrp_loss(torch.zeros(2), torch.tensor([1, 0]), torch.ones(1), backend="numba")
+
+
+def test_nothing_is_imported_before_it_is_needed() -> None:
+    code = """
+import sys, torch, alrp_triton
+alrp_triton.alrp_loss(torch.zeros(2), torch.tensor([1, 0]), torch.ones(1))
+print("numba" in sys.modules)
+"""
+    assert run_python(code) == "False\n"
