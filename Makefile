@@ -50,12 +50,13 @@ test-kernels: $(STAMP)
 test-package: $(STAMP)
 	set -o pipefail; $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup --ignore=tests/kernels tests | tee $(VENV)/test-package.log
 
-SUITE := benchmarks/results/suite-cpu.csv
-bench: $(STAMP) ## Measure speed and memory on the CPU, redraw the plots, rewrite README's table
-	rm -f $(SUITE)
-	$(RUN) -m benchmarks.suite --preset cpu --output $(SUITE)
-	$(RUN) -m benchmarks.plots benchmarks/results/suite-*.csv --output docs/images
-	$(RUN) -m benchmarks.table benchmarks/results/suite-*.csv
+RESULTS := benchmarks/results
+bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB), redraw the plots, rewrite README's table
+	rm -f $(RESULTS)/suite-cpu.csv $(RESULTS)/suite-cpu-scale.csv
+	$(RUN) -m benchmarks.suite --preset cpu --output $(RESULTS)/suite-cpu.csv
+	$(RUN) -m benchmarks.suite --preset cpu-scale --output $(RESULTS)/suite-cpu-scale.csv
+	$(RUN) -m benchmarks.plots $(RESULTS)/suite-*.csv --output docs/images
+	$(RUN) -m benchmarks.table $(RESULTS)/suite-*.csv
 	$(RUN) -m benchmarks.cpu
 	$(RUN) -m benchmarks.family
 	$(RUN) -m benchmarks.memory

@@ -23,7 +23,7 @@ class Preset(NamedTuple):
     sweeps: tuple[Case, ...] = ()
     """Further cases, without the compiled contenders: each new shape would be compiled anew."""
     scale: tuple[Case, ...] = ()
-    """One iteration each, of the fastest backend alone."""
+    """One iteration each, of the backends to be used at such sizes alone."""
 
 
 def _regimes(*cases: Case) -> list[Case]:
@@ -52,6 +52,8 @@ _SCALE = tuple(
     for dtype in ("bfloat16", "float32")
     for m in (10**5, 10**6, 10**7, 10**8, 10**9)
 )
+_CPU_SCALE = tuple(Case("retinanet", num_positives=1000, num_logits=m) for m in (10**5, 10**6, 10**7, 10**8, 10**9))
+_CPU_SCALE += tuple(Case("retinanet", num_positives=p, num_logits=10**7) for p in (10, 100, 10_000, 100_000))
 _TARGETS = tuple(_regimes(LARGE, LARGE_HALF))
 _SMOKE = (
     Case("retinanet", "middle", image=64, batch=2, num_positives=20),
@@ -75,6 +77,7 @@ _ALL_HEADS = (
 PRESETS = {
     "smoke": Preset("seconds on a CPU: whether all of it runs", (), 0.1, 5, sweeps=_SMOKE),
     "cpu": Preset("two cores, about 10 minutes", tuple(_regimes(ON_CPU)), 6.0, 15, _CPU_SWEEPS),
+    "cpu-scale": Preset("four decades of logits and of positives; takes 10 GB", (), 1.0, 1, scale=_CPU_SCALE),
     "h100": Preset(
         "what is claimed of a GPU, below 8 minutes on an H100", _TARGETS, 0.5, 50, (SMALL, *_POSITIVES), _SCALE
     ),

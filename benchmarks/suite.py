@@ -91,10 +91,11 @@ def plan(args: argparse.Namespace) -> Plan:
         cases = [Case(**dict(zip(given, values))) for values in itertools.product(*given.values())]
         planned = [(case, chosen, False) for case in cases]
     else:
-        preset, auto = PRESETS[args.preset], ours(choose_backend("auto", args.device))
+        preset = PRESETS[args.preset]
+        large = (ours(choose_backend("auto", args.device)), ours("numba"))
         planned = [(case, chosen, False) for case in preset.cases]
         planned += [(case, eager, False) for case in preset.sweeps]
-        planned += [(case, [c for c in chosen if c.name == auto], True) for case in preset.scale]
+        planned += [(case, [c for c in chosen if c.name in large], True) for case in preset.scale]
         planned = [entry for entry in planned if all(_of(entry[0], name) in values for name, values in given.items())]
     planned = [entry for entry in planned if entry[1]]
     if not planned:

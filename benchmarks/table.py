@@ -27,6 +27,7 @@ _COLUMNS = {
     "bucketed": BUCKETED,
     "focal": FOCAL,
     "focal, compiled": FOCAL_COMPILED,
+    "ours, numba": ours("numba"),
 }
 # Focal loss comes with GIoU loss: what it is held against computes GIoU, too.
 _AGAINST = {FOCAL: OURS_BOXES, FOCAL_COMPILED: OURS_COMPILED}
@@ -41,37 +42,43 @@ def markdown(found: Sequence[Row]) -> str:
             about = max(of, key=lambda row: row.date)
             threads = f", {about.threads} threads" if about.kind == "cpu" else ""
             versions = f"PyTorch {about.torch}, Triton {about.triton}, Python {about.python}"
-            tables.append(
-                f"{device}{threads}, {versions}, {about.date[:10]}; `{about.command}`:\n\n"
-                + _line(["head, logits, positives", "scores", "ours, ms", "of bandwidth", *_COLUMNS])
-                + _line(["---"] * 2 + ["---:"] * (2 + len(_COLUMNS)))
-                + "".join(lines)
-            )
+            tables.append(f"{device}{threads}, {versions}, {about.date[:10]}; `{about.command}`:\n\n{_table(lines)}")
     if not tables:
         raise ValueError("no case of the rows was timed in several regimes")
     note = (
-        "Forward + backward. ours: the fastest backend of the device; of bandwidth: its share of what a copy reaches, "
-        "counting each logit as read twice and its gradient as written once. The other columns: how many times as long "
-        "as ours; focal loss with GIoU loss, against ours with GIoU errors, and both compiled in the last. In brackets "
-        "the error of a gradient that is not exact."
+        "Forward + backward. ours: what `auto` chooses; of bandwidth: its share of what a copy reaches, counting each "
+        "logit as read twice and its gradient as written once. The other columns: how many times as long as ours; "
+        "focal loss with GIoU loss, against ours with GIoU errors, and where it is compiled both are. In brackets the "
+        "error of a gradient that is not exact. Of a CPU, which others may share, there are no times."
     )
     return "\n".join([*tables, note])
 
 
-def _lines(of: list[Row]) -> list[str]:
+def _lines(of: list[Row]) -> list[dict[str, str]]:
+    """For each regime the cells by column."""
     lines = []
     for regime in REGIMES:
         found = {row.contender: row for row in of if row.regime == regime}
         mine = found.get(ours("triton")) or found.get(ours("torch"))
         if mine is None:
             continue
-        compared = [
-            _ratio(found.get(name), found.get(_AGAINST.get(name, mine.contender))) for name in _COLUMNS.values()
-        ]
-        case = f"{mine.head}, {mine.dtype}, {mine.logits / 1e6:.3g} M, {mine.positives:,}"
-        share = "" if mine.bandwidth_share is None else f"{100 * mine.bandwidth_share:.3g} %"
-        lines.append(_line([case, regime, number(mine.best_ms), share, *compared]))
+        line = {
+            "head, logits, positives": f"{mine.head}, {mine.dtype}, {mine.logits / 1e6:.3g} M, {mine.positives:,}",
+            "scores": regime,
+            "ours, ms": "" if mine.kind == "cpu" else number(mine.best_ms),
+            "of bandwidth": "" if mine.bandwidth_share is None else f"{100 * mine.bandwidth_share:.3g} %",
+        }
+        for column, name in _COLUMNS.items():
+            line[column] = _ratio(found.get(name), found.get(_AGAINST.get(name, mine.contender)))
+        lines.append(line)
     return lines
+
+
+def _table(lines: Sequence[dict[str, str]]) -> str:
+    """As Markdown, without columns in which nothing stands."""
+    columns = [column for column in lines[0] if any(line[column] for line in lines)]
+    rule = ["---" if column in ("scores", "head, logits, positives") else "---:" for column in columns]
+    return "".join(map(_line, [columns, rule, *([line[column] for column in columns] for line in lines)]))
 
 
 def _ratio(other: Row | None, mine: Row | None) -> str:
