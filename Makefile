@@ -55,7 +55,8 @@ bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB), redraw th
 	rm -f $(RESULTS)/suite-cpu.csv $(RESULTS)/suite-cpu-scale.csv
 	$(RUN) -m benchmarks.suite --preset cpu --output $(RESULTS)/suite-cpu.csv
 	$(RUN) -m benchmarks.suite --preset cpu-scale --output $(RESULTS)/suite-cpu-scale.csv
-	$(RUN) -m benchmarks.plots $(RESULTS)/suite-*.csv --output docs/images
+	$(RUN) -m benchmarks.plots $(RESULTS)/suite-cpu.csv --output docs/images --name cpu
+	$(RUN) -m benchmarks.plots $(RESULTS)/suite-cpu-scale.csv --output docs/images --name cpu-scale
 	$(RUN) -m benchmarks.table $(RESULTS)/suite-*.csv
 	$(RUN) -m benchmarks.cpu
 	$(RUN) -m benchmarks.family

@@ -36,24 +36,24 @@ _STYLES = {
 _LINES = {"float32": "-", "bfloat16": "--", "float16": ":"}
 
 
-def draw(found: Sequence[Row], output: Path) -> list[Path]:
+def draw(found: Sequence[Row], output: Path, name: str = "bench") -> list[Path]:
     """Write the pictures; returns the files."""
     import matplotlib
 
     matplotlib.use("Agg")
     devices = {device: [row for row in of if row.contender in _STYLES] for device, of in by_device(found).items()}
-    over = {name: {device: along(of, name) for device, of in devices.items()} for name in ("logits", "positives")}
+    over = {axis: {device: along(of, axis) for device, of in devices.items()} for axis in ("logits", "positives")}
     shares = {device: next(iter(regimes(of)), []) for device, of in devices.items()}
     output.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, chosen, panel in (
-        ("bench-logits", over["logits"], _over("logits")),
-        ("bench-positives", over["positives"], _over("positives")),
-        ("bench-bandwidth", shares, _share),
+    for what, chosen, panel in (
+        ("logits", over["logits"], _over("logits")),
+        ("positives", over["positives"], _over("positives")),
+        ("bandwidth", shares, _share),
     ):
         shown = {device: of for device, of in chosen.items() if of}
         if shown:
-            written.append(_picture(output / f"{name}.png", shown, panel))
+            written.append(_picture(output / f"{name}-{what}.png", shown, panel))
     return written
 
 
@@ -77,29 +77,39 @@ def _picture(path: Path, shown: dict[str, list[Row]], panel: Any) -> Path:
 def _over(name: str) -> Any:
     def panel(ax: Any, of: list[Row]) -> None:
         dtypes = list(dict.fromkeys(row.dtype for row in of))
+        unit, unit_name = _unit(of, name)
         for contender in _STYLES:
             for dtype in dtypes:
                 line = [row for row in of if (row.contender, row.dtype) == (contender, dtype)]
                 if line:
-                    _draw_line(ax, name, line, contender if len(dtypes) == 1 else f"{contender}, {dtype}")
+                    _draw_line(ax, name, line, contender if len(dtypes) == 1 else f"{contender}, {dtype}", unit)
         ax.set_xscale("log")
         ax.set_yscale("log")
         row = of[0]
         fixed = f"P = {row.positives:,}" if name == "logits" else f"M = {row.logits:,}"
         ax.set_title(f"{row.head}, {row.regime}, {', '.join(dtypes)}, {fixed}")
         ax.set_xlabel("logits M" if name == "logits" else "positives P")
-        ax.set_ylabel("forward + backward, ms")
+        ax.set_ylabel(f"forward + backward, {unit_name}")
 
     return panel
 
 
-def _draw_line(ax: Any, name: str, line: list[Row], label: str) -> None:
+def _unit(of: list[Row], name: str) -> tuple[float, str]:
+    """What times are drawn in, as milliseconds: on a CPU, whose times others may share in, the least of ours."""
+    mine = [row for row in of if row.contender == ours("torch") and row.best_ms]
+    if of[0].kind != "cpu" or not mine:
+        return 1.0, "ms"
+    first = min(mine, key=lambda row: int(getattr(row, name)))
+    return first.best_ms or 1.0, f"in times of {first.contender} at {getattr(first, name):,}"
+
+
+def _draw_line(ax: Any, name: str, line: list[Row], label: str, unit: float) -> None:
     colour, marker = _STYLES[line[0].contender]
     spreads = [(row.both_iqr if row.graph_ms is None else row.graph_iqr) or 0 for row in line]
     ax.errorbar(
         [getattr(row, name) for row in line],
-        [row.best_ms for row in line],
-        yerr=[spread / 2 for spread in spreads],
+        [(row.best_ms or 0) / unit for row in line],
+        yerr=[spread / 2 / unit for spread in spreads],
         color=colour,
         marker=marker,
         markersize=5,
@@ -125,8 +135,8 @@ def _share(ax: Any, of: list[Row]) -> None:
     ax.set_xticks(range(len(REGIMES)), list(REGIMES))
     ax.set_title(f"{row.head}, {row.dtype}, M = {row.logits:,}, P = {row.positives:,}")
     ax.set_ylabel("share of copy bandwidth, %")
-    for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-        axis("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,8 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("csv", nargs="+", type=Path, help="what the suite wrote")
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder (default: %(default)s)")
+    parser.add_argument("--name", default="bench", help="what the files' names begin with (default: %(default)s)")
     args = parser.parse_args(argv)
-    written = draw(rows.read(args.csv), args.output)
+    written = draw(rows.read(args.csv), args.output, args.name)
     for path in written:
         print(f"written to {path}")
     if not written:

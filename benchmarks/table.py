@@ -37,9 +37,10 @@ def markdown(found: Sequence[Row]) -> str:
     """A table for each device that has cases in several regimes."""
     tables = []
     for device, of in by_device(found).items():
-        lines = [line for one in regimes(of) for line in _lines(one)]
+        shown = regimes(of)
+        lines = [line for one in shown for line in _lines(one)]
         if lines:
-            about = max(of, key=lambda row: row.date)
+            about = max((row for one in shown for row in one), key=lambda row: row.date)
             threads = f", {about.threads} threads" if about.kind == "cpu" else ""
             versions = f"PyTorch {about.torch}, Triton {about.triton}, Python {about.python}"
             tables.append(f"{device}{threads}, {versions}, {about.date[:10]}; `{about.command}`:\n\n{_table(lines)}")
