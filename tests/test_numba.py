@@ -45,7 +45,7 @@ def assert_same_passes(levels: Levels, delta: float = 1.0, ignore_index: int = -
     """Both passes, directly: also what no loss makes anything of."""
     from alrp_triton.engine.backends import numba as by_numba
 
-    index, pos_logits, groups = find_positives(levels, None, ignore_index, "num_positives")
+    index, pos_logits, groups = find_positives(levels, None, ignore_index, "num_positives", "torch")
     pos_groups = groups if levels.groups else None
     knots = make_knots(pos_logits, delta, pos_groups)
     ramps = Ramps(knots.thresholds, knots.threshold_groups, delta, "")
@@ -54,9 +54,10 @@ def assert_same_passes(levels: Levels, delta: float = 1.0, ignore_index: int = -
     weights, gradients = torch.randn(2, len(index), generator=generator, dtype=torch.float64)
     coefficients = ramp_coefficients(knots, weights)
     counted, written = [], []
-    for backend in (by_torch, by_numba):
-        counted.append(backend.count_negatives(levels, ramps, pos_logits, pos_groups, ignore_index, scale))
-        written.append(backend.write_gradient(levels, ramps, coefficients, index, gradients, ignore_index))
+    with patch.object(by_numba, "_RUN", 0):  # in loops, however groups alternate
+        for backend in (by_torch, by_numba):
+            counted.append(backend.count_negatives(levels, ramps, pos_logits, pos_groups, ignore_index, scale))
+            written.append(backend.write_gradient(levels, ramps, coefficients, index, gradients, ignore_index))
     expected, found = counted
     # Of NaN only the number means anything.
     assert_same_bits("totals", found[:, :-1], expected[:, :-1])
@@ -159,6 +160,25 @@ def test_layouts(name: str, size: int) -> None:
             if ignore_index != -1:
                 levels = levels._replace(labels=[labels.clamp(min=0) for labels in levels.labels])
             assert_same_passes(levels, 0.5, ignore_index)
+
+
+@needs_numba
+@pytest.mark.parametrize(("run", "alternates"), [(1, True), (15, True), (17, False), (500, False)])
+def test_groups_that_change_from_logit_to_logit_are_left_to_pytorch(run: int, alternates: bool) -> None:
+    """Each run of one group is a search of its own to a loop."""
+    from alrp_triton.engine.backends import numba as by_numba
+
+    case = random_case(4000, 30)
+    for groups in (torch.arange(4000) // run % 3, (torch.arange(4000) // run % 3).view(2, 2000)):
+        x, y = case.logits.view(groups.shape), case.labels.view(groups.shape)
+        results = []
+        for backend in ("torch", "numba"):
+            leaf = x.clone().requires_grad_()
+            with patch.object(by_numba.numba_loops, "count", wraps=by_numba.numba_loops.count) as count:
+                alrp_loss(leaf, y, case.loc_errors, groups=groups, backend=backend).cls.backward()
+            results.append(leaf.grad)
+        assert count.called != alternates
+        assert_same_bits("gradient", results[1], results[0])
 
 
 @needs_numba

@@ -23,11 +23,15 @@ from ..labels import Piece, pieces
 from . import numba_loops
 from .numba_loops import Array
 from .search import BucketSearch
+from .torch import count_negatives as count_in_pytorch
 from .torch import overwrite_positives
+from .torch import write_gradient as write_in_pytorch
 
 # Logits that a thread takes at once; fewer where they are copied, which then stays in the cache, and which PyTorch
 # would share out among threads of its own if they were more.
 _PIECE, _COPIED_PIECE = 1 << 17, 1 << 15
+# Logits of one group that follow each other, at least, where the loops are faster: each run is a search of its own.
+_RUN = 16
 # Logits for which another thread is worth its start.
 _PER_THREAD = 1 << 16
 
@@ -41,6 +45,8 @@ def count_negatives(
     scale: float,
 ) -> Tensor:
     """Pass 1; see ``backends.torch.count_negatives``. Of NaN only the number is known."""
+    if _alternate(levels):
+        return count_in_pytorch(levels, ramps, pos_logits, pos_groups, ignore_index, scale)
     tables = _Tables(ramps)
     of_threads: list[Array] = []
     scale = tables.number(scale)
@@ -70,6 +76,8 @@ def write_gradient(
     ignore_index: int,
 ) -> list[Tensor]:
     """Pass 2; see ``backends.torch.write_gradient``."""
+    if _alternate(levels):
+        return write_in_pytorch(levels, ramps, coefficients, pos_index, pos_gradient, ignore_index)
     tables = _Tables(ramps)
     lines = coefficients.detach()[:, tables.buckets].to(levels.compute_dtype).T.contiguous().numpy()
     gradients = [torch.empty_like(logits) for logits in levels.logits]
@@ -86,6 +94,16 @@ def write_gradient(
     _share_out(levels, gradients, work)
     overwrite_positives(gradients, pos_index, pos_gradient)
     return gradients
+
+
+def _alternate(levels: Levels) -> bool:
+    """Whether groups change from logit to logit, as those of classes do, from a look at a row of each level."""
+    for logits, _, groups in levels.each():
+        if groups is not None and groups.dim() == logits.dim() and groups.numel():
+            row = groups[(0,) * (groups.dim() - 1)][: 64 * _RUN]
+            if int((row[1:] != row[:-1]).sum()) * _RUN > len(row):
+                return True
+    return False
 
 
 class _Search(NamedTuple):

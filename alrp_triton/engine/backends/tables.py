@@ -52,7 +52,11 @@ class Tables:
         # For bisection by single scores; the NaN at the top stand above all.
         may_look = not waits_for_nothing(thresholds.device)
         self.sorted = [t for t in thresholds.tolist() if t == t] if threshold_groups is None and may_look else None
-        self.lowest = float(thresholds.nan_to_num(math.inf).amin()) if may_look and len(thresholds) else math.inf
+        self.lowest = (
+            float(thresholds.masked_fill(thresholds.isnan(), math.inf).amin())
+            if may_look and len(thresholds)
+            else math.inf
+        )
 
     def peek(self, scores: Tensor) -> Seen:
         """Look at the extremes of a piece."""
