@@ -91,3 +91,14 @@ def test_axes_that_follow_each_other_are_one(backend: str) -> None:
     assert make_walk(x.permute(0, 2, 3, 1), torch.zeros(2, 4, 5)).sizes == (3, 20, 2)
     assert make_walk(x[:, :1], x[:, :1].long()).sizes == (20, 2)
     assert make_walk(torch.empty(1), torch.zeros(1)).sizes == (1,)
+
+
+def test_only_what_lies_in_memory_as_it_is_walked_is_flat(backend: str) -> None:
+    x = torch.empty(4, 6)
+    assert make_walk(x, x.long()).flat
+    assert make_walk(x, torch.zeros(4), torch.empty_like(x)).flat
+    assert make_walk(x.view(2, 2, 6), torch.zeros(2, 2)).flat
+    assert not make_walk(x.t(), x.t().long()).flat
+    assert not make_walk(x[:, :5], torch.zeros(4)).flat
+    assert not make_walk(x[::2], torch.zeros(2)).flat
+    assert not make_walk(x, x.long(), torch.empty(6, 4).t()).flat
