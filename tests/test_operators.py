@@ -41,7 +41,7 @@ def test_opcheck_of_the_engine(backend, grouped, dtype):
     given = (levels.logits, levels.labels, list(levels.groups))
     torch.library.opcheck(operators.find_positives, (*given, 9, -1, "ious", "torch"))
     torch.library.opcheck(operators.highest_in_row, (levels.logits, levels.labels, ranking.pos_index, -1))
-    positives = (ranking.knots.pos_logits, ranking.pos_groups)
+    positives = (ranking.steps.pos_logits, ranking.pos_groups)
     torch.library.opcheck(
         operators.count_negatives, (*given, *ranking._thresholds(backend), *positives, 1.0, -1, backend, "")
     )
@@ -55,7 +55,7 @@ def test_opcheck_of_the_engine(backend, grouped, dtype):
 def test_opcheck_of_the_direct_form(grouped):
     levels, ranking, values, rest = table_problem("torch", grouped=grouped, distribution=SQUARE)
     given = (levels.logits, levels.labels, list(levels.groups))
-    positives = (ranking.knots.pos_logits, ranking.pos_groups)
+    positives = (ranking.steps.pos_logits, ranking.pos_groups)
     assert rest[-2:] == ["direct", SQUARE.key]
     torch.library.opcheck(operators.count_negatives, (*given, *positives, *positives, 1.0, -1, "direct", SQUARE.key))
     torch.library.opcheck(operators.write_gradient, (values, levels.logits, *rest))

@@ -8,10 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import knots, operators, sums
+from . import operators
 from .backends import LINEAR_BACKENDS, pairwise_form
 from .inputs import Levels
+from .knots import ramp_at_0
 from .pairs import PairFunction, PairSums
+from .steps import SortedSteps, Steps
 
 
 class Statistics(Protocol):
@@ -82,7 +84,7 @@ class Ranking:
                 *self._detached, num_positives, ignore_index, name, backend
             )
             self.pos_groups = pos_groups if levels.groups else None
-            self.knots = knots.make_knots(pos_logits, self.delta, self.pos_groups)
+            self.steps: Steps = SortedSteps(pos_logits, self.delta, self.pos_groups)
             self._pairs = None if smoothing is None else PairSums(smoothing, pos_logits, self.pos_groups, self.delta)
             found, num_nan = self._count(pairwise_form(backend) if smoothing else backend, smoothing)
             # The pass that shares errors out: its backend, its function, and the sums of q over the negatives.
@@ -104,7 +106,7 @@ class Ranking:
             #: rank(i) = rank+(i) + N_FP(i).
             self.rank = self.rank_positive + self.num_false_positives
             #: How many positives the ranking of positive i has, P where there are no groups.
-            self.num_positives, self._num_groups = self._sizes()
+            self.num_positives, self._num_groups = self.steps.sizes()
 
     @property
     def share(self) -> Tensor:
@@ -127,32 +129,26 @@ class Ranking:
     def _sums_above(self, values: Tensor) -> Tensor:
         if self._pairs is not None:
             return self._pairs.sums_above(values) + self.poison
-        return knots.ramp_sums(self.knots, values[None])[0] + self.poison
+        return self.steps.sums_above(values) + self.poison
 
     def sums_received(self, values: Tensor) -> Tensor:
         """sum over i != k of v_i H(p_k - p_i): the transpose of :meth:`sums_above`."""
         if self._pairs is not None:
             return self._pairs.sums_received(values) + self.poison
-        return knots.received_sums(self.knots, values) + self.poison
+        return self.steps.sums_received(values) + self.poison
 
     def sums_sorted(self, values: Tensor) -> Tensor:
         """Sum of v_k over i itself and what precedes it in descending order; of two equal ones the later in flat order
         comes first (a stable ascending sort, flipped). Differentiable in the values."""
-        ordered = sums.suffix_sums(values[self.knots.order][None], self.knots.order_groups)[0, :-1]
-        return self._in_flat_order(ordered) + self.poison
+        return self.steps.sums_sorted(values) + self.poison
 
     def sums_sorted_received(self, values: Tensor) -> Tensor:
         """Sum of v_i over k itself and what follows it in descending order: the transpose of :meth:`sums_sorted`."""
-        ordered = sums.prefix_sums(values[self.knots.order][None], self.knots.order_groups)[0, 1:]
-        return self._in_flat_order(ordered) + self.poison
+        return self.steps.sums_sorted_received(values) + self.poison
 
     def running_max(self, values: Tensor) -> Tensor:
         """The largest value among i and the positives that follow it in descending order."""
-        ordered = sums.running_max(values[self.knots.order], self.knots.order_groups)
-        return self._in_flat_order(ordered) + self.poison
-
-    def _in_flat_order(self, ordered: Tensor) -> Tensor:
-        return torch.empty_like(ordered).index_copy(0, self.knots.order, ordered)
+        return self.steps.running_max(values) + self.poison
 
     def error_driven(self, value: Tensor, excess: Tensor, share: Tensor, eps: float = 0.0) -> Tensor:
         """``value`` with the gradient of Algorithm 1.
@@ -186,16 +182,17 @@ class Ranking:
         backend, function = self._spreading
         with torch.no_grad():
             if backend in LINEAR_BACKENDS:
-                rows = [knots.ramp_coefficients(self.knots, row) for row in weights]
+                coefficients = self.steps.coefficients(weights)
             else:
                 at_infinities = self._at_infinities(function)
                 rows = [torch.cat([row, (at_infinities * row).sum(1), row.new_zeros(1)])[None] for row in weights]
+                coefficients = torch.stack(rows)
         attached: Tensor = operators.attach_gradient(
             values.detach(),
             self.levels.logits,
             *self._detached[1:],
             *self._thresholds(backend),
-            torch.stack(rows) + self.poison,
+            coefficients + self.poison,
             self.pos_index,
             pos_gradients + self.poison,
             *self._settings(backend, function),
@@ -207,21 +204,20 @@ class Ranking:
         totals, unit = operators.count_negatives(
             *self._detached,
             *self._thresholds(backend),
-            self.knots.pos_logits,
+            self.steps.pos_logits,
             self.pos_groups,
             *self._settings(backend, function),
         )
-        counted = totals[:, :-1].double()
         if backend in LINEAR_BACKENDS:
-            counts, offsets = counted
-            return knots.false_positives(self.knots, counts, offsets * unit * (2 * self.delta)), totals[0, -1]
-        at_infinities = counted[0, -2:, None] * self._at_infinities(function)
-        return counted[0, :-2] * unit + at_infinities.sum(0), totals[0, -1]
+            return self.steps.false_positives(totals, unit), totals[0, -1]
+        counted = totals[0, :-1].double()
+        at_infinities = counted[-2:, None] * self._at_infinities(function)
+        return counted[:-2] * unit + at_infinities.sum(0), totals[0, -1]
 
     def _thresholds(self, backend: str) -> tuple[Tensor, Tensor | None]:
         if backend in LINEAR_BACKENDS:
-            return self.knots.thresholds, self.knots.threshold_groups
-        return self.knots.pos_logits, self.pos_groups
+            return self.steps.thresholds, self.steps.threshold_groups
+        return self.steps.pos_logits, self.pos_groups
 
     def _settings(self, backend: str, function: PairFunction | None) -> tuple[float, int, str, str]:
         return self.delta, self.ignore_index, backend, "" if function is None else function.key
@@ -230,19 +226,10 @@ class Ranking:
         """``[2, P]``: H(0) where positives are +inf, and where they are -inf; else 0. The pairwise form leaves out what
         scores at the same infinity give, whose differences would cost it a comparison for each pair; but where it
         compares in any case, because of groups or of another function, it does not."""
-        pos_logits = self.knots.pos_logits
+        pos_logits = self.steps.pos_logits
         if function is not None or self.pos_groups is not None:
             return torch.zeros(2, len(pos_logits), dtype=torch.float64, device=pos_logits.device)
-        return torch.stack([pos_logits == torch.inf, pos_logits == -torch.inf]) * knots.ramp_at_0(self.knots)
-
-    def _sizes(self) -> tuple[Tensor, Tensor]:
-        """How many positives each positive's group has ``[P]``, and how many groups there are: float64."""
-        num_pos = self.num_false_positives.shape[0]
-        if self.pos_groups is None or self.knots.order_groups is None:
-            return torch.full_like(self.num_false_positives, num_pos), self.num_false_positives.new_ones(())
-        ordered, groups = self.knots.order_groups, self.pos_groups
-        sizes = torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)
-        return sizes.double(), (ordered[1:] != ordered[:-1]).sum().double() + 1
+        return torch.stack([pos_logits == torch.inf, pos_logits == -torch.inf]) * ramp_at_0(self.delta)
 
 
 class _Above(torch.autograd.Function):
