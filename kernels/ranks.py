@@ -19,8 +19,8 @@ from .walk import on_device_of
 SETTINGS = {"block": 64, "block_p": 8, "num_warps": 4}
 """Of all kernels here, which have too little to do to search for better ones."""
 
-ABOVE, RECEIVED, SORTED, SORTED_RECEIVED, RUNNING_MAX = range(5)
-"""Kinds of :func:`pair_sums`."""
+KINDS = ("above", "received", "sorted", "sorted_received", "running_max")
+"""Kinds of :func:`pair_sums`; kernels take their numbers."""
 
 
 @triton.jit
@@ -279,7 +279,7 @@ def place_knots(pos_logits: Tensor, delta: float) -> tuple[Tensor, Tensor, Tenso
     """
     num_pos = len(pos_logits)
     thresholds = torch.empty(2 * num_pos, dtype=pos_logits.dtype, device=pos_logits.device)
-    begin, end = torch.empty(2, num_pos, dtype=torch.int64, device=pos_logits.device)
+    begin, end = (torch.empty(num_pos, dtype=torch.int64, device=pos_logits.device) for _ in range(2))
     bits = torch.finfo(pos_logits.dtype).bits
     _launch(knots_kernel, num_pos, 1, pos_logits, thresholds, begin, end, num_pos, DELTA=delta, BITS=bits)
     return thresholds, begin, end
@@ -305,15 +305,16 @@ def false_positives(
     return found
 
 
-def pair_sums(pos_logits: Tensor, values: Tensor, kind: int, delta: float) -> Tensor:
+def pair_sums(pos_logits: Tensor, values: Tensor, kind: str, delta: float) -> Tensor:
     """A sum over the positives for each of them, with H(p_k - p_i) the ramp of a difference, 0 for equal infinities.
 
     Args:
         pos_logits: ``[P]`` scores p, float32 or float64.
         values: ``[K, P]`` float64, the v.
-        kind: ``ABOVE``: sum over k != i of v_k H(p_k - p_i); ``RECEIVED``: for k the sum over i != k of
-            v_i H(p_k - p_i); ``SORTED``: sum of v_k over i itself and what precedes it in descending order, of two
-            equal ones the later; ``SORTED_RECEIVED``: over i itself and what follows it; ``RUNNING_MAX``: the largest of those, NaN if one is.
+        kind: ``"above"``: sum over k != i of v_k H(p_k - p_i); ``"received"``: for k the sum over i != k of
+            v_i H(p_k - p_i); ``"sorted"``: sum of v_k over i itself and what precedes it in descending order, of two
+            equal ones the later; ``"sorted_received"``: over i itself and what follows it; ``"running_max"``: the
+            largest of those, NaN if one is.
         delta: half width of the ramp.
 
     Returns:
@@ -323,7 +324,15 @@ def pair_sums(pos_logits: Tensor, values: Tensor, kind: int, delta: float) -> Te
     sums = torch.empty_like(values)
     inverse_width = _ramp(pos_logits, delta)["INVERSE_WIDTH"]
     _launch(
-        sums_kernel, num_pos, len(values), pos_logits, values, sums, num_pos, KIND=kind, INVERSE_WIDTH=inverse_width
+        sums_kernel,
+        num_pos,
+        len(values),
+        pos_logits,
+        values,
+        sums,
+        num_pos,
+        KIND=KINDS.index(kind),
+        INVERSE_WIDTH=inverse_width,
     )
     return sums
 

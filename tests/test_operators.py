@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import saved_tensors_hooks
 
 from alrp_triton import ALRPLoss, alrp_loss
-from alrp_triton.engine import Levels, PairFunction, Ranking, operators, sorting
+from alrp_triton.engine import Levels, PairFunction, Ranking, operators, operators_small, sorting
 from alrp_triton.engine.backends import choose_backend
 
 
@@ -84,7 +84,8 @@ def test_opcheck_of_computed_gradients(dtype):
 def test_every_operator_is_checked_above():
     checked = {"find_positives", "count_negatives", "attach_gradient", "write_gradient", "highest_in_row"}
     checked |= {"sorting_sums", "sorting_received", "attach_computed", "scale_gradients"}
-    everything = vars(operators) | vars(sorting)
+    checked |= {"place_knots", "false_positives", "pair_sums", "ramp_coefficients"}
+    everything = vars(operators) | vars(sorting) | vars(operators_small)
     assert checked == {name for name, value in everything.items() if isinstance(value, torch.library.CustomOpDef)}
 
 

@@ -13,7 +13,7 @@ from .backends import LINEAR_BACKENDS, pairwise_form
 from .inputs import Levels
 from .knots import ramp_at_0
 from .pairs import PairFunction, PairSums
-from .steps import SortedSteps, Steps
+from .steps import make_steps
 
 
 class Statistics(Protocol):
@@ -84,7 +84,7 @@ class Ranking:
                 *self._detached, num_positives, ignore_index, name, backend
             )
             self.pos_groups = pos_groups if levels.groups else None
-            self.steps: Steps = SortedSteps(pos_logits, self.delta, self.pos_groups)
+            self.steps = make_steps(pos_logits, self.delta, self.pos_groups, backend)
             self._pairs = None if smoothing is None else PairSums(smoothing, pos_logits, self.pos_groups, self.delta)
             found, num_nan = self._count(pairwise_form(backend) if smoothing else backend, smoothing)
             # The pass that shares errors out: its backend, its function, and the sums of q over the negatives.

@@ -158,24 +158,24 @@ def test_pair_sums(pos_logits: Tensor, delta: float) -> None:
     steps, pairs, before = SortedSteps(pos_logits, delta), None, sorted_before(pos_logits)
     pairs = brute_ramps_of_others(pos_logits, delta)
     matrices = {
-        ranks.ABOVE: (pairs, steps.sums_above),
-        ranks.RECEIVED: (pairs.T, steps.sums_received),
-        ranks.SORTED: (before, steps.sums_sorted),
-        ranks.SORTED_RECEIVED: (before.T, steps.sums_sorted_received),
+        "above": (pairs, steps.sums_above),
+        "received": (pairs.T, steps.sums_received),
+        "sorted": (before, steps.sums_sorted),
+        "sorted_received": (before.T, steps.sums_sorted_received),
     }
     for kind, (matrix, by_sorting) in matrices.items():
         actual = ranks.pair_sums(pos_logits, values, kind, delta)
         check(actual, values @ matrix.T, values.sum(1, keepdim=True) + 1)
         for row, own in zip(values, actual):
             torch.testing.assert_close(own, by_sorting(row), rtol=0, atol=1e-11 * (len(pos_logits) + 1))
-    actual = ranks.pair_sums(pos_logits, -values, ranks.RUNNING_MAX, delta)
+    actual = ranks.pair_sums(pos_logits, -values, "running_max", delta)
     for row, own in zip(-values, actual):
         assert_same_bits("running maximum", own, steps.running_max(row))
 
 
 def test_running_max_keeps_nan() -> None:
     pos_logits, values = torch.tensor([3.0, 1.0, 2.0, 2.0]), torch.tensor([5.0, -INF, NAN, 7.0], dtype=torch.float64)
-    found = ranks.pair_sums(pos_logits, values[None], ranks.RUNNING_MAX, 1.0)[0]
+    found = ranks.pair_sums(pos_logits, values[None], "running_max", 1.0)[0]
     assert found[1] == -INF
     assert found[[0, 2, 3]].isnan().all()
 
@@ -184,20 +184,20 @@ def test_running_max_keeps_nan() -> None:
 def test_the_same_bits_again(num_pos: int) -> None:
     pos_logits, values = normal(num_pos, 5), normal(2 * num_pos, 6, dtype=torch.float64).view(2, num_pos)
     table = ranks.place_knots(pos_logits, 0.5)
-    for kind in range(5):
+    for kind in ranks.KINDS:
         results = [ranks.pair_sums(pos_logits, values, kind, 0.5) for _ in range(2)]
-        assert_same_bits(str(kind), *results)
+        assert_same_bits(kind, *results)
         # Rows know nothing of each other, wherever they lie.
-        assert_same_bits(str(kind), ranks.pair_sums(pos_logits, values[1:], kind, 0.5), results[0][1:])
+        assert_same_bits(kind, ranks.pair_sums(pos_logits, values[1:], kind, 0.5), results[0][1:])
         by_columns = values.T.contiguous().T
-        assert_same_bits(str(kind), ranks.pair_sums(pos_logits, by_columns, kind, 0.5), results[0])
+        assert_same_bits(kind, ranks.pair_sums(pos_logits, by_columns, kind, 0.5), results[0])
     results = [ranks.coefficients(pos_logits, *table, values, 0.5) for _ in range(2)]
     assert_same_bits("coefficients", *results)
 
 
 def test_a_huge_score_beside_small_ones() -> None:
     pos_logits = torch.tensor([1e-3, FLOAT_MAX, 0.0, -FLOAT_MAX])
-    found = ranks.pair_sums(pos_logits, torch.ones(1, 4, dtype=torch.float64), ranks.ABOVE, 1.0)[0]
+    found = ranks.pair_sums(pos_logits, torch.ones(1, 4, dtype=torch.float64), "above", 1.0)[0]
     below = 0.5 * float(pos_logits[0])
     torch.testing.assert_close(
         found, torch.tensor([1.5 - below, 0.0, 1.5 + below, 3.0], dtype=torch.float64), rtol=1e-15, atol=0
