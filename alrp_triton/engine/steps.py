@@ -26,38 +26,45 @@ class Steps(ABC):
         self.pos_logits, self.delta = pos_logits, delta
 
     @abstractmethod
-    def false_positives(self, totals: Tensor, unit: Tensor) -> Tensor:
-        """N_FP(i) = sum_j H(n_j - p_i), ``[P]``.
+    def rank(self, totals: Tensor, unit: Tensor, values: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """N_FP(i) = sum_j H(n_j - p_i), rank+(i), their sum, ``[P]`` each; and 0, or NaN if there is one anywhere.
 
         Args:
             totals: ``[2, 2P + 2]`` int64, for each bucket how many negatives it has, and what their distances from
-                its lower threshold, over 2 delta, add up to in units.
+                its lower threshold, over 2 delta, add up to in units; ``[0, -1]`` counts NaN.
             unit: a float64 scalar.
+            values: ``[P]`` each, in which a NaN makes everything NaN.
         """
 
     @abstractmethod
-    def sums_above(self, values: Tensor) -> Tensor:
-        """sum over k != i of v_k H(p_k - p_i): ``[P] -> [P]``."""
+    def sums_above(self, values: Tensor, poison: Tensor) -> Tensor:
+        """sum over k != i of v_k H(p_k - p_i): ``[P] -> [P]``. To all results ``poison``, a scalar, is added."""
 
     @abstractmethod
-    def sums_received(self, values: Tensor) -> Tensor:
+    def sums_received(self, values: Tensor, poison: Tensor) -> Tensor:
         """sum over i != k of v_i H(p_k - p_i): ``[P] -> [P]``."""
 
     @abstractmethod
-    def sums_sorted(self, values: Tensor) -> Tensor:
+    def sums_sorted(self, values: Tensor, poison: Tensor) -> Tensor:
         """Sum over i itself and what precedes it in descending order, of two equal ones the later: ``[P] -> [P]``."""
 
     @abstractmethod
-    def sums_sorted_received(self, values: Tensor) -> Tensor:
+    def sums_sorted_received(self, values: Tensor, poison: Tensor) -> Tensor:
         """Sum over k itself and what follows it in that order: ``[P] -> [P]``."""
 
     @abstractmethod
-    def running_max(self, values: Tensor) -> Tensor:
+    def running_max(self, values: Tensor, poison: Tensor) -> Tensor:
         """The largest value among i itself and what follows it in that order: ``[P] -> [P]``."""
 
     @abstractmethod
-    def coefficients(self, weights: Tensor) -> Tensor:
+    def coefficients(self, weights: Tensor, poison: Tensor) -> Tensor:
         """g(t) = sum_i w_i H(t - p_i), level and slope of each bucket: ``[K, P] -> [K, 2, 2P + 1]``."""
+
+    def send(self, excess: Tensor, share: Tensor, spread: Tensor, eps: float, poison: Tensor) -> tuple[Tensor, Tensor]:
+        """What positives with a ``spread`` above ``eps`` send, ``excess * share`` each, as coefficients
+        ``[1, 2, 2P + 1]`` and as gradients of their own scores ``[1, P]``."""
+        sent, weights = sent_of(excess * share, spread, eps)
+        return self.coefficients(weights[None], poison), poison - sent[None]
 
     def sizes(self) -> tuple[Tensor, Tensor]:
         """How many positives each positive's group has ``[P]``, and how many groups there are."""
@@ -73,29 +80,32 @@ class SortedSteps(Steps):
         self._groups, self.knots = groups, make_knots(pos_logits, delta, groups)
         self.thresholds, self.threshold_groups = self.knots.thresholds, self.knots.threshold_groups
 
-    def false_positives(self, totals: Tensor, unit: Tensor) -> Tensor:
+    def rank(self, totals: Tensor, unit: Tensor, values: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        poison = poison_of(totals[0, -1], (self.pos_logits, *values))
         counts, offsets = totals[:, :-1].double()
-        return false_positives(self.knots, counts, offsets * unit * (2 * self.delta))
+        found = false_positives(self.knots, counts, offsets * unit * (2 * self.delta)) + poison
+        rank_positive = 1 + self.sums_above(torch.ones_like(found), poison)
+        return found, rank_positive, rank_positive + found, poison
 
-    def sums_above(self, values: Tensor) -> Tensor:
-        return ramp_sums(self.knots, values[None])[0]
+    def sums_above(self, values: Tensor, poison: Tensor) -> Tensor:
+        return ramp_sums(self.knots, values[None])[0] + poison
 
-    def sums_received(self, values: Tensor) -> Tensor:
-        return received_sums(self.knots, values)
+    def sums_received(self, values: Tensor, poison: Tensor) -> Tensor:
+        return received_sums(self.knots, values) + poison
 
-    def sums_sorted(self, values: Tensor) -> Tensor:
+    def sums_sorted(self, values: Tensor, poison: Tensor) -> Tensor:
         ordered = values[self.knots.order][None]
-        return self._in_flat_order(sums.suffix_sums(ordered, self.knots.order_groups)[0, :-1])
+        return self._in_flat_order(sums.suffix_sums(ordered, self.knots.order_groups)[0, :-1]) + poison
 
-    def sums_sorted_received(self, values: Tensor) -> Tensor:
+    def sums_sorted_received(self, values: Tensor, poison: Tensor) -> Tensor:
         ordered = values[self.knots.order][None]
-        return self._in_flat_order(sums.prefix_sums(ordered, self.knots.order_groups)[0, 1:])
+        return self._in_flat_order(sums.prefix_sums(ordered, self.knots.order_groups)[0, 1:]) + poison
 
-    def running_max(self, values: Tensor) -> Tensor:
-        return self._in_flat_order(sums.running_max(values[self.knots.order], self.knots.order_groups))
+    def running_max(self, values: Tensor, poison: Tensor) -> Tensor:
+        return self._in_flat_order(sums.running_max(values[self.knots.order], self.knots.order_groups)) + poison
 
-    def coefficients(self, weights: Tensor) -> Tensor:
-        return torch.stack([ramp_coefficients(self.knots, row) for row in weights])
+    def coefficients(self, weights: Tensor, poison: Tensor) -> Tensor:
+        return torch.stack([ramp_coefficients(self.knots, row) for row in weights]) + poison
 
     def sizes(self) -> tuple[Tensor, Tensor]:
         ordered, groups = self.knots.order_groups, self._groups
@@ -118,35 +128,57 @@ class ComparedSteps(Steps):
         self._table = operators_small.place_knots(pos_logits, delta)
         self.thresholds = self._table[0]
 
-    def false_positives(self, totals: Tensor, unit: Tensor) -> Tensor:
-        found: Tensor = operators_small.false_positives(self.pos_logits, *self._table, totals, unit, self.delta)
-        return found
+    def rank(self, totals: Tensor, unit: Tensor, values: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows = [value.double() for value in values]
+        stacked = torch.stack(rows) if len(rows) > 1 else rows[0][None] if rows else self.pos_logits.new_empty(0, 0)
+        ranks, poison = operators_small.rank(self.pos_logits, *self._table, totals, unit, stacked, self.delta)
+        found, rank_positive, both = ranks.unbind()
+        return found, rank_positive, both, poison
 
-    def sums_above(self, values: Tensor) -> Tensor:
-        return self._sums(values, "above")
+    def sums_above(self, values: Tensor, poison: Tensor) -> Tensor:
+        return self._sums(values, poison, "above")
 
-    def sums_received(self, values: Tensor) -> Tensor:
-        return self._sums(values, "received")
+    def sums_received(self, values: Tensor, poison: Tensor) -> Tensor:
+        return self._sums(values, poison, "received")
 
-    def sums_sorted(self, values: Tensor) -> Tensor:
-        return self._sums(values, "sorted")
+    def sums_sorted(self, values: Tensor, poison: Tensor) -> Tensor:
+        return self._sums(values, poison, "sorted")
 
-    def sums_sorted_received(self, values: Tensor) -> Tensor:
-        return self._sums(values, "sorted_received")
+    def sums_sorted_received(self, values: Tensor, poison: Tensor) -> Tensor:
+        return self._sums(values, poison, "sorted_received")
 
-    def running_max(self, values: Tensor) -> Tensor:
+    def running_max(self, values: Tensor, poison: Tensor) -> Tensor:
         if values.requires_grad:
             # Rare enough for the other way, which knows the derivative.
-            return SortedSteps(self.pos_logits, self.delta).running_max(values)
-        return self._sums(values, "running_max")
+            return SortedSteps(self.pos_logits, self.delta).running_max(values, poison)
+        return self._sums(values, poison, "running_max")
 
-    def coefficients(self, weights: Tensor) -> Tensor:
-        found: Tensor = operators_small.ramp_coefficients(self.pos_logits, *self._table, weights, self.delta)
+    def coefficients(self, weights: Tensor, poison: Tensor) -> Tensor:
+        found: Tensor = operators_small.ramp_coefficients(self.pos_logits, *self._table, weights, poison, self.delta)
         return found
 
-    def _sums(self, values: Tensor, kind: str) -> Tensor:
-        found: Tensor = operators_small.pair_sums(self.pos_logits, values.double()[None], kind, self.delta)
+    def send(self, excess: Tensor, share: Tensor, spread: Tensor, eps: float, poison: Tensor) -> tuple[Tensor, Tensor]:
+        settings = self.delta, float(eps)
+        found, own = operators_small.send(self.pos_logits, *self._table, excess, share, spread, poison, *settings)
+        return found, own
+
+    def _sums(self, values: Tensor, poison: Tensor, kind: str) -> Tensor:
+        found: Tensor = operators_small.pair_sums(self.pos_logits, values.double()[None], poison, kind, self.delta)
         return found[0]
+
+
+def sent_of(excess: Tensor, spread: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What positives with more than ``eps`` of false positives send in all, and for a whole one: ``[P]`` each."""
+    sends = spread > eps
+    return torch.where(sends, excess, 0.0), torch.where(sends, excess / spread, 0.0)
+
+
+def poison_of(num_nan: Tensor, values: tuple[Tensor, ...]) -> Tensor:
+    """A float64 scalar: NaN if ``num_nan`` is not 0 or one of ``values`` holds a NaN, else 0."""
+    has_nan = num_nan > 0
+    for value in values:
+        has_nan = has_nan | value.isnan().any()
+    return torch.where(has_nan, torch.nan, 0.0).double()
 
 
 def make_steps(pos_logits: Tensor, delta: float, groups: Tensor | None, backend: str) -> Steps:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from alrp_triton.kernels import ranks
+from alrp_triton.kernels import coefficients, gradient, ranks
+from alrp_triton.kernels.knots import SETTINGS, place_knots, search_table
 from cases import FLOAT_MAX, INF, NAN
 from checks import assert_same_bits
 from test_knots import DOUBLE_MAX, POSITIVES, brute_ramps, brute_ramps_of_others, normal, probes, values_like
@@ -14,7 +15,8 @@ from alrp_triton.engine import knots
 from alrp_triton.engine.steps import SortedSteps
 
 DELTAS = [1.0, 0.1, 0.0, 1e-30, 1e30]
-BLOCK, BLOCK_P = ranks.SETTINGS["block"], ranks.SETTINGS["block_p"]
+NOTHING = torch.zeros((), dtype=torch.float64)
+BLOCK, BLOCK_P = SETTINGS["block"], SETTINGS["block_p"]
 CASES = POSITIVES | {
     "nan": torch.tensor([0.5, NAN, INF, -INF, NAN, 0.5]),
     "zeros": torch.tensor([0.0, -0.0, -0.0, 0.0]),
@@ -70,7 +72,7 @@ def check(actual: Tensor, expected: Tensor, relative_to: Tensor) -> None:
 
 def test_knots_are_those_of_a_sort(pos_logits: Tensor, delta: float) -> None:
     expected = knots.make_knots(pos_logits, delta)
-    thresholds, begin, end = ranks.place_knots(pos_logits, delta)
+    thresholds, begin, end = place_knots(pos_logits, delta)
     same_but_for_the_nans("thresholds", thresholds, expected.thresholds)
     assert_same_bits("begin", begin, expected.begin)
     assert_same_bits("end", end, expected.end)
@@ -83,13 +85,13 @@ def test_knots_of_any_bits(dtype: torch.dtype) -> None:
     pos_logits = bits.to(torch.int32).view(torch.float32) if dtype == torch.float32 else bits.view(torch.float64)
     for delta in (1.0, 0.3, 1e-30, 0.0):
         expected = knots.make_knots(pos_logits, delta)
-        thresholds, begin, end = ranks.place_knots(pos_logits, delta)
+        thresholds, begin, end = place_knots(pos_logits, delta)
         same_but_for_the_nans("thresholds", thresholds, expected.thresholds)
         assert_same_bits("begin", begin, expected.begin)
         assert_same_bits("end", end, expected.end)
 
 
-def test_false_positives(pos_logits: Tensor, delta: float) -> None:
+def test_ranks(pos_logits: Tensor, delta: float) -> None:
     pos_logits = no_nan(pos_logits)
     steps = SortedSteps(pos_logits, delta)
     scores = torch.cat([probes(pos_logits, delta), normal(100).to(pos_logits.dtype)])
@@ -102,11 +104,17 @@ def test_false_positives(pos_logits: Tensor, delta: float) -> None:
     totals = torch.zeros(2, 2 * len(pos_logits) + 2, dtype=torch.int64)
     totals[0].index_add_(0, bucket, torch.ones_like(bucket))
     totals[1].index_add_(0, bucket, offsets)
-    # Neither bucket 0 nor the number of NaN is of interest.
-    totals[:, 0], totals[:, -1] = 77, 99
+    # Bucket 0 is of no interest.
+    totals[:, 0] = 77
     unit = torch.tensor(unit, dtype=torch.float64)
     table = steps.knots.begin, steps.knots.end
-    actual = ranks.false_positives(pos_logits, steps.thresholds, *table, totals, unit, delta)
+    values = torch.rand(2, len(pos_logits), dtype=torch.float64)
+    found, poison = ranks.rank(pos_logits, steps.thresholds, *table, totals, unit, values, delta)
+    assert poison == 0
+    actual, rank_positive, both = found
+    pairs = brute_ramps_of_others(pos_logits, delta).sum(1)
+    check(rank_positive, 1 + pairs, 1 + pairs)
+    assert_same_bits("rank", both, actual + rank_positive)
     assert (actual == 0).logical_or(actual >= 1e-10).all()
     # The same sums over buckets, in the order in which the buckets stand.
     counts, units = totals[:, :-1].double()
@@ -122,7 +130,7 @@ def test_false_positives(pos_logits: Tensor, delta: float) -> None:
     if delta > 1e-20:
         brute = brute_ramps(scores, pos_logits, delta).sum(1)
         torch.testing.assert_close(actual, brute, rtol=0, atol=atol)
-    torch.testing.assert_close(actual, steps.false_positives(totals, unit), rtol=0, atol=atol)
+    torch.testing.assert_close(found, torch.stack(steps.rank(totals, unit, ())[:3]), rtol=0, atol=atol)
 
 
 def test_coefficients(pos_logits: Tensor, delta: float) -> None:
@@ -130,7 +138,7 @@ def test_coefficients(pos_logits: Tensor, delta: float) -> None:
     steps = SortedSteps(pos_logits, delta)
     weights = torch.stack([values_like(pos_logits, seed) for seed in range(2)])
     begin, end = steps.knots.begin, steps.knots.end
-    actual = ranks.coefficients(pos_logits, steps.thresholds, begin, end, weights, delta)
+    actual = coefficients.coefficients(pos_logits, steps.thresholds, begin, end, weights, NOTHING, delta)
     largest = torch.finfo(pos_logits.dtype).max
     place, floors = torch.arange(2 * len(pos_logits) + 1)[:, None], knots.bucket_floors(steps.thresholds).double()
     inside = (floors[:, None] - pos_logits.clamp(-largest, largest).double() + delta) * knots.inverse_width(delta)
@@ -142,7 +150,7 @@ def test_coefficients(pos_logits: Tensor, delta: float) -> None:
     # Where scores can be, the same line as from sorted knots.
     wide = torch.cat([torch.tensor([True]), floors[2:] > floors[1:-1], torch.tensor([True])])[: len(floors)]
     atol = 1e-11 * (len(pos_logits) + 1)
-    torch.testing.assert_close(actual[..., wide], steps.coefficients(weights)[..., wide], rtol=0, atol=atol)
+    torch.testing.assert_close(actual[..., wide], steps.coefficients(weights, NOTHING)[..., wide], rtol=0, atol=atol)
 
 
 def sorted_before(pos_logits: Tensor) -> Tensor:
@@ -155,7 +163,7 @@ def sorted_before(pos_logits: Tensor) -> Tensor:
 def test_pair_sums(pos_logits: Tensor, delta: float) -> None:
     pos_logits = no_nan(pos_logits)
     values = torch.stack([values_like(pos_logits, seed) for seed in range(3)])
-    steps, pairs, before = SortedSteps(pos_logits, delta), None, sorted_before(pos_logits)
+    steps, before = SortedSteps(pos_logits, delta), sorted_before(pos_logits)
     pairs = brute_ramps_of_others(pos_logits, delta)
     matrices = {
         "above": (pairs, steps.sums_above),
@@ -164,18 +172,18 @@ def test_pair_sums(pos_logits: Tensor, delta: float) -> None:
         "sorted_received": (before.T, steps.sums_sorted_received),
     }
     for kind, (matrix, by_sorting) in matrices.items():
-        actual = ranks.pair_sums(pos_logits, values, kind, delta)
+        actual = ranks.pair_sums(pos_logits, values, NOTHING, kind, delta)
         check(actual, values @ matrix.T, values.sum(1, keepdim=True) + 1)
         for row, own in zip(values, actual):
-            torch.testing.assert_close(own, by_sorting(row), rtol=0, atol=1e-11 * (len(pos_logits) + 1))
-    actual = ranks.pair_sums(pos_logits, -values, "running_max", delta)
+            torch.testing.assert_close(own, by_sorting(row, NOTHING), rtol=0, atol=1e-11 * (len(pos_logits) + 1))
+    actual = ranks.pair_sums(pos_logits, -values, NOTHING, "running_max", delta)
     for row, own in zip(-values, actual):
-        assert_same_bits("running maximum", own, steps.running_max(row))
+        assert_same_bits("running maximum", own, steps.running_max(row, NOTHING))
 
 
 def test_running_max_keeps_nan() -> None:
     pos_logits, values = torch.tensor([3.0, 1.0, 2.0, 2.0]), torch.tensor([5.0, -INF, NAN, 7.0], dtype=torch.float64)
-    found = ranks.pair_sums(pos_logits, values[None], "running_max", 1.0)[0]
+    found = ranks.pair_sums(pos_logits, values[None], NOTHING, "running_max", 1.0)[0]
     assert found[1] == -INF
     assert found[[0, 2, 3]].isnan().all()
 
@@ -183,22 +191,76 @@ def test_running_max_keeps_nan() -> None:
 @pytest.mark.parametrize("num_pos", [1, 200])
 def test_the_same_bits_again(num_pos: int) -> None:
     pos_logits, values = normal(num_pos, 5), normal(2 * num_pos, 6, dtype=torch.float64).view(2, num_pos)
-    table = ranks.place_knots(pos_logits, 0.5)
+    table = place_knots(pos_logits, 0.5)
     for kind in ranks.KINDS:
-        results = [ranks.pair_sums(pos_logits, values, kind, 0.5) for _ in range(2)]
+        results = [ranks.pair_sums(pos_logits, values, NOTHING, kind, 0.5) for _ in range(2)]
         assert_same_bits(kind, *results)
         # Rows know nothing of each other, wherever they lie.
-        assert_same_bits(kind, ranks.pair_sums(pos_logits, values[1:], kind, 0.5), results[0][1:])
+        assert_same_bits(kind, ranks.pair_sums(pos_logits, values[1:], NOTHING, kind, 0.5), results[0][1:])
         by_columns = values.T.contiguous().T
-        assert_same_bits(kind, ranks.pair_sums(pos_logits, by_columns, kind, 0.5), results[0])
-    results = [ranks.coefficients(pos_logits, *table, values, 0.5) for _ in range(2)]
+        assert_same_bits(kind, ranks.pair_sums(pos_logits, by_columns, NOTHING, kind, 0.5), results[0])
+    results = [coefficients.coefficients(pos_logits, *table, values, NOTHING, 0.5) for _ in range(2)]
     assert_same_bits("coefficients", *results)
 
 
 def test_a_huge_score_beside_small_ones() -> None:
     pos_logits = torch.tensor([1e-3, FLOAT_MAX, 0.0, -FLOAT_MAX])
-    found = ranks.pair_sums(pos_logits, torch.ones(1, 4, dtype=torch.float64), "above", 1.0)[0]
+    found = ranks.pair_sums(pos_logits, torch.ones(1, 4, dtype=torch.float64), NOTHING, "above", 1.0)[0]
     below = 0.5 * float(pos_logits[0])
     torch.testing.assert_close(
         found, torch.tensor([1.5 - below, 0.0, 1.5 + below, 3.0], dtype=torch.float64), rtol=1e-15, atol=0
     )
+
+
+@pytest.mark.parametrize("num_pos", [0, 1, 9])
+@pytest.mark.parametrize("where", ["a negative", "a positive", "a value"])
+def test_a_nan_anywhere_is_everywhere(where: str, num_pos: int) -> None:
+    pos_logits, values = normal(num_pos), torch.rand(2, num_pos, dtype=torch.float64)
+    totals = torch.zeros(2, 2 * num_pos + 2, dtype=torch.int64)
+    if where == "a negative":
+        totals[0, -1] = 1
+    elif num_pos == 0:
+        return
+    else:
+        (pos_logits if where == "a positive" else values[1])[-1] = NAN
+    table = pos_logits, *place_knots(pos_logits, 1.0)
+    found, poison = ranks.rank(*table, totals, torch.ones((), dtype=torch.float64), values, 1.0)
+    assert poison.isnan()
+    assert found.isnan().all()
+    given = torch.rand(3, num_pos, dtype=torch.float64)
+    assert coefficients.coefficients(*table, given, poison, 1.0).isnan().all()
+    assert ranks.pair_sums(pos_logits, given, poison, "sorted", 1.0).isnan().all()
+    for result in coefficients.send(*table, *given, poison, 1.0, 0.5):
+        assert result.isnan().all()
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 0.5])
+@pytest.mark.parametrize("num_pos", [0, 1, BLOCK + 1])
+def test_send(num_pos: int, eps: float) -> None:
+    pos_logits, (excess, share, spread) = normal(num_pos), torch.rand(3, num_pos, dtype=torch.float64)
+    spread[::3] = eps
+    table = pos_logits, *place_knots(pos_logits, 0.25)
+    found, own = coefficients.send(*table, excess, share, spread, NOTHING, 0.25, eps)
+    sent = torch.where(spread > eps, excess * share, 0.0)
+    assert_same_bits("own", own, -sent[None])
+    expected = coefficients.coefficients(*table, torch.where(spread > eps, sent / spread, 0.0)[None], NOTHING, 0.25)
+    assert_same_bits("coefficients", found, expected)
+
+
+def test_search_table(pos_logits: Tensor, delta: float) -> None:
+    thresholds = knots.make_knots(pos_logits, delta).thresholds
+    padded, floors = search_table(thresholds)
+    same_but_for_the_nans("floors", floors, knots.bucket_floors(thresholds))
+    same_but_for_the_nans("thresholds", padded[: len(thresholds)], thresholds)
+    assert len(padded) == 1 << len(thresholds).bit_length()
+    assert padded[len(thresholds) :].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 7), (2, 2, 300), (3, 0)])
+def test_combine(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    rows, factors = torch.rand(shape, dtype=torch.float64), torch.randn(shape[0]).to(dtype)
+    expected = (rows.flatten(1) * factors.double()[:, None]).sum(0).view(shape[1:])
+    actual = gradient.combine(rows, factors, dtype)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual, expected.to(dtype))
