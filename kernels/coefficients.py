@@ -11,6 +11,12 @@ from .knots import finite, floor_of, height_at, launch, ramp_constants
 
 
 @triton.jit
+def exceeds(x, NUMBER: tl.constexpr):
+    """x > NUMBER, which a comparison by itself would round to float32."""
+    return x > tl.full(x.shape, NUMBER, tl.float64)
+
+
+@triton.jit
 def coefficients_kernel(
     pos_logits,
     thresholds,
@@ -48,7 +54,7 @@ def coefficients_kernel(
         if SENDS:
             weight *= tl.load(share + i, mask=inside, other=0)
             among = tl.load(spread + i, mask=inside, other=1)
-            weight = tl.where(among > EPS, weight / among, 0.0)
+            weight = tl.where(exceeds(among, EPS), weight / among, 0.0)
         weight = weight[None, :]
         ramp_begin = tl.load(begin + i, mask=inside, other=0).to(tl.int32)[None, :]
         ramp_end = tl.load(end + i, mask=inside, other=0).to(tl.int32)[None, :]
@@ -65,7 +71,7 @@ def coefficients_kernel(
         own = bucket < num_positives
         sent = tl.load(weights + bucket, mask=own, other=0) * tl.load(share + bucket, mask=own, other=0)
         among = tl.load(spread + bucket, mask=own, other=0)
-        tl.store(pos_gradient + bucket, bad - tl.where(among > EPS, sent, 0.0), mask=own)
+        tl.store(pos_gradient + bucket, bad - tl.where(exceeds(among, EPS), sent, 0.0), mask=own)
 
 
 def coefficients(
