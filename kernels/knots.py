@@ -9,10 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .walk import on_device_of
+from .walk import _INTERPRETED, on_device_of
 
-SETTINGS = {"block": 64, "block_p": 8, "num_warps": 4}
-"""Of the kernels here and in :mod:`.ranks`, which have too little to do to search for better ones."""
+SETTINGS = {"block": 64, "block_p": 32 if _INTERPRETED else 8, "num_warps": 4}
+"""Of all kernels that compare positives, which have too little to do to search for better ones; the interpreter pays
+for each program."""
 
 
 @triton.jit
