@@ -21,12 +21,15 @@ import triton
 import triton.language as tl
 from alrp_triton.kernels import (
     buckets,
+    coefficients,
     configurations,
     gradient,
+    knots,
     pairs,
     pairwise_count,
     pairwise_gradient,
     positives,
+    ranks,
     sorting,
 )
 from triton.backends.compiler import GPUTarget
@@ -55,12 +58,26 @@ KERNELS = {
     "positives": gradient.positives_kernel,
     "sorting_errors": sorting.errors_kernel,
     "sorting_received": sorting.received_kernel,
+    "knots": knots.knots_kernel,
+    "table": knots.table_kernel,
+    "rank": ranks.ranks_kernel,
+    "sums": ranks.sums_kernel,
+    "running_max": ranks.sums_kernel,
+    "coefficients": coefficients.coefficients_kernel,
+    "send": coefficients.coefficients_kernel,
+    "combine": gradient.combine_kernel,
 }
 # Without settings to choose from.
-P_SIZED = {"order": positives.ORDER, "positives": {"block": 256, "num_warps": 4}}
+P_SIZED = {
+    "order": positives.ORDER,
+    "positives": {"block": 256, "num_warps": 4},
+    "table": {"block_p": 256, "num_warps": 4},
+    "combine": {"block": 256, "num_warps": 4},
+    **dict.fromkeys(("knots", "rank", "sums", "running_max", "coefficients", "send"), knots.SETTINGS),
+}
 VARIANTS = {
     "": tuple(KERNELS),
-    "grouped": tuple(kernel for kernel in KERNELS if kernel not in ("collect", "order", "positives")),
+    "grouped": tuple(kernel for kernel in KERNELS if kernel not in ("collect", *P_SIZED)),
     "sigmoid": ("pairwise_count", "pairwise_gradient"),
 }
 """The kernels that can be compiled with groups, or with a function of one's own in the place of the ramp."""
@@ -131,6 +148,9 @@ def compile_kernel(
         }
         | ({"y_step1": 1} if per_class else {"y_step0": 1})
         | {"GROUPED": grouped, "CUSTOM": variant == "sigmoid", "DELTA": 0.7}
+        | {"BITS": 64 if compute == "fp64" else 32, "KIND": 4 * (kernel == "running_max")}
+        | {"SENDS": kernel == "send", "EPS": 0.0}
+        | (dict.fromkeys(("share", "spread", "pos_gradient")) if kernel == "coefficients" else {})
         | ({"z_step1": 1} if grouped else {"groups": None, "threshold_groups": None, "pos_groups": None})
         | ({} if grouped else {f"z_step{i}": 1 for i in range(4)})
     )
@@ -142,6 +162,12 @@ def compile_kernel(
         ("thresholds", "floors", "levels", "slopes", "positives", "scaled", "bases", "pos_logits", "ious"), compute
     )
     pointers |= dict.fromkeys(("weights", "at_infinities", "scores"), compute)
+    pointers |= dict.fromkeys(("begin", "end"), "i64")
+    pointers |= dict.fromkeys(("unit", "values", "ranks", "poison", "sums", "coefficients", "rows"), "fp64")
+    pointers |= dict.fromkeys(("share", "spread", "factors"), "fp64")
+    pointers |= {"padded": compute, "sums": compute if kernel == "combine" else "fp64"}
+    if kernel in ("coefficients", "send"):
+        pointers["weights"] = "fp64"
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature, attributes = {}, {}
     for i, name in enumerate(function.arg_names):
@@ -177,7 +203,7 @@ def figures(kernel: str, target: str, variant: str = "", **how: Any) -> Figures:
         registers, spill_bytes, code = _read_cubin(compiled.asm["cubin"])
         instructions = len(code)
         threads = 32 * settings["num_warps"]
-        if "block_p" in settings:
+        if "block_p" in settings and kernel != "table":
             inner = _innermost(code)
             at_once = _POSITIVES_IN_TURN if kernel == "pairwise_gradient" else settings["block_p"]
             per_pair = inner and inner / (settings["block"] * at_once / threads)

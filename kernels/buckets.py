@@ -120,7 +120,8 @@ def count_into_buckets(
 
     Args:
         walks: the levels.
-        thresholds: ``[2P]`` sorted knots, float32 or float64; NaN, which no score reaches, after all others.
+        thresholds: ``[2P]`` sorted knots, float32 or float64; NaN, which no score reaches, after all others. Without
+            groups there may be more NaN already, up to the next power of two above 2P.
         floors: ``[2P + 1]`` finite lower ends of the buckets, same dtype.
         inverse_width: 1 / (2 delta), 0 for delta = 0.
         scale: units of the fixed point in 1.
@@ -132,7 +133,7 @@ def count_into_buckets(
         ``[2, 2P + 2]`` int64: counts and offsets in units; the last column counts NaN. Bucket 0 is left at 0.
     """
     kernel = "buckets" if threshold_groups is None else "buckets_grouped"
-    table = make_table(thresholds, threshold_groups)
+    table = make_table(thresholds, threshold_groups, len(floors) - 1)
     totals = torch.zeros(2, len(floors) + 1, dtype=torch.int64, device=thresholds.device)
 
     def launch(walk: Walk, into: Tensor, block: int, num_warps: int) -> None:

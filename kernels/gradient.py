@@ -108,6 +108,29 @@ def positives_kernel(
     store(gradient + at, value, inside)
 
 
+@triton.jit
+def combine_kernel(rows, factors, sums, num_rows, length, BLOCK: tl.constexpr):
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float64)
+    for row in range(0, num_rows):
+        value = tl.load(rows + row * length + lane, mask=lane < length, other=0)
+        total += value * tl.load(factors + row).to(tl.float64)
+    tl.store(sums + lane, total.to(sums.dtype.element_ty), mask=lane < length)
+
+
+def combine(rows: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of ``rows`` ``[K, ...]`` float64, each times its factor (``[K]``, any floats), rounded once to ``dtype``.
+    One launch."""
+    rows, factors = rows.contiguous(), factors.contiguous()
+    sums = torch.empty(rows.shape[1:], dtype=dtype, device=rows.device)
+    if sums.numel():
+        with on_device_of(rows):
+            combine_kernel[(triton.cdiv(sums.numel(), 256),)](
+                rows, factors, sums, len(rows), sums.numel(), BLOCK=256, num_warps=4
+            )
+    return sums
+
+
 def write_linear_gradient(
     walks: list[Walk],
     thresholds: Tensor,
@@ -127,7 +150,7 @@ def write_linear_gradient(
         ignore_index: label of what gets 0.
     """
     kernel = "gradient" if threshold_groups is None else "gradient_grouped"
-    table = make_table(thresholds, threshold_groups)
+    table = make_table(thresholds, threshold_groups, len(floors) - 1)
     levels, slopes = coefficients.contiguous()
 
     def launch(walk: Walk, block: int, num_warps: int) -> None:

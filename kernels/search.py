@@ -32,16 +32,17 @@ class SearchTable(NamedTuple):
         }
 
 
-def make_table(thresholds: Tensor, groups: Tensor | None = None) -> SearchTable:
+def make_table(thresholds: Tensor, groups: Tensor | None, number: int) -> SearchTable:
     """Pad with what no score reaches: NaN, in the highest of groups.
 
     Args:
         thresholds: ``[2P]``, ascending within each group, NaN last.
         groups: ``[2P]`` int64, ascending.
+        number: 2P; without groups ``thresholds`` may be padded already.
     """
-    steps = len(thresholds).bit_length()
+    steps = number.bit_length()
     missing = (1 << steps) - len(thresholds)
-    padded = F.pad(thresholds, (0, missing), value=torch.nan)
+    padded = F.pad(thresholds, (0, missing), value=torch.nan) if missing else thresholds
     if groups is None:
         return SearchTable(padded, None, steps)
     # The lowest threshold, which comes first where there is one group, goes to the place that is never read.

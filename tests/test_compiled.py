@@ -15,11 +15,14 @@ if INTERPRETED:
 from benchmarks.static import KERNELS, TARGETS, VARIANTS, compile_kernel, figures
 
 LINEAR, PAIRWISE = ("buckets", "gradient"), ("pairwise_count", "pairwise_gradient")
+COMPARING = ("knots", "table", "rank", "sums", "running_max", "coefficients", "send", "combine")
 SORTING = ("sorting_errors", "sorting_received")
 
 # Registers at most, of 255; four warps of 512 / registers blocks keep a streaming kernel's loads in flight up to 80.
 REGISTERS = {"buckets": 80, "gradient": 80, "pairwise_count": 128, "pairwise_gradient": 128, "positives": 64}
 REGISTERS |= {"collect": 80, "order": 96}
+REGISTERS |= {"knots": 80, "table": 32, "combine": 64}
+REGISTERS |= dict.fromkeys(("rank", "sums", "running_max", "coefficients", "send"), 128)
 REGISTERS |= {"sorting_errors": 80, "sorting_received": 64}
 # Instructions per logit (linear: the whole kernel) or per pair (pairwise: the inner loop), at most.
 INSTRUCTIONS = {"buckets": 180, "gradient": 115, "pairwise_count": 2.6, "pairwise_gradient": 3.1}
@@ -76,7 +79,7 @@ def test_no_kernel_adds_floats_atomically(kernel: str, variant: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_compile(dtype: torch.dtype, target: str) -> None:
-    for kernel in (*LINEAR, *PAIRWISE):
+    for kernel in (*LINEAR, *PAIRWISE, *COMPARING):
         # ptxas may keep one float64 of a thread in memory to have more threads.
         assert figures(kernel, target, logits=dtype).spill_bytes <= (8 if dtype == torch.float64 else 0)
     for variant in VARIANTS:
@@ -106,3 +109,6 @@ def test_the_step_function_and_extreme_numbers_of_positives_compile(target: str)
         for steps in (0, 1, 16):
             for variant in ("", "grouped"):
                 compile_kernel(kernel, target, variant=variant, steps=steps)
+    for kernel in COMPARING:
+        for dtype in (torch.float32, torch.float64):
+            compile_kernel(kernel, target, step_function=True, logits=dtype)

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import saved_tensors_hooks
 
 from alrp_triton import ALRPLoss, alrp_loss
-from alrp_triton.engine import Levels, PairFunction, Ranking, operators, sorting
+from alrp_triton.engine import Levels, PairFunction, Ranking, operators, operators_small, sorting
 from alrp_triton.engine.backends import choose_backend
 
 
@@ -41,7 +41,7 @@ def test_opcheck_of_the_engine(backend, grouped, dtype):
     given = (levels.logits, levels.labels, list(levels.groups))
     torch.library.opcheck(operators.find_positives, (*given, 9, -1, "ious", "torch"))
     torch.library.opcheck(operators.highest_in_row, (levels.logits, levels.labels, ranking.pos_index, -1))
-    positives = (ranking.knots.pos_logits, ranking.pos_groups)
+    positives = (ranking.steps.pos_logits, ranking.pos_groups)
     torch.library.opcheck(
         operators.count_negatives, (*given, *ranking._thresholds(backend), *positives, 1.0, -1, backend, "")
     )
@@ -55,7 +55,7 @@ def test_opcheck_of_the_engine(backend, grouped, dtype):
 def test_opcheck_of_the_direct_form(grouped):
     levels, ranking, values, rest = table_problem("torch", grouped=grouped, distribution=SQUARE)
     given = (levels.logits, levels.labels, list(levels.groups))
-    positives = (ranking.knots.pos_logits, ranking.pos_groups)
+    positives = (ranking.steps.pos_logits, ranking.pos_groups)
     assert rest[-2:] == ["direct", SQUARE.key]
     torch.library.opcheck(operators.count_negatives, (*given, *positives, *positives, 1.0, -1, "direct", SQUARE.key))
     torch.library.opcheck(operators.write_gradient, (values, levels.logits, *rest))
@@ -84,7 +84,8 @@ def test_opcheck_of_computed_gradients(dtype):
 def test_every_operator_is_checked_above():
     checked = {"find_positives", "count_negatives", "attach_gradient", "write_gradient", "highest_in_row"}
     checked |= {"sorting_sums", "sorting_received", "attach_computed", "scale_gradients"}
-    everything = vars(operators) | vars(sorting)
+    checked |= {"place_knots", "rank", "pair_sums", "ramp_coefficients", "send"}
+    everything = vars(operators) | vars(sorting) | vars(operators_small)
     assert checked == {name for name, value in everything.items() if isinstance(value, torch.library.CustomOpDef)}
 
 

@@ -8,10 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import knots, operators, sums
+from . import operators
 from .backends import LINEAR_BACKENDS, pairwise_form
 from .inputs import Levels
+from .knots import ramp_at_0
 from .pairs import PairFunction, PairSums
+from .steps import make_steps, poison_of, sent_of
 
 
 class Statistics(Protocol):
@@ -82,29 +84,24 @@ class Ranking:
                 *self._detached, num_positives, ignore_index, name, backend
             )
             self.pos_groups = pos_groups if levels.groups else None
-            self.knots = knots.make_knots(pos_logits, self.delta, self.pos_groups)
+            self.steps = make_steps(pos_logits, self.delta, self.pos_groups, backend)
             self._pairs = None if smoothing is None else PairSums(smoothing, pos_logits, self.pos_groups, self.delta)
-            found, num_nan = self._count(pairwise_form(backend) if smoothing else backend, smoothing)
-            # The pass that shares errors out: its backend, its function, and the sums of q over the negatives.
+            # The pass that shares errors out: its backend and its function.
             function = distribution or smoothing
             self._spreading = pairwise_form(backend) if function else backend, function
-            self._spread = found
-            if distribution is not None:
-                self._spread, failed = self._count(*self._spreading)
-                num_nan = num_nan + failed
-            has_nan = (num_nan > 0) | pos_logits.isnan().any()
-            for value in values:
-                has_nan = has_nan | value.isnan().any()
-            #: 0, or NaN where a NaN takes part: added to every result, so that none is hidden by a comparison.
-            self.poison = torch.where(has_nan, torch.nan, 0.0).double()
-            #: N_FP(i) = sum over negatives of H(n_j - p_i).
-            self.num_false_positives = found + self.poison
-            #: rank+(i) = 1 + sum over k != i of H(p_k - p_i).
-            self.rank_positive = 1 + self.sums_above(torch.ones_like(self.num_false_positives))
-            #: rank(i) = rank+(i) + N_FP(i).
-            self.rank = self.rank_positive + self.num_false_positives
+            if function is None and backend in LINEAR_BACKENDS:
+                ranks = self.steps.rank(*self._totals(backend, None), values)
+            else:
+                ranks = self._rank(backend, smoothing, distribution, values)
+            #: N_FP(i) = sum over negatives of H(n_j - p_i); rank+(i) = 1 + sum over k != i of H(p_k - p_i); their sum,
+            #: rank(i). And 0, or NaN where a NaN takes part: added to every result, so that none is hidden by a
+            #: comparison.
+            self.num_false_positives, self.rank_positive, self.rank, self.poison = ranks
+            if distribution is None:
+                # The sums of q over the negatives.
+                self._spread = self.num_false_positives
             #: How many positives the ranking of positive i has, P where there are no groups.
-            self.num_positives, self._num_groups = self._sizes()
+            self.num_positives, self._num_groups = self.steps.sizes()
 
     @property
     def share(self) -> Tensor:
@@ -127,32 +124,26 @@ class Ranking:
     def _sums_above(self, values: Tensor) -> Tensor:
         if self._pairs is not None:
             return self._pairs.sums_above(values) + self.poison
-        return knots.ramp_sums(self.knots, values[None])[0] + self.poison
+        return self.steps.sums_above(values, self.poison)
 
     def sums_received(self, values: Tensor) -> Tensor:
         """sum over i != k of v_i H(p_k - p_i): the transpose of :meth:`sums_above`."""
         if self._pairs is not None:
             return self._pairs.sums_received(values) + self.poison
-        return knots.received_sums(self.knots, values) + self.poison
+        return self.steps.sums_received(values, self.poison)
 
     def sums_sorted(self, values: Tensor) -> Tensor:
         """Sum of v_k over i itself and what precedes it in descending order; of two equal ones the later in flat order
         comes first (a stable ascending sort, flipped). Differentiable in the values."""
-        ordered = sums.suffix_sums(values[self.knots.order][None], self.knots.order_groups)[0, :-1]
-        return self._in_flat_order(ordered) + self.poison
+        return self.steps.sums_sorted(values, self.poison)
 
     def sums_sorted_received(self, values: Tensor) -> Tensor:
         """Sum of v_i over k itself and what follows it in descending order: the transpose of :meth:`sums_sorted`."""
-        ordered = sums.prefix_sums(values[self.knots.order][None], self.knots.order_groups)[0, 1:]
-        return self._in_flat_order(ordered) + self.poison
+        return self.steps.sums_sorted_received(values, self.poison)
 
     def running_max(self, values: Tensor) -> Tensor:
         """The largest value among i and the positives that follow it in descending order."""
-        ordered = sums.running_max(values[self.knots.order], self.knots.order_groups)
-        return self._in_flat_order(ordered) + self.poison
-
-    def _in_flat_order(self, ordered: Tensor) -> Tensor:
-        return torch.empty_like(ordered).index_copy(0, self.knots.order, ordered)
+        return self.steps.running_max(values, self.poison)
 
     def error_driven(self, value: Tensor, excess: Tensor, share: Tensor, eps: float = 0.0) -> Tensor:
         """``value`` with the gradient of Algorithm 1.
@@ -166,13 +157,16 @@ class Ranking:
             share: ``[P]`` float64, 1/Z.
             eps: >= 0.
         """
-        sent, weights = self.sent(excess * share, eps)
-        return self.attach(value[None], -sent[None], weights[None])[0]
+        if self._spreading[0] not in LINEAR_BACKENDS:
+            sent, weights = self.sent(excess * share, eps)
+            return self.attach(value[None], -sent[None], weights[None])[0]
+        with torch.no_grad():
+            tables = self.steps.send(excess, share, self._spread, eps, self.poison)
+        return self._attach(value[None], *tables)[0]
 
     def sent(self, excess: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """What positives with more than ``eps`` of false positives send in all, and for a whole one: ``[P]`` each."""
-        sends = self._spread > eps
-        return torch.where(sends, excess, 0.0), torch.where(sends, excess / self._spread, 0.0)
+        return sent_of(excess, self._spread, eps)
 
     def attach(self, values: Tensor, pos_gradients: Tensor, weights: Tensor) -> Tensor:
         """``values``, each with the derivative ``pos_gradients[i]`` for positive i and sum_i weights[i] q(n_j - p_i)
@@ -186,42 +180,70 @@ class Ranking:
         backend, function = self._spreading
         with torch.no_grad():
             if backend in LINEAR_BACKENDS:
-                rows = [knots.ramp_coefficients(self.knots, row) for row in weights]
+                coefficients = self.steps.coefficients(weights, self.poison)
             else:
                 at_infinities = self._at_infinities(function)
                 rows = [torch.cat([row, (at_infinities * row).sum(1), row.new_zeros(1)])[None] for row in weights]
+                coefficients = torch.stack(rows) + self.poison
+        return self._attach(values, coefficients, pos_gradients + self.poison)
+
+    def _attach(self, values: Tensor, coefficients: Tensor, pos_gradients: Tensor) -> Tensor:
+        backend, function = self._spreading
         attached: Tensor = operators.attach_gradient(
             values.detach(),
             self.levels.logits,
             *self._detached[1:],
             *self._thresholds(backend),
-            torch.stack(rows) + self.poison,
+            coefficients,
             self.pos_index,
-            pos_gradients + self.poison,
+            pos_gradients,
             *self._settings(backend, function),
         )
         return attached
 
-    def _count(self, backend: str, function: PairFunction | None) -> tuple[Tensor, Tensor]:
-        """Pass 1: sum over the negatives of the ramp, or of the function, for each positive; how many are NaN."""
+    def _rank(
+        self,
+        backend: str,
+        smoothing: PairFunction | None,
+        distribution: PairFunction | None,
+        values: tuple[Tensor, ...],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """:meth:`Steps.rank` where pairs are looked at, in either pass or both."""
+        counting = pairwise_form(backend) if smoothing else backend
+        totals, unit = self._totals(counting, smoothing)
+        num_nan = totals[0, -1]
+        if distribution is not None:
+            spread = self._totals(*self._spreading)
+            self._spread, num_nan = self._of_pairs(*spread, distribution), num_nan + spread[0][0, -1]
+        self.poison = poison_of(num_nan, (self.steps.pos_logits, *values))
+        if counting in LINEAR_BACKENDS:
+            found, rank_positive, rank, poison = self.steps.rank(totals, unit, values)
+            return found + self.poison, rank_positive + self.poison, rank + self.poison, poison + self.poison
+        found = self._of_pairs(totals, unit, smoothing) + self.poison
+        rank_positive = 1 + self.sums_above(torch.ones_like(found))
+        return found, rank_positive, rank_positive + found, self.poison
+
+    def _totals(self, backend: str, function: PairFunction | None) -> tuple[Tensor, Tensor]:
+        """Pass 1: what the negatives add up to, and the unit."""
         totals, unit = operators.count_negatives(
             *self._detached,
             *self._thresholds(backend),
-            self.knots.pos_logits,
+            self.steps.pos_logits,
             self.pos_groups,
             *self._settings(backend, function),
         )
-        counted = totals[:, :-1].double()
-        if backend in LINEAR_BACKENDS:
-            counts, offsets = counted
-            return knots.false_positives(self.knots, counts, offsets * unit * (2 * self.delta)), totals[0, -1]
-        at_infinities = counted[0, -2:, None] * self._at_infinities(function)
-        return counted[0, :-2] * unit + at_infinities.sum(0), totals[0, -1]
+        return totals, unit
+
+    def _of_pairs(self, totals: Tensor, unit: Tensor, function: PairFunction | None) -> Tensor:
+        """The sum over the negatives of a function of pairs, for each positive."""
+        counted = totals[0, :-1].double()
+        at_infinities = counted[-2:, None] * self._at_infinities(function)
+        return counted[:-2] * unit + at_infinities.sum(0)
 
     def _thresholds(self, backend: str) -> tuple[Tensor, Tensor | None]:
         if backend in LINEAR_BACKENDS:
-            return self.knots.thresholds, self.knots.threshold_groups
-        return self.knots.pos_logits, self.pos_groups
+            return self.steps.thresholds, self.steps.threshold_groups
+        return self.steps.pos_logits, self.pos_groups
 
     def _settings(self, backend: str, function: PairFunction | None) -> tuple[float, int, str, str]:
         return self.delta, self.ignore_index, backend, "" if function is None else function.key
@@ -230,19 +252,10 @@ class Ranking:
         """``[2, P]``: H(0) where positives are +inf, and where they are -inf; else 0. The pairwise form leaves out what
         scores at the same infinity give, whose differences would cost it a comparison for each pair; but where it
         compares in any case, because of groups or of another function, it does not."""
-        pos_logits = self.knots.pos_logits
+        pos_logits = self.steps.pos_logits
         if function is not None or self.pos_groups is not None:
             return torch.zeros(2, len(pos_logits), dtype=torch.float64, device=pos_logits.device)
-        return torch.stack([pos_logits == torch.inf, pos_logits == -torch.inf]) * knots.ramp_at_0(self.knots)
-
-    def _sizes(self) -> tuple[Tensor, Tensor]:
-        """How many positives each positive's group has ``[P]``, and how many groups there are: float64."""
-        num_pos = self.num_false_positives.shape[0]
-        if self.pos_groups is None or self.knots.order_groups is None:
-            return torch.full_like(self.num_false_positives, num_pos), self.num_false_positives.new_ones(())
-        ordered, groups = self.knots.order_groups, self.pos_groups
-        sizes = torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)
-        return sizes.double(), (ordered[1:] != ordered[:-1]).sum().double() + 1
+        return torch.stack([pos_logits == torch.inf, pos_logits == -torch.inf]) * ramp_at_0(self.delta)
 
 
 class _Above(torch.autograd.Function):

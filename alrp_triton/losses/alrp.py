@@ -126,7 +126,8 @@ def alrp_loss(
     with torch.no_grad():
         rank, share = ranking.rank, ranking.share
         cls = (ranking.num_false_positives / rank * share).sum() + ranking.poison
-        excess = lrp_error(ranking, errors) - lrp_target(ranking, errors)
+        # l(i) - l*(i), in which i's own error cancels.
+        excess = (ranking.num_false_positives + ranking.sums_above(errors)) / rank
         # loc is linear in the errors: E_k counts once for k itself and for each positive that k stands above.
         if loc_ranking == "smooth":
             received = share / rank + ranking.sums_received(share / rank)

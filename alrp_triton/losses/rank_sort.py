@@ -120,11 +120,11 @@ def _rank_sort(
         name="ious",
     )
     with torch.no_grad():
-        share, itself = ranking.share, ramp_at_0(ranking.knots)
+        share, itself = ranking.share, ramp_at_0(ranking.delta)
         error = ranking.num_false_positives / (ranking.rank - (1 - itself))
         sent, weights = ranking.sent(error * share, _EPS)
 
-        arguments = ranking.knots.pos_logits, values, ranking.pos_groups
+        arguments = ranking.steps.pos_logits, values, ranking.pos_groups
         rank, above, target_rank, target_above, missorted = sorting_sums(*arguments, ranking.delta, backend)
         sorting_error = above / rank - target_above / target_rank
         sends = missorted > _EPS

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...kernels.buckets import count_into_buckets
 from ...kernels.gradient import write_linear_gradient, write_positives
+from ...kernels.knots import search_table
 from ...kernels.walk import Walk, make_walk
 from ..inputs import Levels
 from ..knots import Ramps, bucket_floors, inverse_width
@@ -23,8 +24,7 @@ def count_negatives(
     """Pass 1; see ``backends.torch.count_negatives``. Bucket 0, of which nothing depends, is not counted."""
     return count_into_buckets(
         walks_to_read(levels),
-        ramps.thresholds,
-        bucket_floors(ramps.thresholds),
+        *_searched(ramps),
         inverse_width(ramps.delta),
         scale,
         ignore_index,
@@ -44,8 +44,7 @@ def write_gradient(
     walks = walks_to_write(levels)
     write_linear_gradient(
         walks,
-        ramps.thresholds,
-        bucket_floors(ramps.thresholds),
+        *_searched(ramps),
         coefficients.to(ramps.thresholds.dtype),
         inverse_width(ramps.delta),
         ignore_index,
@@ -53,6 +52,13 @@ def write_gradient(
     )
     write_positives(walks, pos_index, pos_gradient)
     return written(walks, levels)
+
+
+def _searched(ramps: Ramps) -> tuple[Tensor, Tensor]:
+    """Thresholds and finite floors of the buckets."""
+    if ramps.groups is None:
+        return search_table(ramps.thresholds)
+    return ramps.thresholds, bucket_floors(ramps.thresholds)
 
 
 def walks_to_read(levels: Levels) -> list[Walk]:
