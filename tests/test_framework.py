@@ -29,19 +29,13 @@ from hypothesis import strategies as st
 
 from alrp_triton import framework, reference
 from alrp_triton.framework import PairFunction, RankingLoss, ranking_loss
+from alrp_triton.losses.alrp import lrp_error as lrp
+from alrp_triton.losses.alrp import lrp_target
 
 by_backend = pytest.mark.parametrize("backend", backends())
 
 
 # The family, as users would write it.
-
-
-def lrp(ranking, loc_errors):
-    return (ranking.num_false_positives + loc_errors + ranking.sums_above(loc_errors)) / ranking.rank
-
-
-def lrp_target(ranking, loc_errors):
-    return loc_errors / ranking.rank
 
 
 def interpolated(ranking):

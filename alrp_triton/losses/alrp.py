@@ -38,7 +38,7 @@ class ALRPLossOutput(NamedTuple):
 
 
 def lrp_error(ranking: Statistics, loc_errors: Tensor) -> Tensor:
-    """l(i), the LRP error at positive i (equation 10), ``[P]``."""
+    """l(i), the LRP error at positive i (equation 10), ``[P]``: a formula for :mod:`alrp_triton.framework`."""
     return (ranking.num_false_positives + loc_errors + ranking.sums_above(loc_errors)) / ranking.rank
 
 
