@@ -149,14 +149,16 @@ def ramp_sums(knots: Knots, values: Tensor) -> Tensor:
     ordered = values[:, knots.order]
     suffix = suffix_sums(torch.cat([ordered, ordered * knots.place[knots.order]]), knots.order_groups)
     mass, moment = suffix.chunk(2)
-    return _partial_sums(knots, mass, moment, knots.below_begin, knots.below_end) - values * _at_0(knots)
+    return _partial_sums(knots, mass, moment, knots.below_begin, knots.below_end) - values * ramp_at_0(
+        knots.inverse_width
+    )
 
 
 def received_sums(knots: Knots, values: Tensor) -> Tensor:
     """sum_{i != k} v_i H(p_k - p_i) for values ``[P]``: what positive k receives from the ramps of the others."""
     level, slope = ramp_coefficients(knots, values)[:, knots.bucket]
     offset = knots.place - knots.coordinate[knots.bucket]
-    received: Tensor = level + slope * (offset * knots.inverse_width) - values * _at_0(knots)
+    received: Tensor = level + slope * (offset * knots.inverse_width) - values * ramp_at_0(knots.inverse_width)
     return received
 
 
@@ -202,13 +204,9 @@ def _partial_sums(knots: Knots, mass: Tensor, moment: Tensor, begin: Tensor, end
     return mass[:, end] + inside * knots.inverse_width
 
 
-def ramp_at_0(delta: float) -> float:
-    """H(0): what a positive's ramp gives its own score."""
-    return 0.5 if delta > 0 else 1.0
-
-
-def _at_0(knots: Knots) -> float:
-    return 0.5 if knots.inverse_width else 1.0
+def ramp_at_0(width: float) -> float:
+    """H(0): what a positive's ramp gives its own score. ``width``: delta or its inverse, both 0 for the step."""
+    return 0.5 if width > 0 else 1.0
 
 
 def _finite(values: Tensor) -> Tensor:
