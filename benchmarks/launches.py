@@ -30,7 +30,7 @@ from .report import print_table
 # Beside views.
 _FREE = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_unsafe_view")
 # Where the code asks whether a device should not be waited for.
-_ASKING = ("positives", "sorting", "backends.torch", "backends.search", "backends.tables")
+_ASKING = ("positives", "fused", "sorting", "backends.torch", "backends.search", "backends.tables")
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 LOSSES: dict[str, Loss] = {

@@ -20,9 +20,11 @@ import torch
 import triton
 import triton.language as tl
 from alrp_triton.kernels import (
+    arrange,
     buckets,
     coefficients,
     configurations,
+    fused,
     gradient,
     knots,
     pairs,
@@ -58,14 +60,18 @@ KERNELS = {
     "positives": gradient.positives_kernel,
     "sorting_errors": sorting.errors_kernel,
     "sorting_received": sorting.received_kernel,
-    "knots": knots.knots_kernel,
-    "table": knots.table_kernel,
+    "arrange": arrange.arrange_kernel,
+    "knots": arrange.arrange_kernel,
+    "table": arrange.table_kernel,
     "rank": ranks.ranks_kernel,
     "sums": ranks.sums_kernel,
     "running_max": ranks.sums_kernel,
     "coefficients": coefficients.coefficients_kernel,
     "send": coefficients.coefficients_kernel,
     "combine": gradient.combine_kernel,
+    "errors": fused.errors_kernel,
+    "interpolate": fused.interpolate_kernel,
+    "finish": fused.finish_kernel,
 }
 # Without settings to choose from.
 P_SIZED = {
@@ -73,7 +79,8 @@ P_SIZED = {
     "positives": {"block": 256, "num_warps": 4},
     "table": {"block_p": 256, "num_warps": 4},
     "combine": {"block": 256, "num_warps": 4},
-    **dict.fromkeys(("knots", "rank", "sums", "running_max", "coefficients", "send"), knots.SETTINGS),
+    **dict.fromkeys(("arrange", "knots", "rank", "sums", "running_max", "coefficients", "send"), knots.SETTINGS),
+    **dict.fromkeys(("errors", "interpolate", "finish"), fused.SMALL),
 }
 VARIANTS = {
     "": tuple(KERNELS),
@@ -112,9 +119,10 @@ def compile_kernel(
     steps: int = 10,
     step_function: bool = False,
     variant: str = "",
+    formula: str = "alrp_sorted",
 ) -> tuple[Any, dict[str, int]]:
     """Compile one kernel as a launch on contiguous logits would, with the settings pinned for the target, in one of the
-    :data:`VARIANTS` (groups: one for each row of logits).
+    :data:`VARIANTS` (groups: one for each row of logits); ``formula`` is that of the fused steps.
 
     Returns:
         ``(compiled kernel, settings)``.
@@ -151,6 +159,10 @@ def compile_kernel(
         | {"BITS": 64 if compute == "fp64" else 32, "KIND": 4 * (kernel == "running_max")}
         | {"SENDS": kernel == "send", "EPS": 0.0}
         | (dict.fromkeys(("share", "spread", "pos_gradient")) if kernel == "coefficients" else {})
+        | {"ORDERED": kernel == "knots"}
+        | (dict.fromkeys(("slots", "found", "pos_index", "floors")) | {"pos_logits": None} if kernel == "knots" else {})
+        | fused.constants_of(formula)[0]
+        | fused.constants_of(formula)[1]
         | ({"z_step1": 1} if grouped else {"groups": None, "threshold_groups": None, "pos_groups": None})
         | ({} if grouped else {f"z_step{i}": 1 for i in range(4)})
     )
@@ -168,6 +180,10 @@ def compile_kernel(
     pointers |= {"padded": compute, "sums": compute if kernel == "combine" else "fp64"}
     if kernel in ("coefficients", "send"):
         pointers["weights"] = "fp64"
+    if kernel in ("errors", "finish"):
+        pointers |= dict.fromkeys(("values", "ranks", "received", "coefficients", "first", "second"), compute)
+        # There it is a number.
+        del pointers["unit"]
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature, attributes = {}, {}
     for i, name in enumerate(function.arg_names):
@@ -177,7 +193,7 @@ def compile_kernel(
             signature[name] = "*" + pointers[name]
             attributes[(i,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32" if name == "scale" else "i32"
+            signature[name] = "fp32" if name in ("scale", "unit") else "i32"
             if name == "num_logits":
                 # As a launch finds it of all usual numbers of logits.
                 attributes[(i,)] = [["tt.divisibility", 16]]

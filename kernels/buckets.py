@@ -115,6 +115,7 @@ def count_into_buckets(
     scale: float,
     ignore_index: int,
     threshold_groups: Tensor | None = None,
+    totals: Tensor | None = None,
 ) -> Tensor:
     """Pass 1 over all levels.
 
@@ -128,13 +129,15 @@ def count_into_buckets(
         ignore_index: label of what is not counted.
         threshold_groups: ``[2P]`` int64, for walks with groups: the group of each threshold, ascending; thresholds are
             then sorted within each group. A score counts in its own group's buckets alone.
+        totals: contiguous zeros to be added to and returned, where there are some already.
 
     Returns:
         ``[2, 2P + 2]`` int64: counts and offsets in units; the last column counts NaN. Bucket 0 is left at 0.
     """
     kernel = "buckets" if threshold_groups is None else "buckets_grouped"
     table = make_table(thresholds, threshold_groups, len(floors) - 1)
-    totals = torch.zeros(2, len(floors) + 1, dtype=torch.int64, device=thresholds.device)
+    if totals is None:
+        totals = torch.zeros(2, len(floors) + 1, dtype=torch.int64, device=thresholds.device)
 
     def launch(walk: Walk, into: Tensor, block: int, num_warps: int) -> None:
         bucket_kernel[(triton.cdiv(walk.num_logits, block),)](

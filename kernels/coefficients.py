@@ -17,6 +17,51 @@ def exceeds(x, NUMBER: tl.constexpr):
 
 
 @triton.jit
+def level_and_slope(
+    bucket,
+    there,
+    pos_logits,
+    thresholds,
+    begin,
+    end,
+    weights,
+    share,
+    spread,
+    num_positives,
+    DELTA: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
+    LARGEST: tl.constexpr,
+    SENDS: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """g(t) = sum_i w_i H(t - p_i) in a block of buckets: its value at the floor, and what it gains over 2 delta."""
+    # Bucket 0 has no floor, and no ramp that would ask for it.
+    floor = floor_of(bucket, thresholds, there & (bucket > 0), LARGEST)[:, None]
+    level = tl.zeros([BLOCK_P, BLOCK], tl.float64)
+    slope = tl.zeros([BLOCK_P, BLOCK], tl.float64)
+    for first in range(0, num_positives, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        inside = i < num_positives
+        weight = tl.load(weights + i, mask=inside, other=0)
+        if SENDS:
+            weight *= tl.load(share + i, mask=inside, other=0)
+            among = tl.load(spread + i, mask=inside, other=1)
+            weight = tl.where(exceeds(among, EPS), weight / among, 0.0)
+        weight = weight[None, :]
+        ramp_begin = tl.load(begin + i, mask=inside, other=0).to(tl.int32)[None, :]
+        ramp_end = tl.load(end + i, mask=inside, other=0).to(tl.int32)[None, :]
+        under_way = (bucket[:, None] >= ramp_begin) & (bucket[:, None] < ramp_end)
+        slope += tl.where(under_way, weight, 0.0)
+        level += tl.where(bucket[:, None] >= ramp_end, weight, 0.0)
+        if INVERSE_WIDTH > 0:
+            positive = finite(tl.load(pos_logits + i, mask=inside, other=0), LARGEST)[None, :]
+            level += tl.where(under_way, weight * height_at(floor, positive, DELTA, INVERSE_WIDTH), 0.0)
+    return tl.sum(level, axis=1), tl.sum(slope, axis=1)
+
+
+@triton.jit
 def coefficients_kernel(
     pos_logits,
     thresholds,
@@ -43,29 +88,27 @@ def coefficients_kernel(
     weights += tl.program_id(1) * num_positives
     coefficients += tl.program_id(1) * 2 * num_buckets
     bad = tl.load(poison)
-    # Bucket 0 has no floor, and no ramp that would ask for it.
-    floor = floor_of(bucket, thresholds, there & (bucket > 0), LARGEST)[:, None]
-    level = tl.zeros([BLOCK_P, BLOCK], tl.float64)
-    slope = tl.zeros([BLOCK_P, BLOCK], tl.float64)
-    for first in range(0, num_positives, BLOCK):
-        i = first + tl.arange(0, BLOCK)
-        inside = i < num_positives
-        weight = tl.load(weights + i, mask=inside, other=0)
-        if SENDS:
-            weight *= tl.load(share + i, mask=inside, other=0)
-            among = tl.load(spread + i, mask=inside, other=1)
-            weight = tl.where(exceeds(among, EPS), weight / among, 0.0)
-        weight = weight[None, :]
-        ramp_begin = tl.load(begin + i, mask=inside, other=0).to(tl.int32)[None, :]
-        ramp_end = tl.load(end + i, mask=inside, other=0).to(tl.int32)[None, :]
-        under_way = (bucket[:, None] >= ramp_begin) & (bucket[:, None] < ramp_end)
-        slope += tl.where(under_way, weight, 0.0)
-        level += tl.where(bucket[:, None] >= ramp_end, weight, 0.0)
-        if INVERSE_WIDTH > 0:
-            positive = finite(tl.load(pos_logits + i, mask=inside, other=0), LARGEST)[None, :]
-            level += tl.where(under_way, weight * height_at(floor, positive, DELTA, INVERSE_WIDTH), 0.0)
-    tl.store(coefficients + bucket, tl.sum(level, axis=1) + bad, mask=there)
-    tl.store(coefficients + num_buckets + bucket, tl.sum(slope, axis=1) + bad, mask=there)
+    level, slope = level_and_slope(
+        bucket,
+        there,
+        pos_logits,
+        thresholds,
+        begin,
+        end,
+        weights,
+        share,
+        spread,
+        num_positives,
+        DELTA,
+        INVERSE_WIDTH,
+        LARGEST,
+        SENDS,
+        EPS,
+        BLOCK,
+        BLOCK_P,
+    )
+    tl.store(coefficients + bucket, level + bad, mask=there)
+    tl.store(coefficients + num_buckets + bucket, slope + bad, mask=there)
     if SENDS:
         # There are more buckets than positives.
         own = bucket < num_positives

@@ -139,6 +139,10 @@ def write_linear_gradient(
     inverse_width: float,
     ignore_index: int,
     threshold_groups: Tensor | None = None,
+    *,
+    pos_index: Tensor | None = None,
+    pos_gradient: Tensor | None = None,
+    factor: Tensor | None = None,
 ) -> None:
     """Pass 2 over all levels: fill the walks' gradients. Positives get 0.
 
@@ -151,6 +155,8 @@ def write_linear_gradient(
     """
     kernel = "gradient" if threshold_groups is None else "gradient_grouped"
     table = make_table(thresholds, threshold_groups, len(floors) - 1)
+    if factor is not None:
+        coefficients, pos_gradient = coefficients * factor, pos_gradient * factor
     levels, slopes = coefficients.contiguous()
 
     def launch(walk: Walk, block: int, num_warps: int) -> None:
@@ -175,6 +181,8 @@ def write_linear_gradient(
         for walk in walks:
             if walk.num_logits:
                 launch(walk, **choose(kernel, walk.logits, partial(launch, walk)))
+    if pos_index is not None:
+        write_positives(walks, pos_index, pos_gradient)
 
 
 def write_positives(walks: list[Walk], pos_index: Tensor, pos_gradient: Tensor) -> None:

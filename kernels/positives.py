@@ -118,12 +118,8 @@ def collect(
     found, slots = workspace[:2], workspace[2:]
     scores = torch.empty(num_positives, dtype=dtype, device=device)
     pos_index, pos_logits = torch.empty_like(slots), torch.empty_like(scores)
-    first_index = 0
+    append(levels, found, slots, scores, ignore_index)
     with on_device_of(workspace):
-        for logits, labels in levels:
-            if logits.numel():
-                _collect(logits, labels, found, slots, scores, ignore_index, first_index)
-            first_index += logits.numel()
         if num_positives > _MOST_COUNTED:
             pos_index, order = slots.sort()
             mistaken = (found[0] != num_positives) | (found[1] > 0)
@@ -141,6 +137,25 @@ def collect(
                 num_warps=ORDER["num_warps"],
             )
     return pos_index, pos_logits, found
+
+
+def append(
+    levels: list[tuple[Tensor, Tensor]], found: Tensor, slots: Tensor, scores: Tensor, ignore_index: int
+) -> None:
+    """Find positives in whatever order tiles come to them.
+
+    Args:
+        levels, ignore_index: see :func:`collect`.
+        found: ``[2]`` int64 zeros, to become how many positives there are, and how many tiles hold a wrong label.
+        slots: ``[P]`` int64 zeros, to be filled with flat indices.
+        scores: ``[P]`` float32 or float64, to be filled with their logits.
+    """
+    first_index = 0
+    with on_device_of(found):
+        for logits, labels in levels:
+            if logits.numel():
+                _collect(logits, labels, found, slots, scores, ignore_index, first_index)
+            first_index += logits.numel()
 
 
 def _collect(

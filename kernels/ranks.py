@@ -30,6 +30,78 @@ def heights(above, below, INVERSE_WIDTH: tl.constexpr):
 
 
 @triton.jit
+def false_positives(
+    own,
+    ramp_begin,
+    ramp_end,
+    thresholds,
+    totals,
+    unit,
+    num_positives,
+    DELTA: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
+    LARGEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """N_FP(i) of a block of positives, from what pass 1 counted: float64."""
+    positive = finite(own, LARGEST)[:, None]
+    ramp_begin, ramp_end = ramp_begin.to(tl.int32)[:, None], ramp_end.to(tl.int32)[:, None]
+    offsets = totals + 2 * num_positives + 2
+    found = tl.zeros([BLOCK_P, BLOCK], tl.float64)
+    for first in range(1, 2 * num_positives + 1, BLOCK):
+        bucket = first + tl.arange(0, BLOCK)
+        inside = bucket <= 2 * num_positives
+        count = tl.load(totals + bucket, mask=inside, other=0).to(tl.float64)[None, :]
+        share = tl.where(bucket[None, :] >= ramp_end, count, 0.0)
+        if INVERSE_WIDTH > 0:
+            offset = tl.load(offsets + bucket, mask=inside, other=0).to(tl.float64)[None, :] * unit
+            height = height_at(floor_of(bucket, thresholds, inside, LARGEST)[None, :], positive, DELTA, INVERSE_WIDTH)
+            under_way = (bucket[None, :] >= ramp_begin) & (bucket[None, :] < ramp_end)
+            share = tl.where(under_way, offset + count * height, share)
+        found += share
+    # Less than the fixed point of pass 1 resolves is rounding, and a loss would divide by it.
+    total = tl.sum(found, axis=1)
+    return tl.where(total < 1e-10, 0.0, total)
+
+
+@triton.jit
+def rank_among(
+    i,
+    own,
+    pos_logits,
+    values,
+    num_positives,
+    num_values,
+    INVERSE_WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """rank+(i) of a block of positives, float64; and how many of all scores and of ``num_values`` rows of values are
+    NaN, at least 1 if any is."""
+    above = tl.zeros([BLOCK_P, BLOCK], tl.float64)
+    nan = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, num_positives, BLOCK):
+        k = first + tl.arange(0, BLOCK)
+        inside = k < num_positives
+        other = tl.load(pos_logits + k, mask=inside, other=0)
+        nan |= (other != other).to(tl.int32)
+        counts = inside[None, :] & (k[None, :] != i[:, None])
+        above += tl.where(counts, heights(other[None, :], own[:, None], INVERSE_WIDTH), 0.0)
+        for row in range(0, num_values):
+            value = tl.load(values + row * num_positives + k, mask=inside, other=0)
+            nan |= (value != value).to(tl.int32)
+    return tl.sum(above, axis=1) + 1, tl.max(nan)
+
+
+@triton.jit
+def poison_of(num_nan, totals, num_positives):
+    """What to add to whatever follows: 0, or NaN if a NaN takes part; float64."""
+    any_nan = (num_nan > 0) | (tl.load(totals + 2 * num_positives + 1) > 0)
+    return tl.where(any_nan, float("nan"), 0.0).to(tl.float64)
+
+
+@triton.jit
 def ranks_kernel(
     pos_logits,
     thresholds,
@@ -50,66 +122,49 @@ def ranks_kernel(
 ):
     i = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     there = i < num_positives
-    own = tl.load(pos_logits + i, mask=there, other=0)[:, None]
-    positive = finite(own, LARGEST)
-    ramp_begin = tl.load(begin + i, mask=there, other=0).to(tl.int32)[:, None]
-    ramp_end = tl.load(end + i, mask=there, other=0).to(tl.int32)[:, None]
-    offsets = totals + 2 * num_positives + 2
-    one = tl.load(unit)
-    found = tl.zeros([BLOCK_P, BLOCK], tl.float64)
-    for first in range(1, 2 * num_positives + 1, BLOCK):
-        bucket = first + tl.arange(0, BLOCK)
-        inside = bucket <= 2 * num_positives
-        count = tl.load(totals + bucket, mask=inside, other=0).to(tl.float64)[None, :]
-        share = tl.where(bucket[None, :] >= ramp_end, count, 0.0)
-        if INVERSE_WIDTH > 0:
-            offset = tl.load(offsets + bucket, mask=inside, other=0).to(tl.float64)[None, :] * one
-            height = height_at(floor_of(bucket, thresholds, inside, LARGEST)[None, :], positive, DELTA, INVERSE_WIDTH)
-            under_way = (bucket[None, :] >= ramp_begin) & (bucket[None, :] < ramp_end)
-            share = tl.where(under_way, offset + count * height, share)
-        found += share
-    above = tl.zeros([BLOCK_P, BLOCK], tl.float64)
-    nan = tl.zeros([BLOCK], tl.int32)
-    for first in range(0, num_positives, BLOCK):
-        k = first + tl.arange(0, BLOCK)
-        inside = k < num_positives
-        other = tl.load(pos_logits + k, mask=inside, other=0)
-        nan |= (other != other).to(tl.int32)
-        counts = inside[None, :] & (k[None, :] != i[:, None])
-        above += tl.where(counts, heights(other[None, :], own, INVERSE_WIDTH), 0.0)
-        for row in range(0, num_values):
-            value = tl.load(values + row * num_positives + k, mask=inside, other=0)
-            nan |= (value != value).to(tl.int32)
-    any_nan = (tl.max(nan) > 0) | (tl.load(totals + 2 * num_positives + 1) > 0)
-    bad = tl.where(any_nan, float("nan"), 0.0).to(tl.float64)
-    false_positives = tl.sum(found, axis=1)
-    # Less than the fixed point of pass 1 resolves is rounding, and a loss would divide by it.
-    false_positives = tl.where(false_positives < 1e-10, 0.0, false_positives) + bad
-    rank_positive = tl.sum(above, axis=1) + 1 + bad
-    tl.store(ranks + i, false_positives, mask=there)
+    own = tl.load(pos_logits + i, mask=there, other=0)
+    ramp_begin, ramp_end = tl.load(begin + i, mask=there, other=0), tl.load(end + i, mask=there, other=0)
+    rank_positive, num_nan = rank_among(
+        i, own, pos_logits, values, num_positives, num_values, INVERSE_WIDTH, BLOCK, BLOCK_P
+    )
+    bad = poison_of(num_nan, totals, num_positives)
+    rank_positive += bad
+    found = false_positives(
+        own,
+        ramp_begin,
+        ramp_end,
+        thresholds,
+        totals,
+        tl.load(unit),
+        num_positives,
+        DELTA,
+        INVERSE_WIDTH,
+        LARGEST,
+        BLOCK,
+        BLOCK_P,
+    )
+    found += bad
+    tl.store(ranks + i, found, mask=there)
     tl.store(ranks + num_positives + i, rank_positive, mask=there)
-    tl.store(ranks + 2 * num_positives + i, rank_positive + false_positives, mask=there)
+    tl.store(ranks + 2 * num_positives + i, rank_positive + found, mask=there)
     # Written as the same number by all.
     tl.store(poison, bad)
 
 
 @triton.jit
-def sums_kernel(
+def sum_over(
+    i,
+    own,
     pos_logits,
     values,
-    poison,
-    sums,
     num_positives,
     KIND: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    i = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    there = i < num_positives
-    values += tl.program_id(1) * num_positives
-    own = tl.load(pos_logits + i, mask=there, other=0)[:, None]
-    place = i[:, None]
+    """A sum over all positives, or the running maximum, for each of a block of them; see :func:`pair_sums`."""
+    own, place = own[:, None], i[:, None]
     if KIND == 4:
         result = tl.full([BLOCK_P, BLOCK], float("-inf"), tl.float64)
     else:
@@ -118,7 +173,7 @@ def sums_kernel(
         k = first + tl.arange(0, BLOCK)
         inside = (k < num_positives)[None, :]
         other = tl.load(pos_logits + k, mask=k < num_positives, other=0)[None, :]
-        value = tl.load(values + k, mask=k < num_positives, other=0)[None, :]
+        value = tl.load(values + k, mask=k < num_positives, other=0).to(tl.float64)[None, :]
         k = k[None, :]
         if KIND < 2:
             h = heights(other, own, INVERSE_WIDTH) if KIND == 0 else heights(own, other, INVERSE_WIDTH)
@@ -140,7 +195,27 @@ def sums_kernel(
         total = tl.where(is_nan, float("nan"), total)
     else:
         total = tl.sum(result, axis=1)
-    tl.store(sums + tl.program_id(1) * num_positives + i, total + tl.load(poison), mask=there)
+    return total
+
+
+@triton.jit
+def sums_kernel(
+    pos_logits,
+    values,
+    poison,
+    sums,
+    num_positives,
+    KIND: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    there = i < num_positives
+    first = tl.program_id(1) * num_positives
+    own = tl.load(pos_logits + i, mask=there, other=0)
+    total = sum_over(i, own, pos_logits, values + first, num_positives, KIND, INVERSE_WIDTH, BLOCK, BLOCK_P)
+    tl.store(sums + first + i, total + tl.load(poison), mask=there)
 
 
 def rank(

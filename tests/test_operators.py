@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import saved_tensors_hooks
 
 from alrp_triton import ALRPLoss, alrp_loss
-from alrp_triton.engine import Levels, PairFunction, Ranking, operators, operators_small, sorting
+from alrp_triton.engine import Levels, PairFunction, Ranking, fused, operators, operators_small, sorting
 from alrp_triton.engine.backends import choose_backend
 
 
@@ -85,7 +85,8 @@ def test_every_operator_is_checked_above():
     checked = {"find_positives", "count_negatives", "attach_gradient", "write_gradient", "highest_in_row"}
     checked |= {"sorting_sums", "sorting_received", "attach_computed", "scale_gradients"}
     checked |= {"place_knots", "rank", "pair_sums", "ramp_coefficients", "send"}
-    everything = vars(operators) | vars(sorting) | vars(operators_small)
+    checked |= {"evaluate_loss", "write_loss_gradient"}
+    everything = vars(operators) | vars(sorting) | vars(operators_small) | vars(fused)
     assert checked == {name for name, value in everything.items() if isinstance(value, torch.library.CustomOpDef)}
 
 

@@ -20,7 +20,7 @@ def _kernels(name: str) -> Any:
 )
 def place_knots(pos_logits: Tensor, delta: float) -> tuple[Tensor, Tensor, Tensor]:
     """Sorted thresholds ``[2P]``, and the buckets in which ramps begin and end: ``[P]`` int64 each."""
-    thresholds, begin, end = _kernels("knots").place_knots(pos_logits, delta)
+    thresholds, begin, end = _kernels("arrange").place_knots(pos_logits, delta)
     return thresholds, begin, end
 
 

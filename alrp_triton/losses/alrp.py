@@ -18,6 +18,7 @@ from ..balance import SelfBalance
 from ..boxes import BoxError, box_error, check_box_error
 from ..engine import Levels, Ranking, Statistics, check_inputs
 from ..engine.backends import choose_backend
+from ..engine.fused import can_fuse, fused_loss
 from ..engine.inputs import compute_dtype
 from . import exact
 
@@ -113,15 +114,29 @@ def alrp_loss(
     if backend == "reference":
         return _reference(levels, loc_errors, delta, eps, loc_ranking, ignore_index)
 
+    num_positives, name = loc_errors.shape[0], "loc_errors"
+    if can_fuse(levels, num_positives, backend):
+        return ALRPLossOutput(
+            *fused_loss(
+                f"alrp_{loc_ranking}",
+                levels,
+                num_positives,
+                loc_errors,
+                delta=delta,
+                ignore_index=ignore_index,
+                eps=eps,
+                name=name,
+            )
+        )
     errors = loc_errors.detach().double()
     ranking = Ranking(
         levels,
-        loc_errors.shape[0],
+        num_positives,
         delta=delta,
         ignore_index=ignore_index,
         backend=backend,
         values=(errors,),
-        name="loc_errors",
+        name=name,
     )
     with torch.no_grad():
         rank, share = ranking.rank, ranking.share

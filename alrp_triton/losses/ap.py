@@ -66,6 +66,7 @@ def ap_loss(
         labels,
         formula,
         partial(reference.ap, interpolated=interpolated),
+        "ap_interpolated" if interpolated else "ap",
         delta=delta,
         num_positives=num_positives,
         groups=groups,

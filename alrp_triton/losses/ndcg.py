@@ -72,6 +72,7 @@ def ndcg_loss(
         labels,
         _formula,
         reference.ndcg,
+        "ndcg",
         delta=delta,
         num_positives=num_positives,
         groups=groups,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..engine import Ranking, check_inputs
 from ..engine.backends import choose_backend
+from ..engine.fused import can_fuse, fused_loss
 from ..reference import ReferenceScore
 from . import exact
 
@@ -21,6 +22,7 @@ def score_loss(
     labels: Tensor | Sequence[Tensor],
     formula: Formula,
     from_reference: Callable[..., ReferenceScore],
+    in_kernels: str,
     *,
     delta: float,
     num_positives: int | None,
@@ -28,7 +30,8 @@ def score_loss(
     ignore_index: int,
     backend: str,
 ) -> Tensor:
-    """The loss of a formula, a scalar; ``from_reference`` is called with flat logits and labels, delta and groups."""
+    """The loss of a formula, a scalar; ``from_reference`` is called with flat logits and labels, delta and groups, and
+    ``in_kernels`` is the formula's name there."""
     levels = check_inputs(
         logits, labels, delta=delta, ignore_index=ignore_index, groups=groups, num_positives=num_positives
     )
@@ -37,6 +40,8 @@ def score_loss(
         flat = exact.flatten(levels, ignore_index, num_positives, "num_positives")
         result = from_reference(*flat[:2], delta=delta, groups=flat[2])
         return exact.attach(result.value, levels, result.grad_logits).to(levels.compute_dtype)
+    if num_positives is not None and can_fuse(levels, num_positives, backend):
+        return fused_loss(in_kernels, levels, num_positives, delta=delta, ignore_index=ignore_index)[0]
     ranking = Ranking(levels, num_positives, delta=delta, ignore_index=ignore_index, backend=backend)
     with torch.no_grad():
         error, excess, share = formula(ranking)

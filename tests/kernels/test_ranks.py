@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from alrp_triton.kernels import coefficients, gradient, ranks
-from alrp_triton.kernels.knots import SETTINGS, place_knots, search_table
+from alrp_triton.kernels.arrange import place_knots, search_table
+from alrp_triton.kernels.knots import SETTINGS
 from cases import FLOAT_MAX, INF, NAN
 from checks import assert_same_bits
 from test_knots import DOUBLE_MAX, POSITIVES, brute_ramps, brute_ramps_of_others, normal, probes, values_like

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...kernels.arrange import search_table
 from ...kernels.buckets import count_into_buckets
 from ...kernels.gradient import write_linear_gradient, write_positives
-from ...kernels.knots import search_table
 from ...kernels.walk import Walk, make_walk
 from ..inputs import Levels
 from ..knots import Ramps, bucket_floors, inverse_width

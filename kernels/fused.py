@@ -1,0 +1,280 @@
+"""The P-sized steps between the two passes as two kernels (three, where precision is interpolated): what each positive
+sends and adds to the loss; then sums of that over the positives, for every bucket, every positive, and the loss.
+
+For positives few enough to compare each with all, in one ranking. Everything is float64 until it is stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arrange import Arrangement
+from .coefficients import exceeds, level_and_slope
+from .formulas import FORMULAS, evaluate
+from .knots import SETTINGS, launch, ramp_constants
+from .ranks import KINDS, false_positives, poison_of, rank_among, sum_over
+from .walk import _INTERPRETED
+
+SMALL = SETTINGS | ({} if _INTERPRETED else {"block": 32})
+"""Settings of these kernels: with as many sums at once as others have, some targets run out of registers."""
+
+# Rows of numbers for each positive, which one kernel hands to the next: the gradient of its own score; what it sends to
+# a whole false positive; what it adds to each scalar; and what it passes on to the values above it. Where precision is
+# interpolated, N_FP(i) and its error go where the second scalar and the passing on are not needed.
+_OWN, _WEIGHT, _FIRST, _SECOND, _PASSED = (tl.constexpr(row) for row in range(5))
+_FOUND, _ERROR = _SECOND, _PASSED
+
+
+class Outcome(NamedTuple):
+    """What a loss comes to, and what pass 2 needs."""
+
+    first: Tensor
+    """The first scalar, in the compute dtype, as are the others unless said otherwise."""
+    second: Tensor
+    """The second scalar, or the first again."""
+    rank: Tensor
+    """``[P]``"""
+    received: Tensor
+    """``[P]``: the derivative of the second scalar with respect to the values, in their dtype or float32."""
+    coefficients: Tensor
+    """``[2, 2P + 1]``: level and slope of each bucket."""
+    rows: Tensor
+    """Float64: some rows ``[P]``, of which the first are the gradients of the positives' own scores; and 0, or NaN."""
+
+
+@triton.jit
+def store_sent(rows, i, there, excess, found, bad, num_positives, EPS: tl.constexpr):
+    """What positives with more than EPS of false positives send in all, up their own scores; and for a whole one."""
+    sends = exceeds(found, EPS)
+    tl.store(rows + _WEIGHT * num_positives + i, tl.where(sends, excess / found, 0.0) + bad, mask=there)
+    tl.store(rows + _OWN * num_positives + i, bad - tl.where(sends, excess, 0.0), mask=there)
+
+
+@triton.jit(do_not_specialize=["num_positives"])
+def errors_kernel(
+    pos_logits,
+    thresholds,
+    begin,
+    end,
+    totals,
+    values,
+    rows,
+    ranks,
+    num_positives,
+    unit,
+    FORMULA: tl.constexpr,
+    ABOVE: tl.constexpr,
+    SUMS: tl.constexpr,
+    INTERPOLATED: tl.constexpr,
+    ROWS: tl.constexpr,
+    EPS: tl.constexpr,
+    DELTA: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
+    LARGEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    there = i < num_positives
+    own = tl.load(pos_logits + i, mask=there, other=0)
+    rank_positive, num_nan = rank_among(
+        i, own, pos_logits, values, num_positives, 1 if ABOVE else 0, INVERSE_WIDTH, BLOCK, BLOCK_P
+    )
+    bad = poison_of(num_nan, totals, num_positives)
+    found = false_positives(
+        own,
+        tl.load(begin + i, mask=there, other=0),
+        tl.load(end + i, mask=there, other=0),
+        thresholds,
+        totals,
+        unit,
+        num_positives,
+        DELTA,
+        INVERSE_WIDTH,
+        LARGEST,
+        BLOCK,
+        BLOCK_P,
+    )
+    if ABOVE:
+        value = tl.load(values + i, mask=there, other=0).to(tl.float64)
+        above = sum_over(i, own, pos_logits, values, num_positives, 0, INVERSE_WIDTH, BLOCK, BLOCK_P)
+        together = above
+        if SUMS != 0:
+            together = sum_over(i, own, pos_logits, values, num_positives, SUMS, INVERSE_WIDTH, BLOCK, BLOCK_P)
+    else:
+        value, above, together = found, found, found
+    excess, first, second = evaluate(FORMULA, found, rank_positive, value, above, together, num_positives, BLOCK)
+    rank = rank_positive + found
+    tl.store(ranks + i, rank + bad, mask=there)
+    if INTERPOLATED:
+        tl.store(rows + _FOUND * num_positives + i, found, mask=there)
+        tl.store(rows + _ERROR * num_positives + i, -first, mask=there)
+    else:
+        store_sent(rows, i, there, excess, found, bad, num_positives, EPS)
+        tl.store(rows + _FIRST * num_positives + i, first + bad, mask=there)
+    if ABOVE:
+        tl.store(rows + _SECOND * num_positives + i, second + bad, mask=there)
+        tl.store(rows + _PASSED * num_positives + i, 1 / (rank * num_positives) + bad, mask=there)
+    # Written as the same number by all.
+    tl.store(rows + ROWS * num_positives, bad)
+
+
+@triton.jit(do_not_specialize=["num_positives"])
+def interpolate_kernel(
+    pos_logits,
+    rows,
+    num_positives,
+    ROWS: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    there = i < num_positives
+    own = tl.load(pos_logits + i, mask=there, other=0)
+    bad = tl.load(rows + ROWS * num_positives)
+    found = tl.load(rows + _FOUND * num_positives + i, mask=there, other=0)
+    # The largest precision goes with the smallest error.
+    highest = sum_over(i, own, pos_logits, rows + _ERROR * num_positives, num_positives, 4, 0.0, BLOCK, BLOCK_P)
+    error = -highest / tl.full([], num_positives, tl.float64)
+    store_sent(rows, i, there, error, found, bad, num_positives, EPS)
+    tl.store(rows + _FIRST * num_positives + i, error + bad, mask=there)
+
+
+@triton.jit
+def store_sum(rows, row: tl.constexpr, into, num_positives, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of a row, and of the number after all rows, which is 0 or NaN."""
+    total = tl.zeros([BLOCK], tl.float64)
+    for begin in range(0, num_positives, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        total += tl.load(rows + row * num_positives + i, mask=i < num_positives, other=0)
+    value = tl.sum(total) + tl.load(rows + ROWS * num_positives)
+    tl.store(into, value.to(into.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["num_positives"])
+def finish_kernel(
+    pos_logits,
+    thresholds,
+    begin,
+    end,
+    rows,
+    coefficients,
+    received,
+    first,
+    second,
+    num_positives,
+    TERMS: tl.constexpr,
+    RECEIVES: tl.constexpr,
+    ROWS: tl.constexpr,
+    DELTA: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
+    LARGEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    place = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    if tl.program_id(1) == 0:
+        num_buckets = 2 * num_positives + 1
+        there = place < num_buckets
+        level, slope = level_and_slope(
+            place,
+            there,
+            pos_logits,
+            thresholds,
+            begin,
+            end,
+            rows + _WEIGHT * num_positives,
+            rows,
+            rows,
+            num_positives,
+            DELTA,
+            INVERSE_WIDTH,
+            LARGEST,
+            False,
+            0.0,
+            BLOCK,
+            BLOCK_P,
+        )
+        bad = tl.load(rows + ROWS * num_positives)
+        dtype: tl.constexpr = coefficients.dtype.element_ty
+        tl.store(coefficients + place, (level + bad).to(dtype), mask=there)
+        tl.store(coefficients + num_buckets + place, (slope + bad).to(dtype), mask=there)
+    else:
+        if tl.program_id(0) == 0:
+            store_sum(rows, _FIRST, first, num_positives, ROWS, BLOCK)
+            store_sum(rows, _SECOND if TERMS > 1 else _FIRST, second, num_positives, ROWS, BLOCK)
+        if TERMS > 1:
+            there = place < num_positives
+            own = tl.load(pos_logits + place, mask=there, other=0)
+            passed = rows + _PASSED * num_positives
+            total = sum_over(place, own, pos_logits, passed, num_positives, RECEIVES, INVERSE_WIDTH, BLOCK, BLOCK_P)
+            if RECEIVES < 2:
+                # Sums by ramps leave the positive itself out.
+                total += tl.load(passed + place, mask=there, other=0)
+            total += tl.load(rows + ROWS * num_positives)
+            tl.store(received + place, total.to(received.dtype.element_ty), mask=there)
+
+
+def num_rows(formula: str) -> int:
+    """Rows of :attr:`Outcome.rows`."""
+    how = FORMULAS[formula]
+    return 5 if how.terms > 1 or how.interpolated else 3
+
+
+def constants_of(formula: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of the first and the last kernel that say what a formula needs."""
+    how = FORMULAS[formula]
+    sums, receives = (KINDS.index(kind) if kind else None for kind in (how.sums, how.receives))
+    rows = {"ROWS": num_rows(formula)}
+    needs = {"FORMULA": formula, "ABOVE": how.above, "SUMS": sums, "INTERPOLATED": how.interpolated}
+    return needs | rows, {"TERMS": how.terms, "RECEIVES": receives} | rows
+
+
+def evaluate_loss(
+    arrangement: Arrangement,
+    totals: Tensor,
+    unit: float,
+    values: Tensor | None,
+    formula: str,
+    delta: float,
+    eps: float,
+) -> Outcome:
+    """A loss from what pass 1 counted.
+
+    Args:
+        arrangement: the positives and their ramps.
+        totals: ``[2, 2P + 2]`` int64, counts and offsets of the buckets; ``[0, -1]`` counts NaN.
+        unit: of the offsets, a power of two.
+        values: ``[P]``, any float dtype, where the formula takes them; a NaN in them makes everything NaN.
+        formula: a name in :data:`FORMULAS`.
+        delta: half width of the ramp.
+        eps: a positive with at most this many false positives sends nothing.
+    """
+    how, pos_logits = FORMULAS[formula], arrangement.pos_logits
+    num_pos, device, dtype = len(pos_logits), pos_logits.device, pos_logits.dtype
+    value_dtype = torch.float32 if values is None else torch.promote_types(values.dtype, torch.float32)
+    values = None if values is None else values.to(value_dtype).contiguous()
+    rank = torch.empty(num_pos, dtype=dtype, device=device)
+    table = pos_logits, arrangement.thresholds, arrangement.begin, arrangement.end
+    of_errors, of_finish = (constants | ramp_constants(pos_logits, delta) for constants in constants_of(formula))
+    size = num_rows(formula)
+    rows = torch.empty(size * num_pos + 1, dtype=torch.float64, device=device)
+    given = *table, totals, values, rows, rank
+    # Without positives there may still be a NaN.
+    launch(errors_kernel, max(1, num_pos), 1, *given, num_pos, unit, EPS=eps, settings=SMALL, **of_errors)
+    if how.interpolated:
+        launch(
+            interpolate_kernel, num_pos, 1, pos_logits, rows, num_pos, ROWS=of_errors["ROWS"], EPS=eps, settings=SMALL
+        )
+    first, second = (torch.empty((), dtype=dtype, device=device) for _ in range(2))
+    coefficients = torch.empty(2, 2 * num_pos + 1, dtype=dtype, device=device)
+    received = torch.empty(num_pos if how.terms > 1 else 0, dtype=value_dtype, device=device)
+    tensors = *table, rows, coefficients, received, first, second
+    launch(finish_kernel, 2 * num_pos + 1, 2, *tensors, num_pos, settings=SMALL, **of_finish)
+    return Outcome(first, second, rank, received, coefficients, rows)
