@@ -15,7 +15,7 @@ import importlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -32,14 +32,14 @@ _FREE = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided
 # Where the code asks whether a device should not be waited for.
 _ASKING = ("positives", "fused", "sorting", "backends.torch", "backends.search", "backends.tables")
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
 LOSSES: dict[str, Loss] = {
-    "alrp": lambda x, y, v: torch.add(*alrp_loss(x, y, v, backend="triton")[:2]),
-    "ap": lambda x, y, v: ap_loss(x, y, num_positives=len(v), backend="triton"),
-    "ndcg": lambda x, y, v: ndcg_loss(x, y, num_positives=len(v), backend="triton"),
-    "rank_sort": lambda x, y, v: torch.add(*rank_sort_loss(x, y, v, backend="triton")),
+    "alrp": lambda x, y, v: alrp_loss(x, y, v, backend="triton")[:2],
+    "ap": lambda x, y, v: [ap_loss(x, y, num_positives=len(v), backend="triton")],
+    "ndcg": lambda x, y, v: [ndcg_loss(x, y, num_positives=len(v), backend="triton")],
+    "rank_sort": lambda x, y, v: rank_sort_loss(x, y, v, backend="triton"),
 }
-"""Of logits ``[M, C]``, class labels, and a number for each positive."""
+"""The scalars of a loss, of logits ``[M, C]``, class labels, and a number for each positive."""
 
 
 class Launches(TorchDispatchMode):
@@ -59,8 +59,9 @@ class Launches(TorchDispatchMode):
                 return torch._library.custom_ops.OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         aliases = [returned.alias_info for returned in func._schema.returns]
+        computes = any("Tensor" in str(returned.type) for returned in func._schema.returns)
         is_view = any(alias is not None and not alias.is_write for alias in aliases)
-        if not is_view and name not in _FREE:
+        if computes and not is_view and name not in _FREE:
             self.counts[name] += 1
         return func(*args, **kwargs)
 
@@ -94,15 +95,17 @@ def counting() -> Iterator[Counter[str]]:
 
 
 def launches_of(loss: Loss, num_pos: int = 300) -> tuple[Counter[str], Counter[str]]:
-    """What forward and backward of a loss launch, for one tensor of logits with class labels."""
+    """What forward and backward of a loss launch, for one tensor of logits with class labels. What its caller launches
+    to add the scalars up, and to make the gradient of their sum, is not counted."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(num_pos + 20, 3, generator=generator).requires_grad_()
     labels = torch.where(torch.arange(num_pos + 20) < num_pos, 1, 3)
     values = torch.rand(num_pos, generator=generator).requires_grad_()
     with counting() as forward:
-        value = loss(logits, labels, values)
+        scalars = loss(logits, labels, values)
+    ones = [torch.ones_like(scalar) for scalar in scalars]
     with counting() as backward:
-        value.backward()
+        torch.autograd.backward(scalars, ones)
     return forward, backward
 
 

@@ -72,6 +72,7 @@ KERNELS = {
     "errors": fused.errors_kernel,
     "interpolate": fused.interpolate_kernel,
     "finish": fused.finish_kernel,
+    "own": fused.own_kernel,
 }
 # Without settings to choose from.
 P_SIZED = {
@@ -79,6 +80,7 @@ P_SIZED = {
     "positives": {"block": 256, "num_warps": 4},
     "table": {"block_p": 256, "num_warps": 4},
     "combine": {"block": 256, "num_warps": 4},
+    "own": {"block_p": 256, "num_warps": 4},
     **dict.fromkeys(("arrange", "knots", "rank", "sums", "running_max", "coefficients", "send"), knots.SETTINGS),
     **dict.fromkeys(("errors", "interpolate", "finish"), fused.SMALL),
 }
@@ -177,11 +179,14 @@ def compile_kernel(
     pointers |= dict.fromkeys(("begin", "end"), "i64")
     pointers |= dict.fromkeys(("unit", "values", "ranks", "poison", "sums", "coefficients", "rows"), "fp64")
     pointers |= dict.fromkeys(("share", "spread", "factors"), "fp64")
+    pointers |= {"own": "fp64", "first": compute, "second": compute}
     pointers |= {"padded": compute, "sums": compute if kernel == "combine" else "fp64"}
     if kernel in ("coefficients", "send"):
         pointers["weights"] = "fp64"
     if kernel in ("errors", "finish"):
-        pointers |= dict.fromkeys(("values", "ranks", "received", "coefficients", "first", "second"), compute)
+        pointers |= dict.fromkeys(("values", "ranks", "received", "coefficients"), compute)
+        if formula == "rank_sort":
+            pointers["received"] = "fp64"
         # There it is a number.
         del pointers["unit"]
     constants = {name: value for name, value in constants.items() if name in function.arg_names}

@@ -22,6 +22,8 @@ class Formula(NamedTuple):
     """Which sum of the same values its second term takes, a kind of ``ranks.pair_sums``."""
     receives: str | None = None
     """The kind of sum that is the second term's derivative with respect to the values."""
+    sorts: bool = False
+    """Whether its second term says how positives of lower values stand above those of higher ones."""
     interpolated: bool = False
     """Whether the largest precision among a positive and those below it stands for its own."""
 
@@ -32,6 +34,7 @@ FORMULAS = {
     "ap": Formula(),
     "ap_interpolated": Formula(interpolated=True),
     "ndcg": Formula(),
+    "rank_sort": Formula(terms=2, sorts=True),
 }
 
 
@@ -60,7 +63,17 @@ def log2_of_1_plus(x):
 
 
 @triton.jit
-def evaluate(FORMULA: tl.constexpr, found, rank_positive, value, above, together, num_positives, BLOCK: tl.constexpr):
+def evaluate(
+    FORMULA: tl.constexpr,
+    found,
+    rank_positive,
+    value,
+    above,
+    together,
+    num_positives,
+    HEIGHT_AT_0: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Of a block of positives, in float64.
 
     Args:
@@ -69,8 +82,9 @@ def evaluate(FORMULA: tl.constexpr, found, rank_positive, value, above, together
         rank_positive: rank+(i).
         value: of the positive itself.
         above: the sum of the values by ramps, where the formula takes it.
-        together: the sum of the second term.
+        together: the sum of the second term, or the sorting error.
         num_positives: P.
+        HEIGHT_AT_0: H(0).
 
     Returns:
         ``(excess, first, second)``: l(i) - l*(i), and what it adds to each scalar; all times 1/Z.
@@ -87,6 +101,10 @@ def evaluate(FORMULA: tl.constexpr, found, rank_positive, value, above, together
         if FORMULA == "ap":
             first *= share
         excess, second = first, first
+    elif FORMULA == "rank_sort":
+        # Ranks include the positive itself by its ramp.
+        excess = found / (rank - (1 - HEIGHT_AT_0)) * share
+        first, second = excess, together * share
     else:
         tl.static_assert(FORMULA == "ndcg")
         gain = ideal_gain(num_positives, BLOCK)

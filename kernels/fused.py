@@ -17,16 +17,19 @@ from .arrange import Arrangement
 from .coefficients import exceeds, level_and_slope
 from .formulas import FORMULAS, evaluate
 from .knots import SETTINGS, launch, ramp_constants
+from .pairs import pair_constants
 from .ranks import KINDS, false_positives, poison_of, rank_among, sum_over
-from .walk import _INTERPRETED
+from .sorting import missorted, received_by
+from .walk import _INTERPRETED, on_device_of
 
 SMALL = SETTINGS | ({} if _INTERPRETED else {"block": 32})
 """Settings of these kernels: with as many sums at once as others have, some targets run out of registers."""
 
 # Rows of numbers for each positive, which one kernel hands to the next: the gradient of its own score; what it sends to
 # a whole false positive; what it adds to each scalar; and what it passes on to the values above it. Where precision is
-# interpolated, N_FP(i) and its error go where the second scalar and the passing on are not needed.
-_OWN, _WEIGHT, _FIRST, _SECOND, _PASSED = (tl.constexpr(row) for row in range(5))
+# interpolated, N_FP(i) and its error go where the second scalar and the passing on are not needed. Last, what a
+# positive sends because others are above it that should not be.
+_OWN, _WEIGHT, _FIRST, _SECOND, _PASSED, _SORTED = (tl.constexpr(row) for row in range(6))
 _FOUND, _ERROR = _SECOND, _PASSED
 
 
@@ -40,11 +43,41 @@ class Outcome(NamedTuple):
     rank: Tensor
     """``[P]``"""
     received: Tensor
-    """``[P]``: the derivative of the second scalar with respect to the values, in their dtype or float32."""
+    """``[P]``: the derivative of the second scalar with respect to the values, in their dtype or float32; of one that
+    sorts, with respect to the positives' own scores, in float64."""
     coefficients: Tensor
     """``[2, 2P + 1]``: level and slope of each bucket."""
     rows: Tensor
     """Float64: some rows ``[P]``, of which the first are the gradients of the positives' own scores; and 0, or NaN."""
+
+
+@triton.jit
+def sorting_errors(
+    i,
+    there,
+    own,
+    pos_logits,
+    values,
+    rows,
+    bad,
+    num_positives,
+    EPS: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
+    SATURATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """The sorting errors of a block of positives, and, into rows, what they send to others of lower values."""
+    value = tl.load(values + i, mask=there, other=0)
+    target, target_error, lost, lost_error = missorted(
+        own, value, i, pos_logits, values, i, num_positives, INVERSE_WIDTH, SATURATE, False, BLOCK, BLOCK_P
+    )
+    error = (target_error + lost_error) / (target + lost) - target_error / target
+    sends = exceeds(lost, EPS)
+    sent = tl.where(sends, error / tl.full([], num_positives, tl.float64), 0.0)
+    tl.store(rows + _PASSED * num_positives + i, tl.where(sends, sent / lost, 0.0) + bad, mask=there)
+    tl.store(rows + _SORTED * num_positives + i, sent + bad, mask=there)
+    return error
 
 
 @triton.jit
@@ -70,8 +103,10 @@ def errors_kernel(
     FORMULA: tl.constexpr,
     ABOVE: tl.constexpr,
     SUMS: tl.constexpr,
+    SORTS: tl.constexpr,
     INTERPOLATED: tl.constexpr,
     ROWS: tl.constexpr,
+    SATURATE: tl.constexpr,
     EPS: tl.constexpr,
     DELTA: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
@@ -83,7 +118,7 @@ def errors_kernel(
     there = i < num_positives
     own = tl.load(pos_logits + i, mask=there, other=0)
     rank_positive, num_nan = rank_among(
-        i, own, pos_logits, values, num_positives, 1 if ABOVE else 0, INVERSE_WIDTH, BLOCK, BLOCK_P
+        i, own, pos_logits, values, num_positives, 1 if ABOVE or SORTS else 0, INVERSE_WIDTH, BLOCK, BLOCK_P
     )
     bad = poison_of(num_nan, totals, num_positives)
     found = false_positives(
@@ -106,9 +141,36 @@ def errors_kernel(
         together = above
         if SUMS != 0:
             together = sum_over(i, own, pos_logits, values, num_positives, SUMS, INVERSE_WIDTH, BLOCK, BLOCK_P)
+    elif SORTS:
+        together = sorting_errors(
+            i,
+            there,
+            own,
+            pos_logits,
+            values,
+            rows,
+            bad,
+            num_positives,
+            EPS,
+            INVERSE_WIDTH,
+            SATURATE,
+            BLOCK,
+            BLOCK_P,
+        )
+        value, above = together, together
     else:
         value, above, together = found, found, found
-    excess, first, second = evaluate(FORMULA, found, rank_positive, value, above, together, num_positives, BLOCK)
+    excess, first, second = evaluate(
+        FORMULA,
+        found,
+        rank_positive,
+        value,
+        above,
+        together,
+        num_positives,
+        0.5 if INVERSE_WIDTH > 0 else 1.0,
+        BLOCK,
+    )
     rank = rank_positive + found
     tl.store(ranks + i, rank + bad, mask=there)
     if INTERPOLATED:
@@ -117,8 +179,9 @@ def errors_kernel(
     else:
         store_sent(rows, i, there, excess, found, bad, num_positives, EPS)
         tl.store(rows + _FIRST * num_positives + i, first + bad, mask=there)
-    if ABOVE:
+    if ABOVE or SORTS:
         tl.store(rows + _SECOND * num_positives + i, second + bad, mask=there)
+    if ABOVE:
         tl.store(rows + _PASSED * num_positives + i, 1 / (rank * num_positives) + bad, mask=there)
     # Written as the same number by all.
     tl.store(rows + ROWS * num_positives, bad)
@@ -163,6 +226,7 @@ def finish_kernel(
     thresholds,
     begin,
     end,
+    values,
     rows,
     coefficients,
     received,
@@ -171,7 +235,9 @@ def finish_kernel(
     num_positives,
     TERMS: tl.constexpr,
     RECEIVES: tl.constexpr,
+    SORTS: tl.constexpr,
     ROWS: tl.constexpr,
+    SATURATE: tl.constexpr,
     DELTA: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     LARGEST: tl.constexpr,
@@ -213,10 +279,29 @@ def finish_kernel(
             there = place < num_positives
             own = tl.load(pos_logits + place, mask=there, other=0)
             passed = rows + _PASSED * num_positives
-            total = sum_over(place, own, pos_logits, passed, num_positives, RECEIVES, INVERSE_WIDTH, BLOCK, BLOCK_P)
-            if RECEIVES < 2:
-                # Sums by ramps leave the positive itself out.
-                total += tl.load(passed + place, mask=there, other=0)
+            if SORTS:
+                value = tl.load(values + place, mask=there, other=0)
+                total = received_by(
+                    own,
+                    value,
+                    place,
+                    pos_logits,
+                    values,
+                    place,
+                    passed,
+                    num_positives,
+                    INVERSE_WIDTH,
+                    SATURATE,
+                    False,
+                    BLOCK,
+                    BLOCK_P,
+                )
+                total -= tl.load(rows + _SORTED * num_positives + place, mask=there, other=0)
+            else:
+                total = sum_over(place, own, pos_logits, passed, num_positives, RECEIVES, INVERSE_WIDTH, BLOCK, BLOCK_P)
+                if RECEIVES < 2:
+                    # Sums by ramps leave the positive itself out.
+                    total += tl.load(passed + place, mask=there, other=0)
             total += tl.load(rows + ROWS * num_positives)
             tl.store(received + place, total.to(received.dtype.element_ty), mask=there)
 
@@ -224,16 +309,48 @@ def finish_kernel(
 def num_rows(formula: str) -> int:
     """Rows of :attr:`Outcome.rows`."""
     how = FORMULAS[formula]
-    return 5 if how.terms > 1 or how.interpolated else 3
+    return 6 if how.sorts else 5 if how.terms > 1 or how.interpolated else 3
+
+
+def received_dtype(formula: str, values: torch.dtype | None) -> torch.dtype:
+    """The dtype of :attr:`Outcome.received`, from that of the values."""
+    if FORMULAS[formula].sorts:
+        return torch.float64
+    return torch.float32 if values is None else torch.promote_types(values, torch.float32)
 
 
 def constants_of(formula: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of the first and the last kernel that say what a formula needs."""
     how = FORMULAS[formula]
     sums, receives = (KINDS.index(kind) if kind else None for kind in (how.sums, how.receives))
-    rows = {"ROWS": num_rows(formula)}
+    both = {"ROWS": num_rows(formula), "SORTS": how.sorts}
     needs = {"FORMULA": formula, "ABOVE": how.above, "SUMS": sums, "INTERPOLATED": how.interpolated}
-    return needs | rows, {"TERMS": how.terms, "RECEIVES": receives} | rows
+    return needs | both, {"TERMS": how.terms, "RECEIVES": receives} | both
+
+
+@triton.jit(do_not_specialize=["num_positives"])
+def own_kernel(rows, received, first, second, own, num_positives, BLOCK_P: tl.constexpr):
+    i = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    there = i < num_positives
+    ranking = tl.load(rows + _OWN * num_positives + i, mask=there, other=0) * tl.load(first).to(tl.float64)
+    sorting = tl.load(received + i, mask=there, other=0) * tl.load(second).to(tl.float64)
+    tl.store(own + i, ranking + sorting, mask=there)
+
+
+def own_gradient(rows: Tensor, received: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The gradient of the positives' own scores, ``[P]`` float64, of a loss that sorts.
+
+    Args:
+        rows, received: of its :class:`Outcome`.
+        first, second: scalars, the upstream gradients of its two terms.
+    """
+    own = torch.empty_like(received)
+    with on_device_of(rows):
+        if len(own):
+            own_kernel[(triton.cdiv(len(own), 256),)](
+                rows, received, first, second, own, len(own), BLOCK_P=256, num_warps=4
+            )
+    return own
 
 
 def evaluate_loss(
@@ -258,11 +375,13 @@ def evaluate_loss(
     """
     how, pos_logits = FORMULAS[formula], arrangement.pos_logits
     num_pos, device, dtype = len(pos_logits), pos_logits.device, pos_logits.dtype
-    value_dtype = torch.float32 if values is None else torch.promote_types(values.dtype, torch.float32)
-    values = None if values is None else values.to(value_dtype).contiguous()
+    if values is not None:
+        values = values.to(torch.promote_types(values.dtype, torch.float32)).contiguous()
     rank = torch.empty(num_pos, dtype=dtype, device=device)
     table = pos_logits, arrangement.thresholds, arrangement.begin, arrangement.end
-    of_errors, of_finish = (constants | ramp_constants(pos_logits, delta) for constants in constants_of(formula))
+    ramps = ramp_constants(pos_logits, delta)
+    ramps |= pair_constants(pos_logits, ramps["INVERSE_WIDTH"])
+    of_errors, of_finish = (constants | ramps for constants in constants_of(formula))
     size = num_rows(formula)
     rows = torch.empty(size * num_pos + 1, dtype=torch.float64, device=device)
     given = *table, totals, values, rows, rank
@@ -274,7 +393,8 @@ def evaluate_loss(
         )
     first, second = (torch.empty((), dtype=dtype, device=device) for _ in range(2))
     coefficients = torch.empty(2, 2 * num_pos + 1, dtype=dtype, device=device)
-    received = torch.empty(num_pos if how.terms > 1 else 0, dtype=value_dtype, device=device)
-    tensors = *table, rows, coefficients, received, first, second
+    dtype = received_dtype(formula, None if values is None else values.dtype)
+    received = torch.empty(num_pos if how.terms > 1 else 0, dtype=dtype, device=device)
+    tensors = *table, values, rows, coefficients, received, first, second
     launch(finish_kernel, 2 * num_pos + 1, 2, *tensors, num_pos, settings=SMALL, **of_finish)
     return Outcome(first, second, rank, received, coefficients, rows)

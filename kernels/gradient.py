@@ -143,6 +143,7 @@ def write_linear_gradient(
     pos_index: Tensor | None = None,
     pos_gradient: Tensor | None = None,
     factor: Tensor | None = None,
+    pos_factor: Tensor | None = None,
 ) -> None:
     """Pass 2 over all levels: fill the walks' gradients. Positives get 0.
 
@@ -156,7 +157,9 @@ def write_linear_gradient(
     kernel = "gradient" if threshold_groups is None else "gradient_grouped"
     table = make_table(thresholds, threshold_groups, len(floors) - 1)
     if factor is not None:
-        coefficients, pos_gradient = coefficients * factor, pos_gradient * factor
+        coefficients = coefficients * factor
+    if pos_factor is not None:
+        pos_gradient = pos_gradient * pos_factor
     levels, slopes = coefficients.contiguous()
 
     def launch(walk: Walk, block: int, num_warps: int) -> None:

@@ -20,6 +20,45 @@ from .walk import load_groups, on_device_of
 
 
 @triton.jit
+def missorted(
+    positive,
+    iou,
+    group,
+    pos_logits,
+    ious,
+    pos_groups,
+    num_positives,
+    INVERSE_WIDTH: tl.constexpr,
+    SATURATE: tl.constexpr,
+    GROUPED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Over the positives that stand above each of a block of them, by their IoUs: the sums of H and of H (1 - IoU) over
+    those that belong there, and over those that do not; float64."""
+    kept = tl.zeros([BLOCK_P, BLOCK], tl.float64)
+    kept_error = tl.zeros([BLOCK_P, BLOCK], tl.float64)
+    lost = tl.zeros([BLOCK_P, BLOCK], tl.float64)
+    lost_error = tl.zeros([BLOCK_P, BLOCK], tl.float64)
+    for begin in range(0, num_positives, BLOCK):
+        k = begin + tl.arange(0, BLOCK)
+        # Of NaN, every ramp is 0.
+        other = tl.load(pos_logits + k, mask=k < num_positives, other=float("nan"))
+        other_iou = tl.load(ious + k, mask=k < num_positives, other=0)
+        h = ramp(differences(other[None, :], positive[:, None]), INVERSE_WIDTH, SATURATE).to(tl.float64)
+        if GROUPED:
+            other_group = load_groups(pos_groups, k, k < num_positives, GROUPED)
+            h = tl.where(other_group[None, :] == group[:, None], h, 0.0)
+        error = h * (1 - other_iou.to(tl.float64))[None, :]
+        below = other_iou[None, :] < iou[:, None]
+        kept += tl.where(below, 0.0, h)
+        kept_error += tl.where(below, 0.0, error)
+        lost += tl.where(below, h, 0.0)
+        lost_error += tl.where(below, error, 0.0)
+    return tl.sum(kept, axis=1), tl.sum(kept_error, axis=1), tl.sum(lost, axis=1), tl.sum(lost_error, axis=1)
+
+
+@triton.jit
 def errors_kernel(
     pos_logits,
     ious,
@@ -37,35 +76,58 @@ def errors_kernel(
     positive = tl.load(pos_logits + i, mask=there, other=0)
     iou = tl.load(ious + i, mask=there, other=0)
     group = load_groups(pos_groups, i, there, GROUPED)
-    # What belongs above i by its IoU, and what does not: H, and H (1 - IoU).
-    kept = tl.zeros([BLOCK_P, BLOCK], tl.float64)
-    kept_error = tl.zeros([BLOCK_P, BLOCK], tl.float64)
-    missorted = tl.zeros([BLOCK_P, BLOCK], tl.float64)
-    missorted_error = tl.zeros([BLOCK_P, BLOCK], tl.float64)
-    for begin in range(0, num_positives, BLOCK):
-        k = begin + tl.arange(0, BLOCK)
-        # Of NaN, every ramp is 0.
-        other = tl.load(pos_logits + k, mask=k < num_positives, other=float("nan"))
-        other_iou = tl.load(ious + k, mask=k < num_positives, other=0)
-        h = ramp(differences(other[None, :], positive[:, None]), INVERSE_WIDTH, SATURATE).to(tl.float64)
-        if GROUPED:
-            other_group = load_groups(pos_groups, k, k < num_positives, GROUPED)
-            h = tl.where(other_group[None, :] == group[:, None], h, 0.0)
-        error = h * (1 - other_iou.to(tl.float64))[None, :]
-        below = other_iou[None, :] < iou[:, None]
-        kept += tl.where(below, 0.0, h)
-        kept_error += tl.where(below, 0.0, error)
-        missorted += tl.where(below, h, 0.0)
-        missorted_error += tl.where(below, error, 0.0)
-    target = tl.sum(kept, axis=1)
-    target_error = tl.sum(kept_error, axis=1)
-    lost = tl.sum(missorted, axis=1)
-    lost_error = tl.sum(missorted_error, axis=1)
+    target, target_error, lost, lost_error = missorted(
+        positive,
+        iou,
+        group,
+        pos_logits,
+        ious,
+        pos_groups,
+        num_positives,
+        INVERSE_WIDTH,
+        SATURATE,
+        GROUPED,
+        BLOCK,
+        BLOCK_P,
+    )
     tl.store(errors + i, target + lost, mask=there)
     tl.store(errors + num_positives + i, target_error + lost_error, mask=there)
     tl.store(errors + 2 * num_positives + i, target, mask=there)
     tl.store(errors + 3 * num_positives + i, target_error, mask=there)
     tl.store(errors + 4 * num_positives + i, lost, mask=there)
+
+
+@triton.jit
+def received_by(
+    positive,
+    iou,
+    group,
+    pos_logits,
+    ious,
+    pos_groups,
+    pos_weights,
+    num_positives,
+    INVERSE_WIDTH: tl.constexpr,
+    SATURATE: tl.constexpr,
+    GROUPED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """For each of a block of positives k the sum of w_i H(p_k - p_i) over those of higher IoU, float64."""
+    sums = tl.zeros([BLOCK_P, BLOCK], tl.float64)
+    for begin in range(0, num_positives, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        other = tl.load(pos_logits + i, mask=i < num_positives, other=float("nan"))
+        other_iou = tl.load(ious + i, mask=i < num_positives, other=0)
+        weight = tl.load(pos_weights + i, mask=i < num_positives, other=0)
+        # The difference of the other kernel, p_k - p_i, to the bit.
+        h = ramp(-differences(other[None, :], positive[:, None]), INVERSE_WIDTH, SATURATE).to(tl.float64)
+        counts = other_iou[None, :] > iou[:, None]
+        if GROUPED:
+            other_group = load_groups(pos_groups, i, i < num_positives, GROUPED)
+            counts = counts & (other_group[None, :] == group[:, None])
+        sums += tl.where(counts, h * weight[None, :], 0.0)
+    return tl.sum(sums, axis=1)
 
 
 @triton.jit
@@ -87,20 +149,22 @@ def received_kernel(
     positive = tl.load(pos_logits + k, mask=there, other=0)
     iou = tl.load(ious + k, mask=there, other=0)
     group = load_groups(pos_groups, k, there, GROUPED)
-    sums = tl.zeros([BLOCK_P, BLOCK], tl.float64)
-    for begin in range(0, num_positives, BLOCK):
-        i = begin + tl.arange(0, BLOCK)
-        other = tl.load(pos_logits + i, mask=i < num_positives, other=float("nan"))
-        other_iou = tl.load(ious + i, mask=i < num_positives, other=0)
-        weight = tl.load(pos_weights + i, mask=i < num_positives, other=0)
-        # The difference of the other kernel, p_k - p_i, to the bit.
-        h = ramp(-differences(other[None, :], positive[:, None]), INVERSE_WIDTH, SATURATE).to(tl.float64)
-        counts = other_iou[None, :] > iou[:, None]
-        if GROUPED:
-            other_group = load_groups(pos_groups, i, i < num_positives, GROUPED)
-            counts = counts & (other_group[None, :] == group[:, None])
-        sums += tl.where(counts, h * weight[None, :], 0.0)
-    tl.store(received + k, tl.sum(sums, axis=1), mask=there)
+    total = received_by(
+        positive,
+        iou,
+        group,
+        pos_logits,
+        ious,
+        pos_groups,
+        pos_weights,
+        num_positives,
+        INVERSE_WIDTH,
+        SATURATE,
+        GROUPED,
+        BLOCK,
+        BLOCK_P,
+    )
+    tl.store(received + k, total, mask=there)
 
 
 def sorting_errors(pos_logits: Tensor, ious: Tensor, inverse_width: float, pos_groups: Tensor | None = None) -> Tensor:

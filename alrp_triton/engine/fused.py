@@ -19,7 +19,7 @@ from .positives import raise_on_mistakes
 from .steps import MOST_COMPARED
 
 _LEVELS = "Tensor[] logits, Tensor[] labels"
-_TABLES = "Tensor thresholds, Tensor floors, Tensor coefficients, Tensor pos_index, Tensor rows"
+_TABLES = "Tensor received, Tensor thresholds, Tensor floors, Tensor coefficients, Tensor pos_index, Tensor rows"
 
 
 def can_fuse(levels: Levels, num_positives: int | None, backend: str) -> bool:
@@ -37,8 +37,8 @@ def fused_loss(
     ignore_index: int,
     eps: float = 0.0,
     name: str = "num_positives",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The scalars of a loss and the ranks behind them.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The scalars of a loss, the ranks behind them, and where the positives are.
 
     Args:
         formula: a name in ``kernels.formulas``.
@@ -51,12 +51,12 @@ def fused_loss(
         name: the argument that said how many positives there are, for errors.
 
     Returns:
-        ``(first, second, rank [P])`` in the compute dtype. The first carries the gradient of the scores; where a loss
-        has one scalar, the second means nothing.
+        ``(first, second, rank [P], pos_index [P] int64)``, floats in the compute dtype. The first carries the gradient
+        of the scores, and so does the second of a loss that sorts; of a loss of one scalar, both are that.
     """
     settings = float(delta), ignore_index, float(eps), formula, name
-    first, second, rank, *_ = evaluate_loss(levels.logits, levels.labels, values, num_positives, *settings)
-    return first, second, rank
+    outcome = evaluate_loss(levels.logits, levels.labels, values, num_positives, *settings)
+    return (*outcome[:3], outcome[7])
 
 
 def _kernels(name: str) -> Any:
@@ -126,10 +126,11 @@ def _(
     name: str,
 ) -> tuple[Tensor, ...]:
     like = logits[0].new_empty(0, dtype=Levels(logits, labels).compute_dtype)
-    of_values = like.dtype if values is None else torch.promote_types(values.dtype, torch.float32)
+    fused = _kernels("fused")
+    of_values = fused.received_dtype(formula, None if values is None else values.dtype)
     shapes: list[tuple[Any, ...]] = [(), (), (num_positives,), (0 if values is None else num_positives,)]
     shapes += [(4 * num_positives + 1,), (2 * num_positives + 1,), (2, 2 * num_positives + 1)]
-    shapes += [(num_positives,), (_kernels("fused").num_rows(formula) * num_positives + 1,)]
+    shapes += [(num_positives,), (fused.num_rows(formula) * num_positives + 1,)]
     dtypes = [like.dtype] * 3 + [of_values] + [like.dtype] * 3 + [torch.int64, torch.float64]
     return tuple(like.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes))
 
@@ -137,12 +138,14 @@ def _(
 @torch.library.custom_op(
     "alrp_triton::write_loss_gradient",
     mutates_args=(),
-    schema=f"(Tensor grad_output, {_LEVELS}, {_TABLES}, float delta, int ignore_index) -> Tensor[]",
+    schema=f"(Tensor grad_first, Tensor? grad_second, {_LEVELS}, {_TABLES}, float delta, int ignore_index) -> Tensor[]",
 )
 def write_loss_gradient(
-    grad_output: Tensor,
+    grad_first: Tensor,
+    grad_second: Tensor | None,
     logits: list[Tensor],
     labels: list[Tensor],
+    received: Tensor,
     thresholds: Tensor,
     floors: Tensor,
     coefficients: Tensor,
@@ -151,10 +154,14 @@ def write_loss_gradient(
     delta: float,
     ignore_index: int,
 ) -> list[Tensor]:
-    """Pass 2: ``grad_output``, a scalar, times the derivative of the first scalar with respect to every logit."""
+    """Pass 2: the derivative of the first scalar with respect to every logit, times ``grad_first``; and of the second,
+    times ``grad_second``, where it has one."""
     from .backends.triton import walks_to_write, written
 
     num_positives = len(pos_index)
+    own: Tensor = rows[:num_positives]
+    if grad_second is not None:
+        own = _kernels("fused").own_gradient(rows, received, grad_first, grad_second)
     levels = Levels(logits, labels)
     walks = walks_to_write(levels)
     _kernels("gradient").write_linear_gradient(
@@ -165,40 +172,43 @@ def write_loss_gradient(
         inverse_width(delta),
         ignore_index,
         pos_index=pos_index,
-        pos_gradient=rows[:num_positives],
-        factor=grad_output,
+        pos_gradient=own,
+        factor=grad_first,
+        pos_factor=grad_first if grad_second is None else None,
     )
     return written(walks, levels)
 
 
 @write_loss_gradient.register_fake
-def _(grad_output: Tensor, logits: list[Tensor], *further: Any) -> list[Tensor]:
+def _(grad_first: Tensor, grad_second: Tensor | None, logits: list[Tensor], *further: Any) -> list[Tensor]:
     return [torch.empty_like(level) for level in logits]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, labels, values, ctx.num_positives, ctx.delta, ctx.ignore_index, *_ = inputs
-    _, _, rank, received, *tables = output
-    ctx.mark_non_differentiable(rank, received, *tables)
+    logits, labels, values, ctx.num_positives, ctx.delta, ctx.ignore_index, _, formula, _ = inputs
+    _, _, rank, *tables = output
+    ctx.mark_non_differentiable(rank, *tables)
     # Of what nobody differentiates there is nothing to fill with zeros.
     ctx.set_materialize_grads(False)
+    ctx.sorts = _kernels("formulas").FORMULAS[formula].sorts
     ctx.num_levels, ctx.value_dtype = len(logits), None if values is None else values.dtype
-    ctx.save_for_backward(*logits, *labels, received, *tables)
+    ctx.save_for_backward(*logits, *labels, *tables)
 
 
-def _backward(ctx: Any, grad_first: Tensor | None, grad_second: Tensor | None, *others: None) -> tuple[Any, ...]:
+def _backward(ctx: Any, first: Tensor | None, second: Tensor | None, *others: None) -> tuple[Any, ...]:
     n = ctx.num_levels
-    logits, labels = list(ctx.saved_tensors[:n]), list(ctx.saved_tensors[n : 2 * n])
-    received, *tables = ctx.saved_tensors[2 * n :]
-    gradients: list[Tensor] | list[None] = [None] * n
-    if grad_first is not None:
-        gradients = write_loss_gradient(grad_first, logits, labels, *tables, ctx.delta, ctx.ignore_index)
+    logits, labels, tables = list(ctx.saved_tensors[:n]), list(ctx.saved_tensors[n : 2 * n]), ctx.saved_tensors[2 * n :]
+    of_logits: list[Tensor] | list[None] = [None] * n
+    of_values, to_sort = None, second if ctx.sorts else None
+    if second is not None and ctx.value_dtype is not None and not ctx.sorts:
+        of_values = (tables[0] * second).to(ctx.value_dtype)
+    if first is None and to_sort is not None:
+        first = torch.zeros_like(to_sort)
+    if first is not None:
+        of_logits = write_loss_gradient(first, to_sort, logits, labels, *tables, ctx.delta, ctx.ignore_index)
     elif ctx.num_positives == 0:
-        gradients = [torch.zeros_like(level) for level in logits]
-    of_values = None
-    if grad_second is not None and ctx.value_dtype is not None:
-        of_values = (received * grad_second).to(ctx.value_dtype)
-    return gradients, [None] * n, of_values, *[None] * 6
+        of_logits = [torch.zeros_like(level) for level in logits]
+    return of_logits, [None] * n, of_values, *[None] * 6
 
 
 evaluate_loss.register_autograd(_backward, setup_context=_keep)

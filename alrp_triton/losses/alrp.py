@@ -116,18 +116,17 @@ def alrp_loss(
 
     num_positives, name = loc_errors.shape[0], "loc_errors"
     if can_fuse(levels, num_positives, backend):
-        return ALRPLossOutput(
-            *fused_loss(
-                f"alrp_{loc_ranking}",
-                levels,
-                num_positives,
-                loc_errors,
-                delta=delta,
-                ignore_index=ignore_index,
-                eps=eps,
-                name=name,
-            )
+        cls, loc, rank, _ = fused_loss(
+            f"alrp_{loc_ranking}",
+            levels,
+            num_positives,
+            loc_errors,
+            delta=delta,
+            ignore_index=ignore_index,
+            eps=eps,
+            name=name,
         )
+        return ALRPLossOutput(cls, loc, rank)
     errors = loc_errors.detach().double()
     ranking = Ranking(
         levels,

@@ -16,6 +16,7 @@ from .. import boxes, reference
 from ..boxes import BoxError, box_error, check_box_error
 from ..engine import Levels, Ranking, check_inputs
 from ..engine.backends import choose_backend
+from ..engine.fused import can_fuse, fused_loss
 from ..engine.knots import ramp_at_0
 from ..engine.operators import highest_in_row
 from ..engine.sorting import sorting_received, sorting_sums
@@ -109,10 +110,15 @@ def _rank_sort(
         pos_index = (flat[1] == 1).nonzero().squeeze(1)
         return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), levels, pos_index
 
-    values = ious.detach().to(dtype)
+    num_positives, values = ious.shape[0], ious.detach().to(dtype)
+    if can_fuse(levels, num_positives, backend):
+        ranked, ordered, _, pos_index = fused_loss(
+            "rank_sort", levels, num_positives, values, delta=delta, ignore_index=ignore_index, eps=_EPS, name="ious"
+        )
+        return RankSortOutput(ranked, ordered), levels, pos_index
     ranking = Ranking(
         levels,
-        ious.shape[0],
+        num_positives,
         delta=delta,
         ignore_index=ignore_index,
         backend=backend,

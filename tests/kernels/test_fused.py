@@ -14,7 +14,7 @@ from checks import assert_close, assert_same_bits, judge
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from alrp_triton import alrp_loss, ap_loss, ndcg_loss
+from alrp_triton import alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.engine import fused
 from alrp_triton.engine.inputs import Levels
 
@@ -160,13 +160,16 @@ def test_operators() -> None:
     labels = [torch.tensor([0, 5, 5, -1, 4, 5]), case.labels]
     settings = 1.0, -1, 1e-5
     for formula in formulas.FORMULAS:
-        values = torch.rand(9).requires_grad_() if formula.startswith("alrp") else None
+        takes_values = formula.startswith("alrp") or formula == "rank_sort"
+        values = torch.rand(9).requires_grad_(formula != "rank_sort") if takes_values else None
         leaves = [x.clone().requires_grad_() for x in logits]
         given = leaves, labels, values, 9, *settings, formula, "loc_errors"
         torch.library.opcheck(fused.evaluate_loss, given, test_utils=CHECKS)
     with torch.no_grad():
-        _, _, _, _, *tables = fused.evaluate_loss(logits, labels, torch.rand(9), 9, *settings, "alrp_sorted", "")
-    torch.library.opcheck(fused.write_loss_gradient, (torch.ones(()), logits, labels, *tables, 1.0, -1))
+        for formula in ("alrp_sorted", "rank_sort"):
+            tables = fused.evaluate_loss(logits, labels, torch.rand(9), 9, *settings, formula, "")[3:]
+            upstream = torch.ones(()), torch.rand(()) if formula == "rank_sort" else None
+            torch.library.opcheck(fused.write_loss_gradient, (*upstream, logits, labels, *tables, 1.0, -1))
 
 
 def test_what_can_be_fused() -> None:
@@ -183,6 +186,7 @@ LOSSES = {
     "alrp": lambda x, y, v, **how: torch.stack(alrp_loss(x, y, v, **how)[:2]),
     "ap": lambda x, y, v, **how: ap_loss(x, y, num_positives=len(v), **how),
     "ndcg": lambda x, y, v, **how: ndcg_loss(x, y, num_positives=len(v), **how),
+    "rank_sort": lambda x, y, v, **how: torch.stack(rank_sort_loss(x, y, v, **how)),
 }
 
 
