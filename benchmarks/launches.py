@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alrp_triton import alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
+from alrp_triton.engine import Statistics
+from alrp_triton.framework import ranking_loss
 
 from .report import print_table
 
@@ -32,12 +34,19 @@ _FREE = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided
 # Where the code asks whether a device should not be waited for.
 _ASKING = ("positives", "fused", "sorting", "backends.torch", "backends.search", "backends.tables")
 
+
+def _imprecision(ranking: Statistics) -> Tensor:
+    """A formula that the kernels do not know."""
+    return ranking.num_false_positives / ranking.rank
+
+
 Loss = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
 LOSSES: dict[str, Loss] = {
     "alrp": lambda x, y, v: alrp_loss(x, y, v, backend="triton")[:2],
     "ap": lambda x, y, v: [ap_loss(x, y, num_positives=len(v), backend="triton")],
     "ndcg": lambda x, y, v: [ndcg_loss(x, y, num_positives=len(v), backend="triton")],
     "rank_sort": lambda x, y, v: rank_sort_loss(x, y, v, backend="triton"),
+    "own": lambda x, y, v: [ranking_loss(x, y, _imprecision, num_positives=len(v), backend="triton")],
 }
 """The scalars of a loss, of logits ``[M, C]``, class labels, and a number for each positive."""
 
