@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configurations import choose
+from .levels import launch, level_of, make_level
 from .search import find_bucket, make_table, offset_in_bucket, reaches_any
 from .walk import Walk, elements_of, indices, is_negative, load, load_groups, on_device_of, steps_to, store
 
 
 @triton.jit(do_not_specialize=["ignore_index"])
 def gradient_kernel(
+    tile,
     logits,
     labels,
     gradient,
     groups,
-    thresholds,
-    threshold_groups,
-    floors,
-    levels,
-    slopes,
-    ignore_index,
     num_logits,
     size0,
     size1,
@@ -46,6 +39,12 @@ def gradient_kernel(
     z_step1,
     z_step2,
     z_step3,
+    thresholds,
+    threshold_groups,
+    floors,
+    levels,
+    slopes,
+    ignore_index,
     AXES: tl.constexpr,
     CLASSES: tl.constexpr,
     FLAT: tl.constexpr,
@@ -55,10 +54,16 @@ def gradient_kernel(
     GROUPED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    begin = tl.program_id(0).to(tl.int64) * BLOCK
+    # In a launch over one level, a program's number is that of its tile.
+    if tile is None:
+        tile = tl.program_id(0)
+    begin = tile.to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
     i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES, CLASSES)
     x_at = elements_of(begin + lane, i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES, FLAT)
+    if CLASSES > 0:
+        # Rows' labels take no step from class to class.
+        y_step0 = 0
     y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
     g_at = elements_of(begin + lane, i0, i1, i2, i3, g_step0, g_step1, g_step2, g_step3, AXES, FLAT)
     there = begin + lane < num_logits
@@ -75,6 +80,45 @@ def gradient_kernel(
         value = tl.load(levels + bucket) + tl.load(slopes + bucket) * offset
     value = tl.where(negative, value, 0.0)
     store(gradient + g_at, value, there)
+
+
+@triton.jit(do_not_specialize=["ignore_index"])
+def gradient_levels_kernel(
+    walks,
+    thresholds,
+    threshold_groups,
+    floors,
+    levels,
+    slopes,
+    ignore_index,
+    POINTERS: tl.constexpr,
+    UNIT: tl.constexpr,
+    AXES: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FLAT: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
+    LARGEST: tl.constexpr,
+    STEPS: tl.constexpr,
+    GROUPED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    gradient_kernel(
+        *level_of(tl.program_id(0), walks, POINTERS, UNIT),
+        thresholds,
+        threshold_groups,
+        floors,
+        levels,
+        slopes,
+        ignore_index,
+        AXES,
+        CLASSES,
+        FLAT,
+        INVERSE_WIDTH,
+        LARGEST,
+        STEPS,
+        GROUPED,
+        BLOCK,
+    )
 
 
 @triton.jit
@@ -153,28 +197,30 @@ def write_linear_gradient(
     table = make_table(thresholds, threshold_groups, len(floors) - 1)
     levels, slopes = coefficients.contiguous()
 
-    def launch(walk: Walk, block: int, num_warps: int) -> None:
-        gradient_kernel[(triton.cdiv(walk.num_logits, block),)](
-            walk.logits,
-            walk.labels,
-            walk.gradient,
-            walk.groups,
-            floors=floors,
-            levels=levels,
-            slopes=slopes,
-            ignore_index=ignore_index,
-            **table.arguments(),
-            **walk.arguments("x", "y", "g", "z"),
-            INVERSE_WIDTH=inverse_width,
-            LARGEST=torch.finfo(floors.dtype).max,
-            BLOCK=block,
-            num_warps=num_warps,
+    to_write = [
+        make_level(
+            {"logits": walk.logits, "labels": walk.labels, "gradient": walk.gradient, "groups": walk.groups},
+            walk.arguments("x", "y", "g", "z"),
         )
-
+        for walk in walks
+    ]
     with on_device_of(thresholds):
-        for walk in walks:
-            if walk.num_logits:
-                launch(walk, **choose(kernel, walk.logits, partial(launch, walk)))
+        launch(
+            kernel,
+            (gradient_kernel, gradient_levels_kernel),
+            to_write,
+            # To write twice is to write the same.
+            dict,
+            {
+                **table.arguments(),
+                "floors": floors,
+                "levels": levels,
+                "slopes": slopes,
+                "ignore_index": ignore_index,
+                "INVERSE_WIDTH": inverse_width,
+                "LARGEST": torch.finfo(floors.dtype).max,
+            },
+        )
 
 
 def write_positives(walks: list[Walk], pos_index: Tensor, pos_gradient: Tensor) -> None:
