@@ -28,6 +28,7 @@ from alrp_triton.kernels import (
     pairs,
     pairwise_count,
     pairwise_gradient,
+    pairwise_positives,
     positives,
     ranks,
     sorting,
@@ -55,7 +56,7 @@ KERNELS = {
     "gradient": gradient.gradient_kernel,
     "pairwise_count": pairwise_count.pairwise_count_kernel,
     "pairwise_gradient": pairwise_gradient.pairwise_gradient_kernel,
-    "positives": gradient.positives_kernel,
+    "positives": pairwise_positives.positives_kernel,
     "sorting_errors": sorting.errors_kernel,
     "sorting_received": sorting.received_kernel,
     "knots": knots.knots_kernel,
@@ -157,7 +158,7 @@ def compile_kernel(
             "g_step0": 1,
         }
         | ({"y_step1": 1} if per_class else {"y_step0": 1})
-        | {"tile": None, "POINTERS": 3, "UNIT": 16}
+        | {"tile": None, "UNIT": 16}
         | {"GROUPED": grouped, "CUSTOM": variant == "sigmoid", "DELTA": 0.7}
         | {"BITS": 64 if compute == "fp64" else 32, "KIND": 4 * (kernel == "running_max")}
         | {"SENDS": kernel == "send", "EPS": 0.0}
@@ -175,7 +176,7 @@ def compile_kernel(
     pointers |= dict.fromkeys(("weights", "at_infinities", "scores"), compute)
     pointers |= dict.fromkeys(("begin", "end"), "i64")
     pointers |= dict.fromkeys(("unit", "values", "ranks", "poison", "sums", "coefficients", "rows"), "fp64")
-    pointers |= dict.fromkeys(("share", "spread", "factors"), "fp64")
+    pointers |= dict.fromkeys(("share", "spread", "factor", "factors"), "fp64")
     pointers |= {"padded": compute, "sums": compute if kernel == "combine" else "fp64"}
     if kernel in ("coefficients", "send"):
         pointers["weights"] = "fp64"

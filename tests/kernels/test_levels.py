@@ -17,7 +17,7 @@ from alrp_triton.kernels.positives import collect
 from grouped_levels import Level, by_group, flatten, gradient_of, small_blocks
 from torch import Tensor
 
-from benchmarks.launches import counting
+from benchmarks.launches import LOSSES, counting, launches_of
 
 CLASSES = 4
 needs_tuples = pytest.mark.skipif(not levels.TUPLES, reason="this Triton's kernels take no tuples")
@@ -80,10 +80,11 @@ def results(made: list[Level]) -> tuple[list[Tensor], Counter[str]]:
         thresholds, threshold_groups = by_group(thresholds, flatten(made).groups[:10])
     floors = torch.cat([thresholds[:1] - 1, thresholds])
     coefficients = torch.randn(2, 11, generator=torch.Generator().manual_seed(0))
+    own = flatten(made).own_gradients()
     with counting() as launched:
         found = collect([level[:2] for level in made], 23, -1, torch.float32)
         totals = count_into_buckets(walks, thresholds, floors, 0.5, 2.0**20, -1, threshold_groups)
-        write_linear_gradient(walks, thresholds, floors, coefficients, 0.5, -1, threshold_groups)
+        write_linear_gradient(walks, thresholds, floors, coefficients, 0.5, -1, threshold_groups, **own)
     assert totals.sum() > 0
     assert (gradient_of(walks) != 0).any()
     # With another number of positives than there are, which are kept depends on their order.
@@ -114,7 +115,7 @@ def test_bits_of_a_launch_for_each_level(layout: str, number: int, monkeypatch: 
 @pytest.mark.parametrize("layout", list(LAYOUTS)[:5])
 def test_positives_come_in_order(layout: str) -> None:
     made = make_levels(layout, 12)
-    flat = flatten([level._replace(groups=level.labels) for level in made])
+    flat = flatten(made)
     expected = (flat.kinds == 1).nonzero().squeeze(1)
     pos_index, pos_logits, found = collect([level[:2] for level in made], len(expected), -1, torch.float32)
     assert found.tolist() == [len(expected), 0]
@@ -131,6 +132,28 @@ def test_levels_of_other_structures_have_launches_of_their_own(monkeypatch: pyte
     monkeypatch.setattr(levels, "TUPLES", False)
     for one, other in zip(together, results(made)[0]):
         assert torch.equal(one, other)
+
+
+@needs_tuples
+@pytest.mark.parametrize("name", ["alrp", "rank_sort"])
+def test_levels_cost_an_iteration_no_launch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(num_levels: int) -> list[int]:
+        return [sum(part.values()) for part in launches_of(LOSSES[name], 40, num_levels)]
+
+    forward, backward = count(1)
+    assert count(5) == [forward, backward]
+    monkeypatch.setattr(levels, "TUPLES", False)
+    # Finding positives and counting; writing.
+    assert count(5) == [forward + 2 * 4, backward + 4]
+
+
+@pytest.mark.parametrize(("name", "combined"), [("alrp", 0), ("rank_sort", 2)])
+def test_pass_2_is_one_launch(name: str, combined: int) -> None:
+    """And the tables of several values are combined before."""
+    _, backward = launches_of(LOSSES[name], 20)
+    assert backward["gradient_kernel"] == 1
+    assert backward["positives_kernel"] == 0
+    assert backward["combine_kernel"] == combined
 
 
 def level(num_logits: int = 64, dtype: torch.dtype = torch.float32, offset: int = 0, **other: int) -> levels.Level:
@@ -198,7 +221,8 @@ def tiles_kernel(walks, out, POINTERS: tl.constexpr, UNIT: tl.constexpr):  # typ
 @pytest.mark.parametrize("unit", [1, 16])
 def test_every_program_finds_its_level(unit: int) -> None:
     tiles, names = [1, 4, 2, 1, 3], torch.arange(5)
-    numbers = [16 * n for n in (1, 2**32, 3, 5, 2**28)]
+    # In units they have 32 bits, and are to be multiplied in 64.
+    numbers = [16 * n for n in (1, 2**29, 3, 5, 2**28)]
     sizes, steps = [2, 3, 5, 2**30 - 2, 7], [0, 2**40, 1, 16, 3]
     first = tuple(levels._code(n) for n in accumulate(tiles[:-1], initial=0))
     out = torch.full((sum(tiles), 6), -1)
