@@ -1,6 +1,6 @@
 """Count what an iteration launches on a GPU, without one.
 
-    TRITON_INTERPRET=1 python -m benchmarks.launches [--positives P] [--details LOSS]
+    TRITON_INTERPRET=1 python -m benchmarks.launches [--positives P] [--levels L] [--details LOSS]
 
 Kernels run in Triton's interpreter, the code around them takes the paths it takes on a GPU, and whatever PyTorch
 operation would launch something there is counted once: views, allocations and questions of shape are not. Some, as a
@@ -40,7 +40,7 @@ def _imprecision(ranking: Statistics) -> Tensor:
     return ranking.num_false_positives / ranking.rank
 
 
-Loss = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
+Loss = Callable[[list[Tensor], list[Tensor], Tensor], Sequence[Tensor]]
 LOSSES: dict[str, Loss] = {
     "alrp": lambda x, y, v: alrp_loss(x, y, v, backend="triton")[:2],
     "ap": lambda x, y, v: [ap_loss(x, y, num_positives=len(v), backend="triton")],
@@ -48,7 +48,7 @@ LOSSES: dict[str, Loss] = {
     "rank_sort": lambda x, y, v: rank_sort_loss(x, y, v, backend="triton"),
     "own": lambda x, y, v: [ranking_loss(x, y, _imprecision, num_positives=len(v), backend="triton")],
 }
-"""The scalars of a loss, of logits ``[M, C]``, class labels, and a number for each positive."""
+"""The scalars of a loss, of levels of logits ``[M, C]``, class labels, and a number for each positive."""
 
 
 class Launches(TorchDispatchMode):
@@ -103,12 +103,13 @@ def counting() -> Iterator[Counter[str]]:
         yield launches.counts
 
 
-def launches_of(loss: Loss, num_pos: int = 300) -> tuple[Counter[str], Counter[str]]:
-    """What forward and backward of a loss launch, for one tensor of logits with class labels. What its caller launches
-    to add the scalars up, and to make the gradient of their sum, is not counted."""
+def launches_of(loss: Loss, num_pos: int = 300, num_levels: int = 1) -> tuple[Counter[str], Counter[str]]:
+    """What forward and backward of a loss launch, for levels of logits with class labels. What its caller launches to
+    add the scalars up, and to make the gradient of their sum, is not counted."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(num_pos + 20, 3, generator=generator).requires_grad_()
-    labels = torch.where(torch.arange(num_pos + 20) < num_pos, 1, 3)
+    rows = num_pos + 20 * num_levels
+    logits = [x.clone().requires_grad_() for x in torch.randn(rows, 3, generator=generator).tensor_split(num_levels)]
+    labels = list(torch.where(torch.arange(rows) < num_pos, 1, 3).tensor_split(num_levels))
     values = torch.rand(num_pos, generator=generator).requires_grad_()
     with counting() as forward:
         scalars = loss(logits, labels, values)
@@ -122,19 +123,21 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--positives", type=int, default=300, help="P (default: %(default)s)")
+    parser.add_argument("--levels", type=int, default=1, help="levels of a pyramid (default: %(default)s)")
     parser.add_argument("--details", choices=LOSSES, help="list what this loss launches")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") != "1":
         sys.exit("set TRITON_INTERPRET=1, which Triton reads when it is first imported")
     rows = []
     for name in [options.details] if options.details else LOSSES:
-        counts = launches_of(LOSSES[name], options.positives)
+        counts = launches_of(LOSSES[name], options.positives, options.levels)
         numbers = [count.total() for count in counts]
         rows.append([name, *map(str, numbers), str(sum(numbers))])
         if options.details:
             for part, count in zip(("forward", "backward"), counts):
                 print(f"{part}: " + ", ".join(f"{key} {number}" for key, number in count.most_common()))
-    print_table(f"Launches, P = {options.positives}", ["loss", "forward", "backward", "both"], rows)
+    title = f"Launches, P = {options.positives}, levels: {options.levels}"
+    print_table(title, ["loss", "forward", "backward", "both"], rows)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from alrp_triton.kernels import (
     pairs,
     pairwise_count,
     pairwise_gradient,
+    pairwise_positives,
     positives,
     ranks,
     sorting,
@@ -57,7 +58,7 @@ KERNELS = {
     "gradient": gradient.gradient_kernel,
     "pairwise_count": pairwise_count.pairwise_count_kernel,
     "pairwise_gradient": pairwise_gradient.pairwise_gradient_kernel,
-    "positives": gradient.positives_kernel,
+    "positives": pairwise_positives.positives_kernel,
     "sorting_errors": sorting.errors_kernel,
     "sorting_received": sorting.received_kernel,
     "arrange": arrange.arrange_kernel,
@@ -74,6 +75,13 @@ KERNELS = {
     "finish": fused.finish_kernel,
     "own": fused.own_kernel,
 }
+OF_LEVELS = {
+    "collect": positives.collect_levels_kernel,
+    "buckets": buckets.bucket_levels_kernel,
+    "gradient": gradient.gradient_levels_kernel,
+}
+"""The kernels that take several levels, as they do it."""
+NUM_LEVELS = 5
 # Without settings to choose from.
 P_SIZED = {
     "order": positives.ORDER,
@@ -88,8 +96,11 @@ VARIANTS = {
     "": tuple(KERNELS),
     "grouped": tuple(kernel for kernel in KERNELS if kernel not in ("collect", *P_SIZED)),
     "sigmoid": ("pairwise_count", "pairwise_gradient"),
+    "levels": tuple(OF_LEVELS),
+    "grouped levels": ("buckets", "gradient"),
 }
-"""The kernels that can be compiled with groups, or with a function of one's own in the place of the ramp."""
+"""The kernels that can be compiled with groups, with a function of one's own in the place of the ramp, or for a launch
+over several levels."""
 TRITON_DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 # Of pass 2 of the pairwise form, in its innermost loop.
 _POSITIVES_IN_TURN = pairwise_gradient.IN_TURN.value
@@ -132,9 +143,9 @@ def compile_kernel(
     function = KERNELS[kernel]
     if variant == "sigmoid":
         function = pairs.with_function(function, sigmoid)
-    grouped = variant == "grouped"
+    several, grouped = variant.endswith("levels"), variant.startswith("grouped")
     compute = "fp64" if logits == torch.float64 else "fp32"
-    plain = compute == "fp32" and not variant
+    plain = compute == "fp32" and variant in ("", "levels")
     settings = P_SIZED.get(kernel) or _pinned(kernel, target, variant, plain)
     if kernel == "collect":
         # A walk over labels, a row at a time.
@@ -157,6 +168,7 @@ def compile_kernel(
             "g_step0": 1,
         }
         | ({"y_step1": 1} if per_class else {"y_step0": 1})
+        | {"tile": None, "UNIT": 16}
         | {"GROUPED": grouped, "CUSTOM": variant == "sigmoid", "DELTA": 0.7}
         | {"BITS": 64 if compute == "fp64" else 32, "KIND": 4 * (kernel == "running_max")}
         | {"SENDS": kernel == "send", "EPS": 0.0}
@@ -178,8 +190,8 @@ def compile_kernel(
     pointers |= dict.fromkeys(("weights", "at_infinities", "scores"), compute)
     pointers |= dict.fromkeys(("begin", "end"), "i64")
     pointers |= dict.fromkeys(("unit", "values", "ranks", "poison", "sums", "coefficients", "rows"), "fp64")
-    pointers |= dict.fromkeys(("share", "spread", "factors"), "fp64")
-    pointers |= {"own": "fp64", "first": compute, "second": compute}
+    pointers |= dict.fromkeys(("share", "spread", "factors", "own"), "fp64")
+    pointers |= dict.fromkeys(("first", "second", "factor", "pos_factor"), compute)
     pointers |= {"padded": compute, "sums": compute if kernel == "combine" else "fp64"}
     if kernel in ("coefficients", "send"):
         pointers["weights"] = "fp64"
@@ -189,20 +201,33 @@ def compile_kernel(
             pointers["received"] = "fp64"
         # There it is a number.
         del pointers["unit"]
-    constants = {name: value for name, value in constants.items() if name in function.arg_names}
-    signature, attributes = {}, {}
-    for i, name in enumerate(function.arg_names):
+    members: list[str] = []
+    if several:
+        one, function = function, OF_LEVELS[kernel]
+        members = [name for name in one.arg_names if name not in (*function.arg_names, "tile")]
+        constants["POINTERS"] = members.index("num_logits")
+    signature: dict[str, Any] = {}
+    constexprs: dict[tuple[int, ...], Any] = {}
+    attributes = {}
+
+    def describe(place: tuple[int, ...], name: str) -> str:
+        """Note an argument at a place in the signature, and return its type."""
         if name in constants:
-            signature[name] = "constexpr"
-        elif name in pointers:
-            signature[name] = "*" + pointers[name]
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            # Of several levels, what is 1 is left out.
+            constexprs[place] = None if name in members else constants[name]
+            return "constexpr"
+        # As a launch finds of all usual numbers of logits, which several levels pass in units of their own.
+        if name in pointers or (name == "num_logits" and not several):
+            attributes[place] = [["tt.divisibility", 16]]
+        return "*" + pointers[name] if name in pointers else "fp32" if name in ("scale", "unit") else "i32"
+
+    for i, name in enumerate(function.arg_names):
+        if name == "walks":
+            columns = enumerate(["first_tile", *members])
+            signature[name] = tuple(tuple(describe((i, j, k), x) for k in range(NUM_LEVELS)) for j, x in columns)
         else:
-            signature[name] = "fp32" if name in ("scale", "unit") else "i32"
-            if name == "num_logits":
-                # As a launch finds it of all usual numbers of logits.
-                attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+            signature[name] = describe((i,), name)
+    source = ASTSource(fn=function, signature=signature, constexprs=constexprs, attrs=attributes)
     return triton.compile(source, target=TARGETS[target], options={"num_warps": settings["num_warps"]}), settings
 
 
@@ -211,7 +236,7 @@ def _pinned(kernel: str, target: str, variant: str, plain: bool) -> configuratio
         kernel = "sorting"
     elif kernel.startswith("pairwise"):
         kernel += "" if plain else "_general"
-    elif variant == "grouped":
+    elif variant.startswith("grouped"):
         kernel += "_grouped"
     return configurations.pinned(kernel, target)
 

@@ -7,14 +7,12 @@ each tile sums the bucket of its first score, which early in training is nearly 
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configurations import choose
+from .levels import launch, level_of, make_level
 from .search import find_bucket, make_table, offset_in_bucket, reaches_any
 from .walk import Walk, elements_of, indices, is_negative, load, load_groups, on_device_of, steps_to
 
@@ -35,16 +33,10 @@ def first_of(there, lane, bucket, STEPS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["ignore_index"])
 def bucket_kernel(
+    tile,
     logits,
     labels,
     groups,
-    thresholds,
-    threshold_groups,
-    floors,
-    totals,
-    num_buckets,
-    scale,
-    ignore_index,
     num_logits,
     size0,
     size1,
@@ -61,6 +53,13 @@ def bucket_kernel(
     z_step1,
     z_step2,
     z_step3,
+    thresholds,
+    threshold_groups,
+    floors,
+    totals,
+    num_buckets,
+    scale,
+    ignore_index,
     AXES: tl.constexpr,
     CLASSES: tl.constexpr,
     FLAT: tl.constexpr,
@@ -70,10 +69,16 @@ def bucket_kernel(
     GROUPED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    begin = tl.program_id(0).to(tl.int64) * BLOCK
+    # In a launch over one level, a program's number is that of its tile.
+    if tile is None:
+        tile = tl.program_id(0)
+    begin = tile.to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
     i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES, CLASSES)
     x_at = elements_of(begin + lane, i0, i1, i2, i3, x_step0, x_step1, x_step2, x_step3, AXES, FLAT)
+    if CLASSES > 0:
+        # Rows' labels take no step from class to class.
+        y_step0 = 0
     y_at = steps_to(i0, i1, i2, i3, y_step0, y_step1, y_step2, y_step3, AXES)
     there = begin + lane < num_logits
     score = load(logits + x_at, there, floors.dtype.element_ty)
@@ -105,6 +110,47 @@ def bucket_kernel(
         count = both >> _UNIT_BITS
         tl.atomic_add(totals + crowd, count, sem="relaxed")
         tl.atomic_add(totals + num_buckets + 1 + crowd, both - (count << _UNIT_BITS), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["ignore_index"])
+def bucket_levels_kernel(
+    walks,
+    thresholds,
+    threshold_groups,
+    floors,
+    totals,
+    num_buckets,
+    scale,
+    ignore_index,
+    POINTERS: tl.constexpr,
+    UNIT: tl.constexpr,
+    AXES: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FLAT: tl.constexpr,
+    INVERSE_WIDTH: tl.constexpr,
+    LARGEST: tl.constexpr,
+    STEPS: tl.constexpr,
+    GROUPED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    bucket_kernel(
+        *level_of(tl.program_id(0), walks, POINTERS, UNIT),
+        thresholds,
+        threshold_groups,
+        floors,
+        totals,
+        num_buckets,
+        scale,
+        ignore_index,
+        AXES,
+        CLASSES,
+        FLAT,
+        INVERSE_WIDTH,
+        LARGEST,
+        STEPS,
+        GROUPED,
+        BLOCK,
+    )
 
 
 def count_into_buckets(
@@ -139,29 +185,25 @@ def count_into_buckets(
     if totals is None:
         totals = torch.zeros(2, len(floors) + 1, dtype=torch.int64, device=thresholds.device)
 
-    def launch(walk: Walk, into: Tensor, block: int, num_warps: int) -> None:
-        bucket_kernel[(triton.cdiv(walk.num_logits, block),)](
-            walk.logits,
-            walk.labels,
-            walk.groups,
-            floors=floors,
-            totals=into,
-            num_buckets=len(floors),
-            scale=scale,
-            ignore_index=ignore_index,
-            **table.arguments(),
-            **walk.arguments("x", "y", "z"),
-            INVERSE_WIDTH=inverse_width,
-            LARGEST=torch.finfo(floors.dtype).max,
-            BLOCK=block,
-            num_warps=num_warps,
-        )
-
-    def rehearse(walk: Walk, **settings: int) -> None:
-        launch(walk, torch.zeros_like(totals), **settings)
-
+    levels = [
+        make_level({"logits": walk.logits, "labels": walk.labels, "groups": walk.groups}, walk.arguments("x", "y", "z"))
+        for walk in walks
+    ]
     with on_device_of(thresholds):
-        for walk in walks:
-            if walk.num_logits:
-                launch(walk, totals, **choose(kernel, walk.logits, partial(rehearse, walk)))
+        launch(
+            kernel,
+            (bucket_kernel, bucket_levels_kernel),
+            levels,
+            lambda: {"totals": torch.zeros_like(totals)},
+            {
+                **table.arguments(),
+                "floors": floors,
+                "totals": totals,
+                "num_buckets": len(floors),
+                "scale": scale,
+                "ignore_index": ignore_index,
+                "INVERSE_WIDTH": inverse_width,
+                "LARGEST": torch.finfo(floors.dtype).max,
+            },
+        )
     return totals

@@ -94,17 +94,18 @@ def architecture_of(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def choose(kernel: str, logits: Tensor, launch: Callable[..., None]) -> Settings:
+def choose(kernel: str, logits: Tensor, launch: Callable[..., None], num_logits: int | None = None) -> Settings:
     """Settings for one launch.
 
     Args:
         kernel: its name in :data:`PINNED`.
         logits: what it will read; says the device and the size class.
         launch: runs the kernel once with settings as keywords, to no lasting effect; called only when searching.
+        num_logits: how many it will read, where these are not all.
     """
     if not autotuning() or logits.device.type != "cuda":
         return pinned(kernel, architecture_of(logits.device))
-    found = search(kernel, key_of(kernel, logits), lambda settings: _milliseconds(launch, settings))
+    found = search(kernel, key_of(kernel, logits, num_logits), lambda settings: _milliseconds(launch, settings))
     # Where no candidate runs, the launch itself is to say why.
     return found or pinned(kernel, architecture_of(logits.device))
 
@@ -114,9 +115,10 @@ def autotuning() -> bool:
     return os.environ.get("ALRP_TRITON_AUTOTUNE", "0") not in ("", "0")
 
 
-def key_of(kernel: str, logits: Tensor) -> str:
+def key_of(kernel: str, logits: Tensor, num_logits: int | None = None) -> str:
     """What a found choice is filed under: kernel, device, dtype and size class."""
-    size_class = logits.numel().bit_length() // _LOGITS_PER_CLASS_STEP * _LOGITS_PER_CLASS_STEP
+    number = logits.numel() if num_logits is None else num_logits
+    size_class = number.bit_length() // _LOGITS_PER_CLASS_STEP * _LOGITS_PER_CLASS_STEP
     return f"{kernel}|{torch.cuda.get_device_name(logits.device)}|{logits.dtype}|2^{size_class}"
 
 

@@ -6,15 +6,13 @@ before it, in O(P^2), which up to some thousand positives costs less than the la
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configurations import choose
-from .walk import Walk, indices, load, make_walk, on_device_of, steps_to
+from .levels import Level, launch, level_of, make_level
+from .walk import indices, load, make_walk, on_device_of, steps_to
 
 # More positives than this are sorted.
 _MOST_COUNTED = 1 << 13
@@ -24,15 +22,9 @@ ORDER = {"block": 64, "block_p": 32, "num_warps": 4}
 
 @triton.jit(do_not_specialize=["ignore_index", "first_index"])
 def collect_kernel(
+    tile,
     labels,
     logits,
-    found,
-    slots,
-    scores,
-    num_slots,
-    ignore_index,
-    first_index,
-    column_step,
     num_logits,
     size0,
     size1,
@@ -45,11 +37,21 @@ def collect_kernel(
     y_step1,
     y_step2,
     y_step3,
+    column_step,
+    first_index,
+    found,
+    slots,
+    scores,
+    num_slots,
+    ignore_index,
     AXES: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    begin = tl.program_id(0).to(tl.int64) * BLOCK
+    # In a launch over one level, a program's number is that of its tile.
+    if tile is None:
+        tile = tl.program_id(0)
+    begin = tile.to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
     i0, i1, i2, i3 = indices(begin, lane, size0, size1, size2, AXES, 0)
     there = begin + lane < num_logits
@@ -75,6 +77,33 @@ def collect_kernel(
             at += label * column_step
         tl.store(slots + slot, first_index + index, mask=kept)
         tl.store(scores + slot, load(logits + at, kept, scores.dtype.element_ty), mask=kept)
+
+
+@triton.jit(do_not_specialize=["ignore_index"])
+def collect_levels_kernel(
+    walks,
+    found,
+    slots,
+    scores,
+    num_slots,
+    ignore_index,
+    POINTERS: tl.constexpr,
+    UNIT: tl.constexpr,
+    AXES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    collect_kernel(
+        *level_of(tl.program_id(0), walks, POINTERS, UNIT),
+        found,
+        slots,
+        scores,
+        num_slots,
+        ignore_index,
+        AXES,
+        COLUMNS,
+        BLOCK,
+    )
 
 
 @triton.jit
@@ -150,17 +179,28 @@ def append(
         slots: ``[P]`` int64 zeros, to be filled with flat indices.
         scores: ``[P]`` float32 or float64, to be filled with their logits.
     """
-    first_index = 0
+    first_index, labelled = 0, []
+    for logits, labels in levels:
+        if logits.numel():
+            labelled.append(_labelled(logits, labels, first_index))
+        first_index += logits.numel()
     with on_device_of(found):
-        for logits, labels in levels:
-            if logits.numel():
-                _collect(logits, labels, found, slots, scores, ignore_index, first_index)
-            first_index += logits.numel()
+        launch(
+            "collect",
+            (collect_kernel, collect_levels_kernel),
+            labelled,
+            lambda: {"found": torch.zeros_like(found), "slots": torch.empty_like(slots)},
+            {
+                "found": found,
+                "slots": slots,
+                "scores": scores,
+                "num_slots": len(slots),
+                "ignore_index": ignore_index,
+            },
+        )
 
 
-def _collect(
-    logits: Tensor, labels: Tensor, found: Tensor, slots: Tensor, scores: Tensor, ignore_index: int, first_index: int
-) -> None:
+def _labelled(logits: Tensor, labels: Tensor, first_index: int) -> Level:
     if labels.dim() == 0:
         logits, labels = logits[None], labels[None]
     per_class = labels.dim() != logits.dim()
@@ -170,30 +210,9 @@ def _collect(
     walk = make_walk(labels, rows)
     if walk.logits is not labels or walk.labels is not rows:
         # Copied, for having too many axes; then whole rows have to be.
-        _collect(logits.contiguous(), labels.contiguous(), found, slots, scores, ignore_index, first_index)
-        return
-
-    def launch(block: int, num_warps: int, **into: Any) -> None:
-        collect_kernel[(triton.cdiv(walk.num_logits, block),)](
-            walk.logits,
-            walk.labels,
-            **({"found": found, "slots": slots, "scores": scores} | into),
-            num_slots=len(slots),
-            ignore_index=ignore_index,
-            first_index=first_index,
-            column_step=column_step,
-            **_arguments(walk),
-            COLUMNS=columns,
-            BLOCK=block,
-            num_warps=num_warps,
-        )
-
-    def rehearse(**settings: int) -> None:
-        launch(**settings, found=torch.zeros_like(found), slots=torch.empty_like(slots))
-
-    launch(**choose("collect", walk.logits, rehearse))
-
-
-def _arguments(walk: Walk) -> dict[str, int]:
-    """Of a walk over rows, which have no columns of their own."""
-    return {name: value for name, value in walk.arguments("x", "y").items() if name not in ("CLASSES", "FLAT")}
+        return _labelled(logits.contiguous(), labels.contiguous(), first_index)
+    arguments = walk.arguments("x", "y")
+    # A walk over rows has no columns of its own.
+    del arguments["CLASSES"], arguments["FLAT"]
+    pointers: dict[str, Tensor | None] = {"labels": walk.logits, "logits": walk.labels}
+    return make_level(pointers, arguments | {"COLUMNS": columns}, column_step=column_step, first_index=first_index)

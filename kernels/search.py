@@ -14,6 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Beyond all indices.
+NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
+
 
 class SearchTable(NamedTuple):
     """Thresholds padded to 2^steps places for a binary search, of which it never reads the last."""
@@ -76,6 +79,20 @@ def find_bucket(score, group, thresholds, threshold_groups, STEPS: tl.constexpr,
         own = tl.load(threshold_groups + bucket - 1, mask=bucket > 0, other=0)
         bucket = tl.where(own == group, bucket, 0)
     return bucket
+
+
+@triton.jit
+def number_below(value, ascending, length, highest):
+    """How many of the integers in a table lie below a scalar. ``highest`` is the largest power of two up to
+    ``length``; 0 for an empty table."""
+    below = highest * 0
+    step = highest
+    while step > 0:
+        reached = below + step
+        other = tl.load(ascending + (reached - 1), mask=reached <= length, other=NONE)
+        below = tl.where(other < value, reached, below)
+        step = step // 2
+    return below
 
 
 @triton.jit

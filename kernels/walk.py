@@ -208,6 +208,15 @@ def is_negative(label, column, ignore_index, CLASSES: tl.constexpr):
 
 
 @triton.jit
+def is_positive(label, column, ignore_index, CLASSES: tl.constexpr):
+    """Whether a logit is a positive, from the label of its row and its class, or from its own label."""
+    if CLASSES > 0:
+        return (label == column) & (label != ignore_index)
+    else:
+        return (label == 1) & (label != ignore_index)
+
+
+@triton.jit
 def load_groups(groups, at, mask, GROUPED: tl.constexpr):
     """The 64-bit ids of groups; without groups, something that means nothing."""
     if GROUPED:

@@ -29,13 +29,15 @@ def test_every_pinned_configuration_is_recorded() -> None:
     compiled = {(c.kernel, c.variant) for c in RECORD}
     assert compiled == {(kernel, variant) for variant, kernels in static.VARIANTS.items() for kernel in kernels}
     for configuration, costs in RECORD.items():
-        assert costs["spill_bytes"] == 0
+        # ptxas may keep one number of a thread in memory to have more threads.
+        assert costs["spill_bytes"] <= (8 if configuration.variant == "grouped levels" else 0)
         assert costs["registers"] > 0
         linear = configuration.kernel in ("buckets", "gradient")
         assert (costs["per_logit"] is not None) == linear
         assert (costs["per_pair"] is not None) == (
             not linear
-            and configuration.kernel not in ("collect", "order", "positives", "table", "running_max", "combine")
+            and configuration.kernel
+            not in ("collect", "order", "positives", "table", "running_max", "combine", "interpolate", "own")
         )
 
 

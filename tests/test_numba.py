@@ -57,7 +57,8 @@ def assert_same_passes(levels: Levels, delta: float = 1.0, ignore_index: int = -
     with patch.object(by_numba, "_RUN", 0):  # in loops, however groups alternate
         for backend in (by_torch, by_numba):
             counted.append(backend.count_negatives(levels, ramps, pos_logits, pos_groups, ignore_index, scale))
-            written.append(backend.write_gradient(levels, ramps, coefficients, index, gradients, ignore_index))
+            tables = coefficients[None], index, gradients[None]
+            written.append(backend.write_gradient(levels, ramps, *tables, ignore_index, torch.ones(1)))
     expected, found = counted
     # Of NaN only the number means anything.
     assert_same_bits("totals", found[:, :-1], expected[:, :-1])

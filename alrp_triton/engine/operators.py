@@ -182,17 +182,9 @@ def write_gradient(
 ) -> list[Tensor]:
     """Pass 2: the gradient of every logit, for the K values together; ``grad_output`` ``[K]`` goes into the tables
     before they are rounded."""
-    if backend == "triton":
-        from ..kernels.gradient import combine
-
-        coefficients = combine(coefficients, grad_output, thresholds.dtype)
-        pos_gradient = combine(pos_gradient, grad_output, torch.float64)
-    else:
-        scale = grad_output.double()[:, None]
-        coefficients, pos_gradient = (coefficients * scale[..., None]).sum(0), (pos_gradient * scale).sum(0)
     levels, ramps = Levels(logits, labels, groups), Ramps(thresholds, threshold_groups, delta, function)
     gradients: list[Tensor] = _backend(backend).write_gradient(
-        levels, ramps, coefficients, pos_index, pos_gradient, ignore_index
+        levels, ramps, coefficients, pos_index, pos_gradient, ignore_index, grad_output
     )
     return gradients
 

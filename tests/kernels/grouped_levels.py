@@ -38,11 +38,20 @@ class Flat(NamedTuple):
     def negative(self) -> Tensor:
         return self.kinds == 0
 
+    def own_gradients(self) -> dict[str, Tensor]:
+        """Flat indices of the positives, and a gradient for each."""
+        index = (self.kinds == 1).nonzero().squeeze(1)
+        generator = torch.Generator().manual_seed(2)
+        return {
+            "pos_index": index,
+            "pos_gradient": torch.randn(len(index), generator=generator, dtype=torch.float64),
+        }
+
 
 class Level(NamedTuple):
     logits: Tensor
     labels: Tensor
-    groups: Tensor
+    groups: Tensor | None
 
     def walk(self, writes: bool = False) -> Walk:
         gradient = torch.full_like(self.logits, NAN) if writes else None
@@ -50,7 +59,9 @@ class Level(NamedTuple):
 
     def flat(self) -> Flat:
         per_class = self.labels.dim() != self.logits.dim()
-        rows = self.groups.unsqueeze(-1) if self.groups.dim() != self.logits.dim() else self.groups
+        # Without groups, one of all.
+        groups = torch.tensor(0).expand(self.logits.shape) if self.groups is None else self.groups
+        rows = groups.unsqueeze(-1) if groups.dim() != self.logits.dim() else groups
         if per_class:
             labels = self.labels.long().unsqueeze(-1)
             own = torch.arange(self.logits.shape[-1]) == labels

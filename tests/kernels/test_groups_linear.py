@@ -71,9 +71,11 @@ def check(levels: list[Level], thresholds: Tensor, groups: Tensor, delta: float)
     coefficients[1, 0] = 0  # bucket 0 has no slope
     coefficients = coefficients.to(floors.dtype)
     walks = [level.walk(writes=True) for level in levels]
-    write_linear_gradient(walks, thresholds, floors, coefficients, inverse_width, -1, groups)
+    own = flat.own_gradients()
+    write_linear_gradient(walks, thresholds, floors, coefficients, inverse_width, -1, groups, **own)
     level, slope = coefficients
     value = torch.where(flat.negative, level[bucket] + slope[bucket] * offset, 0.0)
+    value[own["pos_index"]] = own["pos_gradient"].to(value.dtype)
     dtype = levels[0].logits.dtype
     # What becomes of a NaN score is for the tables to say, which are then NaN throughout.
     known = ~(flat.negative & flat.scores.isnan())
@@ -159,8 +161,8 @@ def test_one_group_is_as_no_groups() -> None:
     assert torch.equal(count_into_buckets([one.walk()], thresholds, floors, 1.0, SCALE, -1, groups), expected)
     coefficients = torch.randn(2, len(floors), generator=torch.Generator().manual_seed(0))
     walks = [one.walk(writes=True), make_walk(*level[:2], torch.full_like(level.logits, NAN))]
-    write_linear_gradient(walks[:1], thresholds, floors, coefficients, 1.0, -1, groups)
-    write_linear_gradient(walks[1:], thresholds, floors, coefficients, 1.0, -1)
+    write_linear_gradient(walks[:1], thresholds, floors, coefficients, 1.0, -1, groups, **flat.own_gradients())
+    write_linear_gradient(walks[1:], thresholds, floors, coefficients, 1.0, -1, **flat.own_gradients())
     assert torch.equal(walks[0].gradient, walks[1].gradient)
 
 

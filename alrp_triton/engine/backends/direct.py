@@ -9,6 +9,7 @@ from ..inputs import Levels
 from ..knots import Ramps
 from ..labels import LabelKinds, group_of_each, pieces
 from ..pairs import pair_blocks, pair_function
+from .factors import combine
 from .torch import overwrite_positives
 
 # Logits looked at in one step, and pairs held at once.
@@ -48,12 +49,13 @@ def write_gradient(
     pos_index: Tensor,
     pos_gradient: Tensor,
     ignore_index: int,
+    grad_output: Tensor,
 ) -> list[Tensor]:
-    """Pass 2: ``coefficients`` ``[1, P + 3]`` are the positives' weights, two numbers without use here, and what is
-    added to all."""
+    """Pass 2: ``coefficients`` ``[K, 1, P + 3]`` are the positives' weights, two numbers without use here, and what is
+    added to all; the rest as in ``backends.torch.write_gradient``."""
     apply = pair_function(ramps.function)
     gradients = [torch.empty_like(logits) for logits in levels.logits]
-    weights = coefficients[0]
+    weights = combine(coefficients, grad_output)[0]
     for (logits, labels, groups), gradient in zip(levels.each(), gradients):
         per_class = logits.dim() != labels.dim()
         for x, y, out, group in pieces(logits.detach(), labels, _PIECE, gradient, groups):
@@ -62,7 +64,7 @@ def write_gradient(
             for i, pairs in pair_blocks(apply, scores, group_ids, ramps.thresholds, ramps.groups, ramps.delta, _PAIRS):
                 value += (pairs * weights[i, None]).sum(0)
             out.copy_(torch.where(negative, value, 0).view(out.shape))
-    overwrite_positives(gradients, pos_index, pos_gradient)
+    overwrite_positives(gradients, pos_index, combine(pos_gradient, grad_output))
     return gradients
 
 

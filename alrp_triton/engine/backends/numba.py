@@ -21,6 +21,7 @@ from ..inputs import Levels
 from ..knots import Ramps, bucket_floors, inverse_width
 from ..labels import Piece, pieces
 from . import numba_loops
+from .factors import combine
 from .numba_loops import Array
 from .search import BucketSearch
 from .torch import count_negatives as count_in_pytorch
@@ -74,12 +75,15 @@ def write_gradient(
     pos_index: Tensor,
     pos_gradient: Tensor,
     ignore_index: int,
+    grad_output: Tensor,
 ) -> list[Tensor]:
     """Pass 2; see ``backends.torch.write_gradient``."""
     if _alternate(levels):
-        return write_in_pytorch(levels, ramps, coefficients, pos_index, pos_gradient, ignore_index)
+        return write_in_pytorch(levels, ramps, coefficients, pos_index, pos_gradient, ignore_index, grad_output)
     tables = _Tables(ramps)
-    lines = coefficients.detach()[:, tables.buckets].to(levels.compute_dtype).T.contiguous().numpy()
+    lines = (
+        combine(coefficients, grad_output).detach()[:, tables.buckets].to(levels.compute_dtype).T.contiguous().numpy()
+    )
     gradients = [torch.empty_like(logits) for logits in levels.logits]
 
     def work(turns: Iterator[_Turn]) -> None:
@@ -92,7 +96,7 @@ def write_gradient(
                 piece.out.copy_(values.view(piece.out.shape))
 
     _share_out(levels, gradients, work)
-    overwrite_positives(gradients, pos_index, pos_gradient)
+    overwrite_positives(gradients, pos_index, combine(pos_gradient, grad_output))
     return gradients
 
 

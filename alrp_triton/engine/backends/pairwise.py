@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ...kernels.gradient import write_positives
 from ...kernels.pairwise_count import count_pairs
 from ...kernels.pairwise_gradient import write_pairwise_gradient
+from ...kernels.pairwise_positives import write_positives
 from ..inputs import Levels
 from ..knots import Ramps, inverse_width
 from ..pairs import pair_function
+from .factors import combine
 from .triton import walks_to_read, walks_to_write, written
 
 
@@ -47,20 +48,21 @@ def write_gradient(
     pos_index: Tensor,
     pos_gradient: Tensor,
     ignore_index: int,
+    grad_output: Tensor,
 ) -> list[Tensor]:
-    """Pass 2: ``coefficients`` ``[1, P + 3]`` are the positives' weights, and what is added for negatives at +inf, at
-    -inf, and for all."""
+    """Pass 2: ``coefficients`` ``[K, 1, P + 3]`` are the positives' weights, and what is added for negatives at +inf,
+    at -inf, and for all; the rest as in ``backends.torch.write_gradient``."""
     walks = walks_to_write(levels)
     write_pairwise_gradient(
         walks,
         ramps.thresholds,
-        coefficients[0].to(ramps.thresholds.dtype),
+        combine(coefficients, grad_output)[0].to(ramps.thresholds.dtype),
         inverse_width(ramps.delta),
         ignore_index,
         ramps.groups,
         **_function(ramps),
     )
-    write_positives(walks, pos_index, pos_gradient)
+    write_positives(walks, pos_index, combine(pos_gradient, grad_output))
     return written(walks, levels)
 
 

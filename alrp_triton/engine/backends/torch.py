@@ -14,6 +14,7 @@ from ..inputs import Levels, waits_for_nothing
 from ..knots import Ramps
 from ..labels import equals, group_of_each, pieces
 from ..positives import local_indices
+from .factors import combine
 from .lookup import Sums, look_up
 from .tables import Tables, TablesByGroup
 
@@ -108,19 +109,22 @@ def write_gradient(
     pos_index: Tensor,
     pos_gradient: Tensor,
     ignore_index: int,
+    grad_output: Tensor,
 ) -> list[Tensor]:
     """Pass 2: the gradient of every logit, in the logits' dtype and layout.
 
     Args:
         levels: the logits and labels.
         ramps: those of the positives.
-        coefficients: ``[2, 2P + 1]`` level and slope of each bucket, see ``knots.ramp_coefficients``.
+        coefficients: ``[K, 2, 2P + 1]`` level and slope of each bucket, see ``knots.ramp_coefficients``, for each of K
+            values.
         pos_index: ``[P]`` flat indices of the positives.
-        pos_gradient: ``[P]`` their gradients.
+        pos_gradient: ``[K, P]`` their gradients.
         ignore_index: label of what gets a zero.
+        grad_output: ``[K]``, by which each value's tables are multiplied before they are summed and rounded.
     """
     tables_of = TablesByGroup(ramps.thresholds, ramps.groups, ramps.delta)
-    coefficients = coefficients.to(levels.compute_dtype)
+    coefficients = combine(coefficients, grad_output).to(levels.compute_dtype)
     rows: dict[Tables, Tensor] = {}
     gradients = [torch.empty_like(logits) for logits in levels.logits]
     for (logits, labels, groups), gradient in zip(levels.each(), gradients):
@@ -148,7 +152,7 @@ def write_gradient(
             if ignored is not None:
                 value.view(len(ignored), -1).masked_fill_(ignored[:, None], 0)
             out.copy_(value.view(out.shape))
-    overwrite_positives(gradients, pos_index, pos_gradient)
+    overwrite_positives(gradients, pos_index, combine(pos_gradient, grad_output))
     return gradients
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...kernels.arrange import search_table
 from ...kernels.buckets import count_into_buckets
-from ...kernels.gradient import write_linear_gradient, write_positives
+from ...kernels.gradient import combine, write_linear_gradient
 from ...kernels.walk import Walk, make_walk
 from ..inputs import Levels
 from ..knots import Ramps, bucket_floors, inverse_width
@@ -39,18 +39,30 @@ def write_gradient(
     pos_index: Tensor,
     pos_gradient: Tensor,
     ignore_index: int,
+    grad_output: Tensor,
 ) -> list[Tensor]:
     """Pass 2; see ``backends.torch.write_gradient``."""
-    walks = walks_to_write(levels)
+    walks, dtype = walks_to_write(levels), ramps.thresholds.dtype
+    if len(grad_output) == 1:
+        # The kernel multiplies by what there is only one of.
+        factor: Tensor | None = grad_output
+        coefficients, pos_gradient = coefficients[0].to(dtype), pos_gradient[0]
+    else:
+        factor = None
+        coefficients = combine(coefficients, grad_output, dtype)
+        pos_gradient = combine(pos_gradient, grad_output, torch.float64)
     write_linear_gradient(
         walks,
         *_searched(ramps),
-        coefficients.to(ramps.thresholds.dtype),
+        coefficients,
         inverse_width(ramps.delta),
         ignore_index,
         ramps.groups,
+        pos_index=pos_index,
+        pos_gradient=pos_gradient,
+        factor=factor,
+        pos_factor=factor,
     )
-    write_positives(walks, pos_index, pos_gradient)
     return written(walks, levels)
 
 
