@@ -18,10 +18,10 @@ class Formula(NamedTuple):
     """How many scalars the loss has."""
     above: bool = False
     """Whether it takes a sum over what stands above a positive, of one value each, by ramps."""
-    sums: str | None = None
-    """Which sum of the same values its second term takes, a kind of ``ranks.pair_sums``."""
+    in_order: bool = False
+    """Whether it takes their sum over what precedes a positive in descending order, itself included."""
     receives: str | None = None
-    """The kind of sum that is the second term's derivative with respect to the values."""
+    """The kind of sum, see ``ranks.pair_sums``, that is the second term's derivative with respect to the values."""
     sorts: bool = False
     """Whether its second term says how positives of lower values stand above those of higher ones."""
     interpolated: bool = False
@@ -29,8 +29,8 @@ class Formula(NamedTuple):
 
 
 FORMULAS = {
-    "alrp_sorted": Formula(terms=2, above=True, sums="sorted", receives="sorted_received"),
-    "alrp_smooth": Formula(terms=2, above=True, sums="above", receives="received"),
+    "alrp_sorted": Formula(terms=2, above=True, in_order=True, receives="sorted_received"),
+    "alrp_smooth": Formula(terms=2, above=True, receives="received"),
     "ap": Formula(),
     "ap_interpolated": Formula(interpolated=True),
     "ndcg": Formula(),
@@ -82,7 +82,7 @@ def evaluate(
         rank_positive: rank+(i).
         value: of the positive itself.
         above: the sum of the values by ramps, where the formula takes it.
-        together: the sum of the second term, or the sorting error.
+        together: the sum of the values in order, or the sorting error, where the formula takes one of them.
         num_positives: P.
         HEIGHT_AT_0: H(0).
 
@@ -95,7 +95,7 @@ def evaluate(
         first = found / rank * share
         # Its own value cancels in the excess; the sum by ramps leaves it out, the one in order does not.
         excess = (found + above) / rank * share
-        second = (together if FORMULA == "alrp_sorted" else value + together) / rank * share
+        second = (together if FORMULA == "alrp_sorted" else value + above) / rank * share
     elif FORMULA == "ap" or FORMULA == "ap_interpolated":
         first = found / rank
         if FORMULA == "ap":

@@ -102,7 +102,7 @@ def errors_kernel(
     unit,
     FORMULA: tl.constexpr,
     ABOVE: tl.constexpr,
-    SUMS: tl.constexpr,
+    SORTED: tl.constexpr,
     SORTS: tl.constexpr,
     INTERPOLATED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -117,8 +117,8 @@ def errors_kernel(
     i = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     there = i < num_positives
     own = tl.load(pos_logits + i, mask=there, other=0)
-    rank_positive, num_nan = rank_among(
-        i, own, pos_logits, values, num_positives, 1 if ABOVE or SORTS else 0, INVERSE_WIDTH, BLOCK, BLOCK_P
+    rank_positive, above, before, num_nan = rank_among(
+        i, own, pos_logits, values, num_positives, 1 if SORTS else 0, ABOVE, SORTED, INVERSE_WIDTH, BLOCK, BLOCK_P
     )
     bad = poison_of(num_nan, totals, num_positives)
     found = false_positives(
@@ -135,13 +135,10 @@ def errors_kernel(
         BLOCK,
         BLOCK_P,
     )
+    value, together = above, before
     if ABOVE:
         value = tl.load(values + i, mask=there, other=0).to(tl.float64)
-        above = sum_over(i, own, pos_logits, values, num_positives, 0, INVERSE_WIDTH, BLOCK, BLOCK_P)
-        together = above
-        if SUMS != 0:
-            together = sum_over(i, own, pos_logits, values, num_positives, SUMS, INVERSE_WIDTH, BLOCK, BLOCK_P)
-    elif SORTS:
+    if SORTS:
         together = sorting_errors(
             i,
             there,
@@ -157,9 +154,6 @@ def errors_kernel(
             BLOCK,
             BLOCK_P,
         )
-        value, above = together, together
-    else:
-        value, above, together = found, found, found
     excess, first, second = evaluate(
         FORMULA,
         found,
@@ -322,9 +316,9 @@ def received_dtype(formula: str, values: torch.dtype | None) -> torch.dtype:
 def constants_of(formula: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of the first and the last kernel that say what a formula needs."""
     how = FORMULAS[formula]
-    sums, receives = (KINDS.index(kind) if kind else None for kind in (how.sums, how.receives))
+    receives = KINDS.index(how.receives) if how.receives else None
     both = {"ROWS": num_rows(formula), "SORTS": how.sorts}
-    needs = {"FORMULA": formula, "ABOVE": how.above, "SUMS": sums, "INTERPOLATED": how.interpolated}
+    needs = {"FORMULA": formula, "ABOVE": how.above, "SORTED": how.in_order, "INTERPOLATED": how.interpolated}
     return needs | both, {"TERMS": how.terms, "RECEIVES": receives} | both
 
 

@@ -73,25 +73,47 @@ def rank_among(
     values,
     num_positives,
     num_values,
+    ABOVE: tl.constexpr,
+    SORTED: tl.constexpr,
     INVERSE_WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """rank+(i) of a block of positives, float64; and how many of all scores and of ``num_values`` rows of values are
-    NaN, at least 1 if any is."""
+    """In one look at all positives, for each of a block of them: rank+(i); the sums ``above`` and ``sorted`` of
+    :func:`pair_sums`, of the first row of values, where they are asked for (rank+ again, where not). All float64.
+    And how many of all scores and of ``num_values`` rows of values are NaN, at least 1 if any is."""
+    count = tl.zeros([BLOCK_P, BLOCK], tl.float64)
     above = tl.zeros([BLOCK_P, BLOCK], tl.float64)
+    before = tl.zeros([BLOCK_P, BLOCK], tl.float64)
     nan = tl.zeros([BLOCK], tl.int32)
+    own, place = own[:, None], i[:, None]
     for first in range(0, num_positives, BLOCK):
         k = first + tl.arange(0, BLOCK)
-        inside = k < num_positives
-        other = tl.load(pos_logits + k, mask=inside, other=0)
+        there = k < num_positives
+        other = tl.load(pos_logits + k, mask=there, other=0)
         nan |= (other != other).to(tl.int32)
-        counts = inside[None, :] & (k[None, :] != i[:, None])
-        above += tl.where(counts, heights(other[None, :], own[:, None], INVERSE_WIDTH), 0.0)
-        for row in range(0, num_values):
-            value = tl.load(values + row * num_positives + k, mask=inside, other=0)
+        inside, other = there[None, :], other[None, :]
+        h = tl.where(inside & (k[None, :] != place), heights(other, own, INVERSE_WIDTH), 0.0)
+        count += h
+        if ABOVE or SORTED:
+            value = tl.load(values + k, mask=there, other=0)
             nan |= (value != value).to(tl.int32)
-    return tl.sum(above, axis=1) + 1, tl.max(nan)
+            value = value.to(tl.float64)[None, :]
+            above += tl.where(h > 0, value * h, 0.0)
+            if SORTED:
+                counts = inside & ((other > own) | ((other == own) & (k[None, :] >= place)))
+                before += tl.where(counts, value, 0.0)
+        else:
+            for row in range(0, num_values):
+                value = tl.load(values + row * num_positives + k, mask=there, other=0)
+                nan |= (value != value).to(tl.int32)
+    rank_positive = tl.sum(count, axis=1) + 1
+    sum_above, sum_before = rank_positive, rank_positive
+    if ABOVE:
+        sum_above = tl.sum(above, axis=1)
+    if SORTED:
+        sum_before = tl.sum(before, axis=1)
+    return rank_positive, sum_above, sum_before, tl.max(nan)
 
 
 @triton.jit
@@ -124,8 +146,8 @@ def ranks_kernel(
     there = i < num_positives
     own = tl.load(pos_logits + i, mask=there, other=0)
     ramp_begin, ramp_end = tl.load(begin + i, mask=there, other=0), tl.load(end + i, mask=there, other=0)
-    rank_positive, num_nan = rank_among(
-        i, own, pos_logits, values, num_positives, num_values, INVERSE_WIDTH, BLOCK, BLOCK_P
+    rank_positive, _, _, num_nan = rank_among(
+        i, own, pos_logits, values, num_positives, num_values, False, False, INVERSE_WIDTH, BLOCK, BLOCK_P
     )
     bad = poison_of(num_nan, totals, num_positives)
     rank_positive += bad
