@@ -51,19 +51,18 @@ def count_negatives(
     of_threads: list[Array] = []
     scale = tables.number(scale)
 
-    def add(scores: Array, ignored: Array, columns: int, groups: Array, span: int, sums: Array) -> None:
-        numba_loops.count(scores, ignored, columns, groups, span, *tables.search, tables.inverse_width, scale, sums)
+    def add(scores: Array, ignored: Array, columns: int, runs: Array, sums: Array) -> None:
+        numba_loops.count(scores, ignored, columns, runs, *tables.search, tables.inverse_width, scale, sums)
 
     def work(turns: Iterator[_Turn]) -> None:
-        sums, flat = tables.empty_sums(), _Flat(levels.compute_dtype, ignore_index)
+        sums, flat = tables.empty_sums(), _Flat(levels.compute_dtype, ignore_index, tables)
         of_threads.append(sums)
         for piece, _ in turns:
             add(*flat(piece), sums)
 
     _share_out(levels, None, work)
-    taken_out, no_groups = tables.empty_sums(), np.empty(0, np.int64)
-    groups = no_groups if pos_groups is None else pos_groups.contiguous().numpy()
-    add(pos_logits.detach().contiguous().numpy(), np.empty(0, np.uint8), 1, groups, 1, taken_out)
+    taken_out, runs = tables.empty_sums(), tables.runs(len(pos_logits), pos_groups)
+    add(pos_logits.detach().contiguous().numpy(), np.empty(0, np.uint8), 1, runs, taken_out)
     return tables.spread(sum(of_threads) - taken_out)
 
 
@@ -83,7 +82,7 @@ def write_gradient(
     gradients = [torch.empty_like(logits) for logits in levels.logits]
 
     def work(turns: Iterator[_Turn]) -> None:
-        flat = _Flat(levels.compute_dtype, ignore_index)
+        flat = _Flat(levels.compute_dtype, ignore_index, tables)
         for piece, in_place in turns:
             arguments = flat(piece)
             values = piece.out.view(-1) if in_place else torch.empty(len(arguments[0]), dtype=levels.compute_dtype)
@@ -111,8 +110,6 @@ class _Search(NamedTuple):
 
     thresholds: Array
     floors: Array
-    ids: Array
-    starts: Array
     grid: Array
     low: Any
     cells_per_unit: Any
@@ -137,11 +134,10 @@ class _Tables:
         floors, thresholds = bucket_floors(thresholds)[self.buckets].numpy(), thresholds[last]
         self.number = floors.dtype.type
         self.inverse_width = self.number(inverse_width(ramps.delta))
-        ids, starts, grid = np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int32)
-        low = cells_per_unit = 0.0
+        grid, low, cells_per_unit = np.empty(0, np.int32), 0.0, 0.0
         if groups is not None:
-            ids, first = np.unique(groups[last].numpy(), return_index=True)
-            starts = np.append(first, len(thresholds)).astype(np.int64)
+            self.ids, first = np.unique(groups[last].numpy(), return_index=True)
+            self.starts = np.append(first, len(thresholds)).astype(np.int64)
         else:
             search = BucketSearch(thresholds)
             if search.grid:
@@ -151,12 +147,17 @@ class _Tables:
         self.search = _Search(
             np.append(thresholds.numpy(), self.number(np.nan)),
             np.append(floors, -np.finfo(self.number).max),
-            ids,
-            starts,
             grid,
             self.number(low),
             self.number(cells_per_unit),
         )
+
+    def runs(self, num: int, groups: Tensor | None) -> Array:
+        """Of ``num`` scores and their groups, each for as many scores as it takes; see ``numba_loops.runs_of``."""
+        if groups is None:
+            return np.array([[num, 0, len(self.search.thresholds) - 1]])
+        of_each = groups.reshape(-1).long().contiguous().numpy()
+        return numba_loops.runs_of(of_each, num // max(1, len(of_each)), self.ids, self.starts)
 
     def empty_sums(self) -> Array:
         """As ``numba_loops.count`` takes them."""
@@ -173,19 +174,15 @@ class _Tables:
 class _Flat:
     """Pieces as the loops take them; one for each thread."""
 
-    def __init__(self, dtype: torch.dtype, ignore_index: int) -> None:
-        self.dtype, self.ignore_index = dtype, ignore_index
+    def __init__(self, dtype: torch.dtype, ignore_index: int, tables: _Tables) -> None:
+        self.dtype, self.ignore_index, self.tables = dtype, ignore_index, tables
         self.ignored = self.none = np.empty(0, np.uint8)
-        self.no_groups = np.empty(0, np.int64)
 
-    def __call__(self, piece: Piece) -> tuple[Array, Array, int, Array, int]:
-        """Scores, which are ignored, scores that share a label, groups, scores that share a group."""
+    def __call__(self, piece: Piece) -> tuple[Array, Array, int, Array]:
+        """Scores, which are ignored, scores that share a label, runs of one group."""
         x, y, _, groups = piece
         scores = x.reshape(-1).to(self.dtype).contiguous().numpy()
-        if groups is None:
-            return scores, self._ignored(y), x.shape[1], self.no_groups, len(scores)
-        ids = groups.reshape(-1).long().contiguous().numpy()
-        return scores, self._ignored(y), x.shape[1], ids, len(scores) // len(ids)
+        return scores, self._ignored(y), x.shape[1], self.tables.runs(len(scores), groups)
 
     def _ignored(self, labels: Tensor) -> Array:
         limits = torch.iinfo(labels.dtype)
