@@ -95,6 +95,17 @@ def write_gradient(
     return gradients
 
 
+def positions(labels: Tensor, columns: int, per_class: bool, ignore_index: int) -> tuple[Tensor, bool]:
+    """See ``labels.positions``."""
+    background, limits = columns if per_class else 0, torch.iinfo(labels.dtype)
+    y = labels.contiguous().numpy()
+    if not limits.min <= ignore_index <= limits.max:
+        ignore_index = background
+    of_dtype = y.dtype.type(background) if background <= limits.max else np.int64(background)
+    found, invalid = numba_loops.find(y, of_dtype, columns, per_class, ignore_index)
+    return torch.from_numpy(found), invalid
+
+
 def _alternate(levels: Levels) -> bool:
     """Whether groups change from logit to logit, as those of classes do, from a look at a row of each level."""
     for logits, _, groups in levels.each():

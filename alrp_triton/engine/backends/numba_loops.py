@@ -54,6 +54,39 @@ def mark(labels: Array, ignore_index: Any, ignored: Array) -> bool:
 
 
 @_compiled()
+def find(labels: Array, background: Any, columns: int, per_class: bool, ignore_index: int) -> tuple[Array, bool]:
+    """Flat positions of the positives, and whether any label is out of range; see ``labels.positions``. Most stretches
+    are all background, and are skipped.
+
+    Args:
+        labels: ``[n]`` integers.
+        background: the label of a negative, in the labels' dtype where that can hold it.
+        columns: C, or 1 for labels of single logits.
+        per_class: whether a label is the class of a row.
+        ignore_index: within the labels' range, or the background.
+    """
+    found, num_found, invalid = np.empty(0, np.int64), 0, False
+    for begin in range(0, len(labels), _BLOCK):
+        block, differ = labels[begin : begin + _BLOCK], 0
+        for i in range(len(block)):
+            differ |= block[i] != background
+        if not differ:
+            continue
+        if len(found) < num_found + len(block):
+            found, before = np.empty(2 * (num_found + len(block)), np.int64), found
+            found[:num_found] = before[:num_found]
+        for i in range(len(block)):
+            label = np.int64(block[i])
+            if label in (background, ignore_index):
+                continue
+            positive = 0 <= label < columns if per_class else label == 1
+            found[num_found] = (begin + i) * columns + (label if per_class else 0)
+            num_found += np.int64(positive)
+            invalid |= not positive
+    return found[:num_found], invalid
+
+
+@_compiled()
 def _locate(
     block: Array,
     thresholds: Array,
@@ -181,9 +214,7 @@ def _pick(block: Array, lowest: Any, words: Array, hits: Array, where: Array, ke
 
 
 @_compiled()
-def _look(
-    block: Array, lowest: Any, low: Any, high: Any, words: Array, hits: Array, where: Array, kept: Array
-) -> int:
+def _look(block: Array, lowest: Any, low: Any, high: Any, words: Array, hits: Array, where: Array, kept: Array) -> int:
     """:func:`_pick` where it pays; else ``_TOGETHER`` if all scores lie between ``low`` and ``high``, or ``_MANY``."""
     if len(block) < _SHORTEST:
         return _MANY

@@ -12,8 +12,8 @@ from ..inputs import waits_for_nothing
 from ..knots import buckets_of
 from .lookup import look_up
 
-# Cells of the grid: enough that few hold more than one of some thousand knots, few enough that they stay in the cache.
-_CELLS = 1 << 15
+# Cells of the grid: enough that few hold more than one knot, few enough that those of some thousand stay in the cache.
+_CELLS, _CELLS_PER_KNOT, _MOST_CELLS = 1 << 15, 2, 1 << 20
 # Entries at most of a table of groups.
 _TABLE = 1 << 20
 
@@ -37,10 +37,11 @@ class BucketSearch:
         self.grid = extent < math.inf and countable
         if not self.grid:
             return
-        self.cells_per_unit = min(_CELLS / extent, torch.finfo(thresholds.dtype).max) if extent > 0 else 1.0
+        self.cells = min(max(_CELLS, _CELLS_PER_KNOT * len(thresholds)), _MOST_CELLS)
+        self.cells_per_unit = min(self.cells / extent, torch.finfo(thresholds.dtype).max) if extent > 0 else 1.0
         cells = self._cells(thresholds.masked_fill(thresholds.isnan(), torch.inf))
         # By one thread each: others of PyTorch would wait for more work, at the cost of who has some.
-        in_cell = cells.bincount(minlength=_CELLS)
+        in_cell = cells.bincount(minlength=self.cells)
         self.first = F.pad(in_cell.cumsum(0)[:-1], (1, 0)).to(thresholds.dtype)
         crowd = int(in_cell.max())
         # Steps of a binary search among the thresholds of one cell.
@@ -58,7 +59,7 @@ class BucketSearch:
         return _as_index(bucket)
 
     def _cells(self, scores: Tensor) -> Tensor:
-        return _as_index((scores - self.low).mul_(self.cells_per_unit).clamp_(0, _CELLS - 1))
+        return _as_index((scores - self.low).mul_(self.cells_per_unit).clamp_(0, self.cells - 1))
 
 
 def _as_index(whole: Tensor) -> Tensor:
