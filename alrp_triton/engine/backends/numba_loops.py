@@ -9,97 +9,37 @@ all thresholds, so that those that do not are picked out first; early in trainin
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-_Loop = TypeVar("_Loop", bound=Callable[..., Any])
+from .numba_tables import Array, Search, compiled
 
 # Scores looked at together: one comparison each tells whether all lie in one bucket. Shorter runs are not worth that.
 # While they do, a block stays in the innermost cache; otherwise a longer one hides what each starts with.
-_BLOCK, _LONG_BLOCK, _SHORTEST = 2048, 8192, 32
+_BLOCK, _LONG_BLOCK, _SHORTEST = 1024, 8192, 32
 # Where more than one in so many lies below all thresholds, the others are copied and looked at by themselves.
 _FEW = 4
 # What a look at a block may say instead of how many of its scores reach a threshold.
 _MANY, _TOGETHER = -1, -2
-CROWD = 8
-"""Thresholds in a cell of the grid, at the most, that are tried one after the other."""
 
 
-def _compiled(**options: Any) -> Callable[[_Loop], _Loop]:
-    """Compile at the first call and keep the machine code on disk, where there is a folder for it."""
+class _Room(NamedTuple):
+    """Room for what is picked out of a block: whether each score reaches a threshold, eight of them in a word; words in
+    which one does; places, scores and buckets of those that do."""
 
-    def compiled(function: _Loop) -> _Loop:
-        try:
-            loop: _Loop = numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's can be written
-            loop = numba.njit(nogil=True, **options)(function)
-        return loop
-
-    return compiled
+    words: Array
+    hits: Array
+    where: Array
+    kept: Array
+    buckets: Array
 
 
-@_compiled()
-def mark(labels: Array, ignore_index: Any, ignored: Array) -> bool:
-    """Write whether each label is ignored to uint8 of the same length; returns whether any is."""
-    any_ignored = 0
-    for i in range(len(labels)):
-        ignored[i] = labels[i] == ignore_index
-        any_ignored |= ignored[i]
-    return any_ignored != 0
-
-
-@_compiled()
-def find(labels: Array, background: Any, columns: int, per_class: bool, ignore_index: int) -> tuple[Array, bool]:
-    """Flat positions of the positives, and whether any label is out of range; see ``labels.positions``. Most stretches
-    are all background, and are skipped.
-
-    Args:
-        labels: ``[n]`` integers.
-        background: the label of a negative, in the labels' dtype where that can hold it.
-        columns: C, or 1 for labels of single logits.
-        per_class: whether a label is the class of a row.
-        ignore_index: within the labels' range, or the background.
-    """
-    found, num_found, invalid = np.empty(0, np.int64), 0, False
-    for begin in range(0, len(labels), _BLOCK):
-        block, differ = labels[begin : begin + _BLOCK], 0
-        for i in range(len(block)):
-            differ |= block[i] != background
-        if not differ:
-            continue
-        if len(found) < num_found + len(block):
-            found, before = np.empty(2 * (num_found + len(block)), np.int64), found
-            found[:num_found] = before[:num_found]
-        for i in range(len(block)):
-            label = np.int64(block[i])
-            if label in (background, ignore_index):
-                continue
-            positive = 0 <= label < columns if per_class else label == 1
-            found[num_found] = (begin + i) * columns + (label if per_class else 0)
-            num_found += np.int64(positive)
-            invalid |= not positive
-    return found[:num_found], invalid
-
-
-@_compiled()
-def _locate(
-    block: Array,
-    thresholds: Array,
-    begin: int,
-    end: int,
-    grid: Array,
-    low: Any,
-    cells_per_unit: Any,
-    of_nan: int,
-    buckets: Array,
-) -> None:
+@compiled()
+def _locate(block: Array, search: Search, begin: int, end: int, of_nan: int, buckets: Array) -> None:
     """Write ``begin`` plus how many of ``thresholds[begin:end]`` lie at or below each score, but 0 where none does; and
     ``of_nan`` for NaN."""
+    thresholds, grid = search.thresholds, search.grid
     if len(grid) == 0:
         for i in range(len(block)):
             buckets[i] = begin
@@ -115,10 +55,10 @@ def _locate(
             bucket = buckets[i] if buckets[i] > begin else 0
             buckets[i] = bucket if block[i] == block[i] else of_nan
         return
-    # Cells are told by the operations that made the grid, in the same precision; see ``search.BucketSearch``.
+    # Cells are told by the operations that made the grid, in the same precision; see ``numba_tables.fill_grid``.
     last, lowest_place = block.dtype.type(len(grid) - 1), block.dtype.type(0)
     for i in range(len(block)):
-        place = (block[i] - low) * cells_per_unit
+        place = (block[i] - search.low) * search.cells_per_unit
         place = place if place > lowest_place else lowest_place
         buckets[i] = np.int32(place if place < last else last)
     for i in range(len(block)):
@@ -140,24 +80,24 @@ def _locate(
         buckets[i] = bucket if x == x else np.int32(of_nan)
 
 
-@_compiled()
+@compiled()
 def _offset(x: Any, floor: Any, inverse_width: Any, one: Any) -> Any:
     """Of a finite score from the floor of its bucket, in [0, 1]."""
     return min((x - floor) * inverse_width, one)
 
 
-@_compiled(fastmath={"contract"})
+@compiled(fastmath={"contract"})
 def _line(level: Any, slope: Any, offset: Any) -> Any:
     """Rounded once on CPUs that can, as torch.addcmul is there."""
     return level + slope * offset
 
 
-@_compiled()
+@compiled()
 def _finite(x: Any, largest: Any) -> Any:
     return min(x if x > -largest else -largest, largest)  # NaN, too, is at the floor of its bucket
 
 
-@_compiled()
+@compiled()
 def _bounds(bucket: int, thresholds: Array, begin: int, end: int, largest: Any) -> tuple[Any, Any]:
     """What the finite scores of a bucket lie in: ``low <= x < high``; nothing for bucket ``begin``."""
     low, high = -largest, thresholds.dtype.type(np.inf)
@@ -170,7 +110,7 @@ def _bounds(bucket: int, thresholds: Array, begin: int, end: int, largest: Any) 
     return low, high
 
 
-@_compiled()
+@compiled()
 def _peek(block: Array, lowest: Any, low: Any, high: Any) -> tuple[int, int]:
     """How many scores lie below ``lowest``, and how many between the other two. Written so that it becomes some eight
     or sixteen comparisons in one instruction."""
@@ -181,19 +121,18 @@ def _peek(block: Array, lowest: Any, low: Any, high: Any) -> tuple[int, int]:
     return num_below, num_inside
 
 
-@_compiled()
-def _scratch(scores: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """Room for what is picked out of a block: whether each score reaches a threshold, eight of them in a word; words in
-    which one does; places, scores and buckets of those that do."""
+@compiled()
+def _room(scores: Array) -> _Room:
     words, hits = np.zeros(_LONG_BLOCK // 8, np.uint64), np.empty(_LONG_BLOCK // 8, np.int32)
     where, buckets = np.empty(_LONG_BLOCK, np.int32), np.empty(_LONG_BLOCK, np.int32)
-    return words, hits, where, np.empty(_LONG_BLOCK, scores.dtype), buckets
+    return _Room(words, hits, where, np.empty(_LONG_BLOCK, scores.dtype), buckets)
 
 
-@_compiled()
-def _pick(block: Array, lowest: Any, words: Array, hits: Array, where: Array, kept: Array) -> int:
+@compiled()
+def _pick(block: Array, lowest: Any, room: _Room) -> int:
     """Copy the scores that are not below ``lowest``, NaN among them, and write their places; returns how many they are.
     Without a branch, and first by eights: few of those have any."""
+    words, hits, where, kept = room.words, room.hits, room.where, room.kept
     reaches = words.view(np.uint8)
     for i in range(len(block)):
         reaches[i] = not block[i] < lowest
@@ -213,8 +152,8 @@ def _pick(block: Array, lowest: Any, words: Array, hits: Array, where: Array, ke
     return num_picked
 
 
-@_compiled()
-def _look(block: Array, lowest: Any, low: Any, high: Any, words: Array, hits: Array, where: Array, kept: Array) -> int:
+@compiled()
+def _look(block: Array, lowest: Any, low: Any, high: Any, room: _Room) -> int:
     """:func:`_pick` where it pays; else ``_TOGETHER`` if all scores lie between ``low`` and ``high``, or ``_MANY``."""
     if len(block) < _SHORTEST:
         return _MANY
@@ -223,10 +162,10 @@ def _look(block: Array, lowest: Any, low: Any, high: Any, words: Array, hits: Ar
         return 0
     if num_together == len(block):
         return _TOGETHER
-    return _pick(block, lowest, words, hits, where, kept) if num_below > len(block) // _FEW else _MANY
+    return _pick(block, lowest, room) if num_below > len(block) // _FEW else _MANY
 
 
-@_compiled()
+@compiled()
 def _any(ignored: Array, begin: int, end: int) -> bool:
     found = 0
     for one in ignored[begin:end]:
@@ -234,82 +173,40 @@ def _any(ignored: Array, begin: int, end: int) -> bool:
     return found != 0
 
 
-@_compiled()
-def _leave_out(kept: Array, where: Array, ignored: Array, first: int, columns: int) -> int:
-    """Of the scores at some places keep those that are not ignored; returns how many they are."""
+@compiled()
+def _leave_out(room: _Room, num_picked: int, ignored: Array, first: int, columns: int) -> int:
+    """Of the scores that were picked keep those that are not ignored; returns how many they are."""
     num_kept = 0
-    for k in range(len(where)):
-        kept[num_kept] = kept[k]
-        num_kept += np.int64(ignored[(first + where[k]) // columns] == 0)
+    for k in range(num_picked):
+        room.kept[num_kept] = room.kept[k]
+        num_kept += np.int64(ignored[(first + room.where[k]) // columns] == 0)
     return num_kept
 
 
-@_compiled()
+@compiled()
 def _lowest(thresholds: Array, begin: int, end: int) -> Any:
     """What finite scores are in no bucket but the first below."""
     return thresholds[begin] if begin < end else thresholds.dtype.type(np.inf)
 
 
-@_compiled()
-def runs_of(groups: Array, span: int, ids: Array, starts: Array) -> Array:
-    """Runs of one group: ``[R, 3]`` int64, where each ends, and where the thresholds of its group begin and end; an
-    empty range for a group that has none.
-
-    Args:
-        groups: ``[n / span]`` int64.
-        span: consecutive scores that share a group.
-        ids: ``[G]`` int64, the groups that have thresholds, ascending.
-        starts: ``[G + 1]`` int64, where those of each begin.
-    """
-    num_runs = min(1, len(groups))
-    for k in range(1, len(groups)):
-        num_runs += groups[k] != groups[k - 1]
-    runs, run = np.zeros((num_runs, 3), np.int64), 0
-    for k in range(len(groups)):
-        if k + 1 < len(groups) and groups[k + 1] == groups[k]:
-            continue
-        runs[run, 0], place = (k + 1) * span, np.searchsorted(ids, groups[k])
-        if place < len(ids) and ids[place] == groups[k]:
-            runs[run, 1:] = starts[place : place + 2]
-        run += 1
-    return runs
-
-
-@_compiled()
-def count(
-    scores: Array,
-    ignored: Array,
-    columns: int,
-    runs: Array,
-    thresholds: Array,
-    floors: Array,
-    grid: Array,
-    low: Any,
-    cells_per_unit: Any,
-    inverse_width: Any,
-    scale: Any,
-    sums: Array,
-) -> None:
+@compiled()
+def count(scores: Array, ignored: Array, columns: int, runs: Array, search: Search, scale: Any, sums: Array) -> None:
     """Add the scores of one piece to ``sums``.
 
     Args:
-        scores: ``[n]`` float32 or float64, as are thresholds, floors and the numbers from ``low`` to ``scale``.
+        scores: ``[n]`` float32 or float64, as are the numbers of ``search``, and ``scale``.
         ignored: ``[n / columns]`` uint8; ``[0]`` where none is.
         columns: scores that share a label.
-        runs: ``[R, 3]`` int64, see :func:`runs_of`.
-        thresholds: ``[2P + 1]`` sorted, by group first; the last is NaN.
-        floors: ``[2P + 2]``, see ``knots.bucket_floors``; the last is the lowest number.
-        grid: ``[cells]`` int32, the number k of thresholds in lower cells, or ~k for a cell with more than
-            :data:`CROWD`; ``[0]`` for none. Only where there are no groups.
-        low, cells_per_unit: the grid's.
-        inverse_width: 1 / (2 delta), or 0.
+        runs: ``[R, 3]`` int64, see ``numba_tables.runs_of``.
+        search: of the thresholds.
         scale: units of fixed point to 1.
         sums: ``[2P + 2, 2]`` int64: number of scores in each bucket, and their offsets in units; of bucket 0 whatever
             has been met; last, the number of NaN, and 0.
     """
     largest, infinity = np.finfo(scores.dtype).max, scores.dtype.type(np.inf)
-    one, of_nan, at = scores.dtype.type(1), len(thresholds), 0
-    words, hits, where, kept, buckets = _scratch(scores)
+    one, at = scores.dtype.type(1), 0
+    room, thresholds, floors, inverse_width = _room(scores), search.thresholds, search.floors, search.inverse_width
+    kept, buckets, of_nan = room.kept, room.buckets, len(search.thresholds)
     for run in range(len(runs)):
         run_end, begin, end = runs[run]
         lowest, together, above, below = _lowest(thresholds, begin, end), begin, infinity, -infinity
@@ -318,10 +215,9 @@ def count(
             block = scores[at : min(at + size, run_end)]
             first, at = at, at + len(block)
             if len(ignored) > 0 and _any(ignored, first // columns, (at - 1) // columns + 1):
-                num = _pick(block, lowest, words, hits, where, kept)
-                num = _leave_out(kept, where[:num], ignored, first, columns)
+                num = _leave_out(room, _pick(block, lowest, room), ignored, first, columns)
             else:
-                num = _look(block, lowest, above, below, words, hits, where, kept)
+                num = _look(block, lowest, above, below, room)
             size = _BLOCK if num == _TOGETHER else _LONG_BLOCK
             if num == 0:
                 continue
@@ -335,7 +231,7 @@ def count(
                 continue
             if num != _MANY:
                 block = kept[:num]
-            _locate(block, thresholds, begin, end, grid, low, cells_per_unit, of_nan, buckets)
+            _locate(block, search, begin, end, of_nan, buckets)
             if buckets[0] != of_nan:
                 together = max(begin, buckets[0])
                 above, below = _bounds(together, thresholds, begin, end, largest)
@@ -347,32 +243,19 @@ def count(
                     sums[bucket, 1] += np.int64(offset * scale)
 
 
-@_compiled()
-def write(
-    scores: Array,
-    ignored: Array,
-    columns: int,
-    runs: Array,
-    thresholds: Array,
-    floors: Array,
-    grid: Array,
-    low: Any,
-    cells_per_unit: Any,
-    inverse_width: Any,
-    lines: Array,
-    out: Array,
-) -> None:
+@compiled()
+def write(scores: Array, ignored: Array, columns: int, runs: Array, search: Search, lines: Array, out: Array) -> None:
     """Write the gradient of each score of one piece, 0 for what is ignored.
 
     Args:
-        scores, ignored, columns, runs, thresholds, floors, grid, low, cells_per_unit, inverse_width: as :func:`count`
-            takes them.
+        scores, ignored, columns, runs, search: as :func:`count` takes them.
         lines: ``[2P + 1, 2]``, level and slope of each bucket.
         out: ``[n]``
     """
     largest, infinity = np.finfo(scores.dtype).max, scores.dtype.type(np.inf)
     zero, one, at = scores.dtype.type(0), scores.dtype.type(1), 0
-    words, hits, where, kept, buckets = _scratch(scores)
+    room, thresholds, floors, inverse_width = _room(scores), search.thresholds, search.floors, search.inverse_width
+    kept, buckets = room.kept, room.buckets
     for run in range(len(runs)):
         run_end, begin, end = runs[run]
         lowest, together, above, below = _lowest(thresholds, begin, end), begin, infinity, -infinity
@@ -381,7 +264,7 @@ def write(
             block = scores[at : min(at + size, run_end)]
             part = out[at : at + len(block)]
             first, at = at, at + len(block)
-            num = _look(block, lowest, above, below, words, hits, where, kept)
+            num = _look(block, lowest, above, below, room)
             size = _BLOCK if num == _TOGETHER else _LONG_BLOCK
             if num >= 0:
                 part[:] = lines[0, 0]
@@ -392,7 +275,7 @@ def write(
                     offset = _offset(block[i], floor, inverse_width, one) if inverse_width > 0 else zero
                     part[i] = _line(level, slope, offset)
             elif len(block) > 0:
-                _locate(block, thresholds, begin, end, grid, low, cells_per_unit, 0, buckets)
+                _locate(block, search, begin, end, 0, buckets)
                 together = max(begin, buckets[0])
                 above, below = _bounds(together, thresholds, begin, end, largest)
                 for i in range(len(block)):
@@ -403,7 +286,7 @@ def write(
                     if num == _MANY:
                         part[i] = value
                     else:
-                        part[np.uint32(where[i])] = value
+                        part[np.uint32(room.where[i])] = value
             if len(ignored) > 0 and _any(ignored, first // columns, (at - 1) // columns + 1):
                 for i in range(len(part)):
                     if ignored[(first + i) // columns]:
