@@ -208,7 +208,7 @@ def count(scores: Array, ignored: Array, columns: int, runs: Array, search: Sear
     room, thresholds, floors, inverse_width = _room(scores), search.thresholds, search.floors, search.inverse_width
     kept, buckets, of_nan = room.kept, room.buckets, len(search.thresholds)
     for run in range(len(runs)):
-        run_end, begin, end = runs[run]
+        run_end, begin, end = runs[run, 0], runs[run, 1], runs[run, 2]
         lowest, together, above, below = _lowest(thresholds, begin, end), begin, infinity, -infinity
         size = _BLOCK
         while at < run_end:
@@ -257,7 +257,7 @@ def write(scores: Array, ignored: Array, columns: int, runs: Array, search: Sear
     room, thresholds, floors, inverse_width = _room(scores), search.thresholds, search.floors, search.inverse_width
     kept, buckets = room.kept, room.buckets
     for run in range(len(runs)):
-        run_end, begin, end = runs[run]
+        run_end, begin, end = runs[run, 0], runs[run, 1], runs[run, 2]
         lowest, together, above, below = _lowest(thresholds, begin, end), begin, infinity, -infinity
         size = _BLOCK
         while at < run_end:

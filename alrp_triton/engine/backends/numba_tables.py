@@ -59,7 +59,8 @@ def fill_grid(thresholds: Array, low: Any, cells_per_unit: Any, grid: Array) -> 
         while num_filled <= cell:
             grid[num_filled] = k
             num_filled += 1
-    grid[num_filled:] = len(thresholds)
+    for cell in range(num_filled, len(grid)):
+        grid[cell] = len(thresholds)
     for cell in range(len(grid)):
         over = grid[cell + 1] if cell + 1 < len(grid) else len(thresholds)
         if over - grid[cell] > CROWD:
@@ -97,7 +98,8 @@ def find(labels: Array, background: Any, columns: int, per_class: bool, ignore_i
             continue
         if len(found) < num_found + len(block):
             found, before = np.empty(2 * (num_found + len(block)), np.int64), found
-            found[:num_found] = before[:num_found]
+            for k in range(num_found):
+                found[k] = before[k]
         for i in range(len(block)):
             label = np.int64(block[i])
             ignored = label == ignore_index
@@ -130,6 +132,6 @@ def runs_of(groups: Array, span: int, ids: Array, starts: Array) -> Array:
             continue
         runs[run, 0], place = (k + 1) * span, np.searchsorted(ids, groups[k])
         if place < len(ids) and ids[place] == groups[k]:
-            runs[run, 1:] = starts[place : place + 2]
+            runs[run, 1], runs[run, 2] = starts[place], starts[place + 1]
         run += 1
     return runs
