@@ -57,9 +57,10 @@ def ramp(x: Tensor, delta: float) -> Tensor:
     return torch.clamp(x / (2 * delta) + 0.5, min=0, max=1)
 
 
-def within_reach(scores: Tensor, labels: Tensor, pos: Tensor, delta: float) -> tuple[Tensor, Tensor]:
-    """Which negatives are not below the ramps of all positives, and their scores."""
-    is_neg = (labels == 0) & (scores >= pos.min() - delta)
+def within_reach(scores: Tensor, labels: Tensor, pos: Tensor, delta: float) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Which negatives are not below the ramps of all positives, and their scores. As indices along each axis, which a
+    mask would be turned into each time it is used."""
+    is_neg = ((labels == 0) & (scores >= pos.min() - delta)).nonzero(as_tuple=True)
     return is_neg, scores[is_neg]
 
 

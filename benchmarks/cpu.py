@@ -27,6 +27,7 @@ from alrp_triton.engine.backends import numba_installed
 
 from .baselines import focal_loss, per_positive_loop
 from .report import RESULTS, claim, environment, print_claims, print_environment, print_table, write
+from .timing import take_turns
 from .workloads import NUM_CLASSES, REGIMES, Workload, make_workload
 
 # A 512 x 512 image in RetinaNet: 5456 places on five levels, 9 anchors each, 80 classes; 3.93 million logits.
@@ -68,22 +69,19 @@ def gradient_error(workload: Workload) -> float:
     return max(float((gradient - loop).norm() / loop.norm()) for gradient in ours)
 
 
-def take_turns(
+def time_turns(
     contenders: dict[str, tuple[Callable[[], None], int]], logits: list[Tensor], clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Seconds of each run of each contender ``name: (run, repeats)``; those with fewer repeats sit later rounds out."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(max(repeats for _, repeats in contenders.values())):
-        order = list(contenders.items())
-        for name, (run, repeats) in order if turn % 2 == 0 else reversed(order):
-            if turn >= repeats:
-                continue
-            for tensor in logits:
-                tensor.grad = None
-            begin = clock()
-            run()
-            seconds[name].append(clock() - begin)
-    return seconds
+    """Seconds of each run of each contender ``name: (run, repeats)`` in turns, without a gradient left of the last."""
+
+    def timed(run: Callable[[], None]) -> float:
+        for tensor in logits:
+            tensor.grad = None
+        begin = clock()
+        run()
+        return clock() - begin
+
+    return take_turns({name: (partial(timed, run), repeats) for name, (run, repeats) in contenders.items()})
 
 
 def compare(regime: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -103,7 +101,7 @@ def compare(regime: str, args: argparse.Namespace) -> dict[str, Any]:
     if numba_installed():
         contenders["ours, numba"] = (partial(run_ours, workload, per_logit, "numba"), args.repeats)
     run_focal(workload, targets)  # the others have run once already
-    seconds = take_turns(contenders, [workload.logits], CLOCKS[args.clock])
+    seconds = time_turns(contenders, [workload.logits], CLOCKS[args.clock])
     return {"regime": regime, "gradient_error": error, "seconds": seconds}
 
 
@@ -121,7 +119,7 @@ def scaling(regime: str, args: argparse.Namespace) -> dict[str, Any]:
         labels = workload.logit_labels()
         run_ours(workload, labels)
         contenders[str(p)] = (partial(run_ours, workload, labels), args.repeats)
-    seconds = take_turns(contenders, [workload.logits for workload in workloads.values()], CLOCKS[args.clock])
+    seconds = time_turns(contenders, [workload.logits for workload in workloads.values()], CLOCKS[args.clock])
     return {"regime": regime, "gradient_error": error, "seconds": seconds}
 
 

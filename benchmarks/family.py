@@ -22,7 +22,7 @@ from alrp_triton import alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.framework import ranking_loss
 
 from .baselines import ap_loop, per_positive_loop, rank_sort_loop
-from .cpu import CLOCKS, LARGEST_ERROR, parse, take_turns
+from .cpu import CLOCKS, LARGEST_ERROR, parse, time_turns
 from .report import claim, environment, print_claims, print_environment, print_table, write
 from .workloads import NUM_CLASSES, Workload, make_workload
 
@@ -79,7 +79,7 @@ def compare(regime: str, args: argparse.Namespace) -> dict[str, Any]:
     contenders |= {
         f"{name}, loop": (partial(run, loop, workload, labels), args.loop_repeats) for name, loop in LOOPS.items()
     }
-    seconds = take_turns(contenders, [workload.logits], CLOCKS[args.clock])
+    seconds = time_turns(contenders, [workload.logits], CLOCKS[args.clock])
     return {"regime": regime, "gradient_error": errors, "seconds": seconds}
 
 
@@ -116,7 +116,7 @@ def compare_groups(regime: str, args: argparse.Namespace) -> dict[str, Any]:
         f"{images} calls": (one_by_one, args.repeats),
         "one ranking": (as_one_ranking, args.repeats),
     }
-    seconds = take_turns(contenders, [logits], CLOCKS[args.clock])
+    seconds = time_turns(contenders, [logits], CLOCKS[args.clock])
     return {"regime": regime, "images": images, "gradient_error": error, "seconds": seconds}
 
 

@@ -78,7 +78,7 @@ def bucketed_by_means(
     the mean stands for the mean of the ramps. Arguments: see :func:`~.baselines.per_positive_loop`; at least one
     positive.
     """
-    scores, gradient, is_pos = logits.detach(), torch.zeros_like(logits), labels == 1
+    scores, gradient, is_pos = logits.detach(), torch.zeros_like(logits), (labels == 1).nonzero(as_tuple=True)
     pos, ascending = scores[is_pos].sort()
     errors = loc_errors.detach()[ascending]
     is_neg, neg = within_reach(scores, labels, pos, delta)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch._C._autograd import DeviceType  # of which torch.autograd, which has 
 from .workloads import Inputs
 
 Loss = Callable[[Inputs], Tensor]
+Measured = TypeVar("Measured")
 _LARGEST_LEAD = 0.05
 _L2_TIMES, _MOST_INPUTS = 4, 16
 
@@ -43,28 +45,37 @@ def repeats_for(seconds: float, budget: float, most: int) -> int:
     return max(2, min(most, int(budget / max(seconds, 1e-9))))
 
 
-def cpu_turns(contenders: dict[str, tuple[Loss, Inputs, int]]) -> dict[str, Times]:
-    """Wall-clock times of ``name: (loss, inputs, repeats)``, which take turns in an order that alternates.
+def take_turns(contenders: Mapping[str, tuple[Callable[[], Measured], int]]) -> dict[str, list[Measured]]:
+    """What each run of each contender ``name: (run, repeats)`` returns. They take turns in an order that alternates.
 
     What else the machine does meanwhile then meets all of them; those with fewer repeats sit later rounds out.
     """
-    times = {name: Times([], [], []) for name in contenders}
-    for turn in range(max((repeats for _, _, repeats in contenders.values()), default=0)):
+    measured: dict[str, list[Measured]] = {name: [] for name in contenders}
+    for turn in range(max((repeats for _, repeats in contenders.values()), default=0)):
         order = list(contenders.items())
-        for name, (loss, inputs, repeats) in order if turn % 2 == 0 else reversed(order):
-            if turn >= repeats:
-                continue
-            inputs.clear()
-            begin = time.perf_counter()
-            value = loss(inputs)
-            between = time.perf_counter()
-            value.backward()
-            end = time.perf_counter()
-            for values, seconds in zip(times[name], (between - begin, end - between, end - begin)):
-                values.append(1e3 * seconds)
+        for name, (run, repeats) in order if turn % 2 == 0 else reversed(order):
+            if turn < repeats:
+                measured[name].append(run())
+    return measured
+
+
+def cpu_turns(contenders: dict[str, tuple[Loss, Inputs, int]]) -> dict[str, Times]:
+    """Wall-clock times of ``name: (loss, inputs, repeats)`` in turns."""
+    runs = {name: (partial(_timed_step, loss, inputs), n) for name, (loss, inputs, n) in contenders.items()}
+    times = {name: Times(*map(list, zip(*measured))) for name, measured in take_turns(runs).items()}
     for _, inputs, _ in contenders.values():
         inputs.clear()
     return times
+
+
+def _timed_step(loss: Loss, inputs: Inputs) -> tuple[float, float, float]:
+    inputs.clear()
+    begin = time.perf_counter()
+    value = loss(inputs)
+    between = time.perf_counter()
+    value.backward()
+    end = time.perf_counter()
+    return 1e3 * (between - begin), 1e3 * (end - between), 1e3 * (end - begin)
 
 
 def num_rotating(device: torch.device, one: int) -> int:

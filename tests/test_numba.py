@@ -17,14 +17,12 @@ from checks import assert_same_bits, assert_same_results, evaluate
 from grouping import draw_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from passes import assert_same_passes, layouts
 from torch import Tensor
 
 from alrp_triton import alrp_loss
-from alrp_triton.engine import Levels, backends, fixed_point
+from alrp_triton.engine import Levels, backends
 from alrp_triton.engine.backends import choose_backend, numba_installed, why_unavailable
-from alrp_triton.engine.backends import torch as by_torch
-from alrp_triton.engine.knots import Ramps, make_knots, ramp_coefficients
-from alrp_triton.engine.positives import find_positives
 
 if INTERPRETED:
     pytest.skip("needs no kernel", allow_module_level=True)
@@ -39,33 +37,6 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def assert_same_passes(levels: Levels, delta: float = 1.0, ignore_index: int = -1) -> None:
-    """Both passes, directly: also what no loss makes anything of."""
-    from alrp_triton.engine.backends import numba as by_numba
-
-    index, pos_logits, groups = find_positives(levels, None, ignore_index, "num_positives", "torch")
-    pos_groups = groups if levels.groups else None
-    knots = make_knots(pos_logits, delta, pos_groups)
-    ramps = Ramps(knots.thresholds, knots.threshold_groups, delta, "")
-    scale = 2.0 ** fixed_point.fraction_bits(levels.num_logits)
-    generator = torch.Generator().manual_seed(0)
-    weights, gradients = torch.randn(2, len(index), generator=generator, dtype=torch.float64)
-    coefficients = ramp_coefficients(knots, weights)
-    counted, written = [], []
-    with patch.object(by_numba, "_RUN", 0):  # in loops, however groups alternate
-        for backend in (by_torch, by_numba):
-            counted.append(backend.count_negatives(levels, ramps, pos_logits, pos_groups, ignore_index, scale))
-            tables = coefficients[None], index, gradients[None]
-            written.append(backend.write_gradient(levels, ramps, *tables, ignore_index, torch.ones(1)))
-    expected, found = counted
-    # Of NaN only the number means anything.
-    assert_same_bits("totals", found[:, :-1], expected[:, :-1])
-    assert_same_bits("NaN", found[0, -1], expected[0, -1])
-    for one, other in zip(written[1], written[0]):
-        assert one.stride() == other.stride()
-        assert_same_bits("gradient", one, other)
 
 
 def of_case(case: Case, groups: Tensor | None = None) -> Levels:
@@ -125,26 +96,6 @@ def test_many_thresholds_at_one_place(scores: list[float], dtype: torch.dtype) -
     fine = [score + k * 1e-6 for score in scores for k in range(40)]
     assert_same_passes(of_case(drawn_case("crowd", fine, 4000, 900, dtype=dtype)))
     assert_same_passes(of_case(drawn_case("ties", scores, 4000, 900, dtype=dtype)), 0.0)
-
-
-def layouts() -> dict[str, Levels]:
-    generator = torch.Generator().manual_seed(0)
-    classes = torch.randint(-1, 60, (2, 90), generator=generator).clamp(max=5)
-    x = torch.randn(2, 90, 5, generator=generator)
-    labels = torch.where(torch.rand(x.shape, generator=generator) < 0.1, 1, 0)
-    images = torch.arange(2)[:, None].expand(2, 90)
-    return {
-        "classes": Levels([x], [classes]),
-        "uint8": Levels([x], [classes.clamp(min=0).to(torch.uint8)]),
-        "permuted": Levels([torch.randn(5, 2, 90, generator=generator).permute(1, 2, 0)], [classes.int()]),
-        "transposed": Levels([x.transpose(0, 1)], [labels.transpose(0, 1).to(torch.int8)]),
-        "steps": Levels([torch.randn(2, 90, 10, generator=generator)[..., ::2]], [labels.to(torch.int16)]),
-        "expanded": Levels([x[:1].expand(2, 90, 5)], [labels]),
-        "images": Levels([x], [classes], [images]),
-        "images of halves": Levels([x.half()], [classes], [images]),
-        "groups of logits": Levels([x], [labels], [labels.cumsum(1).to(torch.int8)]),
-        "levels": Levels([x, x[:0], x[0, 0], 2 * x], [classes, classes[:0], torch.tensor(3), labels]),
-    }  # fmt: skip
 
 
 @needs_numba
@@ -236,7 +187,7 @@ def test_what_a_thread_raises_is_raised() -> None:
 
     torch.set_num_threads(2)
     case = random_case(200_000, 30)
-    with patch.object(by_numba.numba_loops, "mark", side_effect=MemoryError("full")), pytest.raises(MemoryError):
+    with patch.object(by_numba.numba_tables, "mark", side_effect=MemoryError("full")), pytest.raises(MemoryError):
         evaluate(*case[1:], "numba")
 
 

@@ -79,17 +79,25 @@ class Ramps(NamedTuple):
 def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -> Knots:
     """Sort the ramps of the positives' logits ``[P]`` (float32 or float64), by their groups ``[P]`` int64 if given."""
     num_pos = pos_logits.shape[0]
-    lower, upper = _round_up_sum(pos_logits, -delta), _round_up_sum(pos_logits, delta)
-    if delta > 0:
-        # Sums with an infinity say nothing of where its ramp ends: just above -inf, and above every float.
-        upper = torch.where(pos_logits == -torch.inf, _next_above(pos_logits), upper)
-        upper = upper.masked_fill(pos_logits == torch.inf, torch.nan)
+    lower, upper = _knots_of(pos_logits, delta)
 
-    both = None if groups is None else torch.cat([groups, groups])
-    thresholds, permutation, threshold_groups = lexicographic.sort(torch.cat([lower, upper]), both)
-    rank_of = torch.empty_like(permutation)
-    rank_of.scatter_(0, permutation, torch.arange(2 * num_pos, device=permutation.device))
-    begin, end = rank_of[:num_pos] + 1, rank_of[num_pos:] + 1
+    # One sort tells all: of equals the knots come first, so that what precedes a knot lies below its ramp's beginning
+    # or end, and what precedes a score, at or below it. A search for each would be shared out among threads even
+    # where there is little to search for, and whoever has work next would meet them still waiting for more.
+    knots = torch.cat([lower, upper])
+    _, permutation, _ = lexicographic.sort(torch.cat([knots, pos_logits]), None if groups is None else groups.repeat(3))
+    place = _inverse(permutation)
+    scores_up_to = (permutation >= 2 * num_pos).cumsum(0)[place]
+    below_begin, below_end, own = scores_up_to.chunk(3)
+    own = own - 1
+    rank_of, bucket = place[: 2 * num_pos] - scores_up_to[: 2 * num_pos], place[2 * num_pos :] - own
+    begin, end = (rank_of + 1).chunk(2)
+    order, by_threshold = _inverse(own), _inverse(rank_of)
+    thresholds, order_groups, threshold_groups = knots[by_threshold], None, None
+    if groups is not None:
+        order_groups, threshold_groups = groups[order], groups.repeat(2)[by_threshold]
+        group_end = torch.searchsorted(order_groups, groups, right=True)
+        below_end = torch.where(below_end == group_end, num_pos, below_end)
 
     floors = bucket_floors(thresholds).double()
     # From each threshold to the next (from the last to the first, which is not above it: 0), and from the top down.
@@ -100,14 +108,6 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
     coordinate = F.pad(-suffix_sums(gaps[None], threshold_groups)[0, :-1], (1, 0))
     rounding = (_finite(lower).double() - _finite(pos_logits).double()) + delta
 
-    scores, order, order_groups = lexicographic.sort(pos_logits, groups)
-    below_begin, below_end = (lexicographic.count_below(scores, knot, order_groups, groups) for knot in (lower, upper))
-    if groups is None or order_groups is None:
-        bucket = buckets_of(pos_logits, thresholds)
-    else:
-        bucket = lexicographic.count_below(thresholds, pos_logits, threshold_groups, groups, or_equal=True)
-        group_end = torch.searchsorted(order_groups, groups, right=True)
-        below_end = torch.where(below_end == group_end, num_pos, below_end)
     return Knots(
         pos_logits=pos_logits,
         thresholds=thresholds,
@@ -146,12 +146,10 @@ def buckets_of(values: Tensor, thresholds: Tensor) -> Tensor:
 
 def ramp_sums(knots: Knots, values: Tensor) -> Tensor:
     """sum_{k != i} v_k H(p_k - p_i) for each row of values: ``[K, P] -> [K, P]`` float64."""
-    ordered = values[:, knots.order]
-    suffix = suffix_sums(torch.cat([ordered, ordered * knots.place[knots.order]]), knots.order_groups)
-    mass, moment = suffix.chunk(2)
-    return _partial_sums(knots, mass, moment, knots.below_begin, knots.below_end) - values * ramp_at_0(
-        knots.inverse_width
-    )
+    ordered = torch.cat([values, values * knots.place])[:, knots.order]
+    suffix = suffix_sums(ordered, knots.order_groups)
+    above = _partial_sums(knots, suffix, knots.below_begin, knots.below_end)
+    return above - values * ramp_at_0(knots.inverse_width)
 
 
 def received_sums(knots: Knots, values: Tensor) -> Tensor:
@@ -175,8 +173,8 @@ def false_positives(knots: Knots, counts: Tensor, offsets: Tensor) -> Tensor:
         ``[P]`` float64.
     """
     moment = offsets + counts * knots.coordinate
-    mass_above, moment_above = suffix_sums(torch.stack([counts, moment])[:, 1:], knots.threshold_groups)
-    found = _partial_sums(knots, mass_above[None], moment_above[None], knots.begin - 1, knots.end - 1)[0]
+    suffix = suffix_sums(torch.stack([counts, moment])[:, 1:], knots.threshold_groups)
+    found = _partial_sums(knots, suffix, knots.begin - 1, knots.end - 1)[0]
     # Less than the fixed point of pass 1 resolves is rounding, and a loss would divide by it.
     return torch.where(found < 1e-10, 0.0, found)
 
@@ -198,10 +196,13 @@ def ramp_coefficients(knots: Knots, weights: Tensor) -> Tensor:
     return torch.stack([level, active])
 
 
-def _partial_sums(knots: Knots, mass: Tensor, moment: Tensor, begin: Tensor, end: Tensor) -> Tensor:
-    """Whole mass above the end of each ramp, and inside it (place - ramp_begin) / (2 delta) of it."""
-    inside = (moment[:, begin] - moment[:, end]) - knots.ramp_begin * (mass[:, begin] - mass[:, end])
-    return mass[:, end] + inside * knots.inverse_width
+def _partial_sums(knots: Knots, suffix: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Whole mass above the end of each ramp, and inside it (place - ramp_begin) / (2 delta) of it, from the suffix sums
+    of K rows of masses and their moments: ``[2K, n] -> [K, P]``."""
+    mass_above, moment_above = suffix[:, end].chunk(2)
+    mass, moment = suffix[:, begin].chunk(2)
+    inside = (moment - moment_above) - knots.ramp_begin * (mass - mass_above)
+    return mass_above + inside * knots.inverse_width
 
 
 def ramp_at_0(width: float) -> float:
@@ -218,13 +219,32 @@ def _next_above(values: Tensor) -> Tensor:
     return torch.nextafter(values, torch.full_like(values, torch.inf))
 
 
-def _round_up_sum(values: Tensor, delta: float) -> Tensor:
-    """The smallest number of the values' dtype that is not below the exact value + delta; infinities stay."""
+def _inverse(permutation: Tensor) -> Tensor:
+    """Where each index stands."""
+    places = torch.arange(len(permutation), device=permutation.device)
+    return torch.empty_like(permutation).scatter_(0, permutation, places)
+
+
+def _knots_of(values: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+    """Where the ramps of values begin, and where they end: values -/+ delta, rounded up, ``[P]`` each."""
+    lower, upper = _round_up_sums(values, delta)
+    if delta > 0:
+        # Sums with an infinity say nothing of where its ramp ends: just above -inf, and above every float.
+        upper = torch.where(values == -torch.inf, _next_above(values), upper)
+        upper = upper.masked_fill(values == torch.inf, torch.nan)
+    return lower, upper
+
+
+def _round_up_sums(values: Tensor, delta: float) -> Tensor:
+    """The smallest numbers of the values' dtype that are not below the exact values - delta and values + delta:
+    ``[2, P]``; infinities stay."""
     exact = values.double()
-    total = exact + delta
+    shifts = exact.new_full((2, 1), delta)
+    shifts[0] = -delta
+    total = exact + shifts
     # What the sum lost to rounding (Knuth's two-sum); NaN for infinities, which lose nothing.
     moved = total - exact
-    lost = (exact - (total - moved)) + (delta - moved)
+    lost = (exact - (total - moved)) + (shifts - moved)
     rounded = total.to(values.dtype)
     too_low = (rounded.double() < total) | ((rounded.double() == total) & (lost > 0))
     return torch.where(too_low, _next_above(rounded), rounded)

@@ -44,10 +44,17 @@ def positions(labels: Tensor, columns: int, per_class: bool, ignore_index: int) 
     Args:
         labels, columns, per_class, ignore_index: as :class:`LabelKinds` takes them.
     """
-    if not per_class and ignore_index == -1 and labels.dtype.is_signed:
+    highest = columns if per_class else 1
+    if len(labels) and ignore_index == -1 and labels.dtype.is_signed and highest <= torch.iinfo(labels.dtype).max:
         # The usual case at the cost of two looks at the labels.
-        low, high = labels.aminmax()
-        return (labels == 1).nonzero().squeeze(1) if high > 0 else labels[:0], bool((low < -1) | (high > 1))
+        low, high = (int(extreme) for extreme in labels.aminmax())
+        if per_class:
+            rows = (labels < columns).nonzero().squeeze(1)
+            found = labels[rows].long()
+            if low < 0:
+                rows, found = rows[found >= 0], found[found >= 0]
+            return found.add_(rows, alpha=columns), low < -1 or high > columns
+        return (labels == 1).nonzero().squeeze(1) if high > 0 else labels[:0], low < -1 or high > 1
     kinds = LabelKinds(labels, columns, per_class, ignore_index)
     rows = kinds.positive.nonzero().squeeze(1)
     return rows * columns + (labels[rows].long() if per_class else 0), bool(kinds.invalid.any())
@@ -85,9 +92,7 @@ def pieces(
         groups = groups.unsqueeze(-1).expand(labels.shape)
     columns = logits.numel() // labels.numel()
     if groups is None and logits.is_contiguous() and labels.is_contiguous() and out.is_contiguous():
-        rows = max(1, size // columns)
-        # So that threads can share a piece out evenly.
-        rows -= rows % min(rows, torch.get_num_threads())
+        rows = rows_at_once(size, columns)
         parts = (t.view(-1, columns).split(rows) for t in (logits, out))
         for x, o, y in zip(*parts, labels.view(-1).split(rows)):
             yield Piece(x, y, o, None)
@@ -102,6 +107,12 @@ def pieces(
                 yield from pieces(logits[begin], labels[begin], size, out[begin], grouped)
             else:
                 yield Piece(logits[part].reshape(-1, columns), labels[part].reshape(-1), out[part], grouped)
+
+
+def rows_at_once(size: int, columns: int) -> int:
+    """How many rows are about ``size`` logits, such that threads can share them out evenly."""
+    rows = max(1, size // columns)
+    return rows - rows % min(rows, torch.get_num_threads())
 
 
 def group_of_each(groups: Tensor, rows: int, columns: int) -> Tensor:

@@ -40,7 +40,7 @@ def find_positives(
     if backend in TRITON_BACKENDS:
         return _find_by_kernels(levels, num_positives, ignore_index, name)
     if not waits_for_nothing(levels.logits[0].device):
-        pos_index, invalid = _collect(levels, ignore_index)
+        pos_index, invalid = _collect(levels, ignore_index, _positions(backend))
         expected = len(pos_index) if num_positives is None else num_positives
         raise_on_mistakes(len(pos_index), invalid, expected, name)
         return pos_index, _gather_logits(levels, pos_index), _gather_groups(levels, pos_index)
@@ -80,16 +80,31 @@ def raise_on_mistakes(found: int, invalid: bool, expected: int, name: str) -> No
         raise ValueError(f"{name}: expected one for each positive label, {found}, got {expected}")
 
 
-def _collect(levels: Levels, ignore_index: int) -> tuple[Tensor, bool]:
+_Positions = Callable[[Tensor, int, bool, int], tuple[Tensor, bool]]
+
+
+def _positions(backend: str) -> _Positions:
+    if backend != "numba":
+        return positions
+    from .backends import numba
+
+    return numba.positions
+
+
+def _collect(levels: Levels, ignore_index: int, positions: _Positions = positions) -> tuple[Tensor, bool]:
     # Numbers, not small tensors, which would lie about the heap between the large temporaries.
     index, base, invalid = array("q"), 0, False
     for logits, labels, _ in levels.each():
+        if logits.numel() == 0:
+            continue
         per_class = logits.dim() != labels.dim()
-        for piece in pieces(logits, labels, _PIECE):
-            found, mistaken = positions(piece.labels, piece.logits.shape[1], per_class, ignore_index)
+        columns = logits.shape[-1] if per_class else 1
+        # The labels alone: logits that do not lie in order would be copied.
+        for _, y, *_ in pieces(labels, labels, _PIECE):
+            found, mistaken = positions(y, columns, per_class, ignore_index)
             index.extend((found + base).tolist())
             invalid |= mistaken
-            base += piece.logits.numel()
+            base += len(y) * columns
     return torch.tensor(index, dtype=torch.int64), invalid
 
 

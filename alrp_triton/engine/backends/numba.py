@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +19,10 @@ from torch import Tensor
 from ..inputs import Levels
 from ..knots import Ramps, bucket_floors, inverse_width
 from ..labels import Piece, pieces
-from . import numba_loops
+from . import numba_loops, numba_tables
 from .factors import combine
-from .numba_loops import Array
-from .search import BucketSearch
+from .numba_tables import Array
+from .search import grid_over
 from .torch import count_negatives as count_in_pytorch
 from .torch import overwrite_positives
 from .torch import write_gradient as write_in_pytorch
@@ -52,19 +51,18 @@ def count_negatives(
     of_threads: list[Array] = []
     scale = tables.number(scale)
 
-    def add(scores: Array, ignored: Array, columns: int, groups: Array, span: int, sums: Array) -> None:
-        numba_loops.count(scores, ignored, columns, groups, span, *tables.search, tables.inverse_width, scale, sums)
+    def add(scores: Array, ignored: Array, columns: int, runs: Array, sums: Array) -> None:
+        numba_loops.count(scores, ignored, columns, runs, tables.search, scale, sums)
 
     def work(turns: Iterator[_Turn]) -> None:
-        sums, flat = tables.empty_sums(), _Flat(levels.compute_dtype, ignore_index)
+        sums, flat = tables.empty_sums(), _Flat(levels.compute_dtype, ignore_index, tables)
         of_threads.append(sums)
         for piece, _ in turns:
             add(*flat(piece), sums)
 
     _share_out(levels, None, work)
-    taken_out, no_groups = tables.empty_sums(), np.empty(0, np.int64)
-    groups = no_groups if pos_groups is None else pos_groups.contiguous().numpy()
-    add(pos_logits.detach().contiguous().numpy(), np.empty(0, np.uint8), 1, groups, 1, taken_out)
+    taken_out, runs = tables.empty_sums(), tables.runs(len(pos_logits), pos_groups)
+    add(pos_logits.detach().contiguous().numpy(), np.empty(0, np.uint8), 1, runs, taken_out)
     return tables.spread(sum(of_threads) - taken_out)
 
 
@@ -87,17 +85,28 @@ def write_gradient(
     gradients = [torch.empty_like(logits) for logits in levels.logits]
 
     def work(turns: Iterator[_Turn]) -> None:
-        flat = _Flat(levels.compute_dtype, ignore_index)
+        flat = _Flat(levels.compute_dtype, ignore_index, tables)
         for piece, in_place in turns:
             arguments = flat(piece)
             values = piece.out.view(-1) if in_place else torch.empty(len(arguments[0]), dtype=levels.compute_dtype)
-            numba_loops.write(*arguments, *tables.search, tables.inverse_width, lines, values.numpy())
+            numba_loops.write(*arguments, tables.search, lines, values.numpy())
             if not in_place:
                 piece.out.copy_(values.view(piece.out.shape))
 
     _share_out(levels, gradients, work)
     overwrite_positives(gradients, pos_index, combine(pos_gradient, grad_output))
     return gradients
+
+
+def positions(labels: Tensor, columns: int, per_class: bool, ignore_index: int) -> tuple[Tensor, bool]:
+    """See ``labels.positions``."""
+    background, limits = columns if per_class else 0, torch.iinfo(labels.dtype)
+    y = labels.contiguous().numpy()
+    if not limits.min <= ignore_index <= limits.max:
+        ignore_index = background
+    of_dtype = y.dtype.type(background) if background <= limits.max else np.int64(background)
+    found, invalid = numba_tables.find(y, of_dtype, columns, per_class, ignore_index)
+    return torch.from_numpy(found), invalid
 
 
 def _alternate(levels: Levels) -> bool:
@@ -108,18 +117,6 @@ def _alternate(levels: Levels) -> bool:
             if int((row[1:] != row[:-1]).sum()) * _RUN > len(row):
                 return True
     return False
-
-
-class _Search(NamedTuple):
-    """What a loop finds buckets by; see ``numba_loops.count``."""
-
-    thresholds: Array
-    floors: Array
-    ids: Array
-    starts: Array
-    grid: Array
-    low: Any
-    cells_per_unit: Any
 
 
 class _Tables:
@@ -140,27 +137,30 @@ class _Tables:
         self.num_thresholds = len(thresholds)
         floors, thresholds = bucket_floors(thresholds)[self.buckets].numpy(), thresholds[last]
         self.number = floors.dtype.type
-        self.inverse_width = self.number(inverse_width(ramps.delta))
-        ids, starts, grid = np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int32)
-        low = cells_per_unit = 0.0
+        grid, low, cells_per_unit = np.empty(0, np.int32), 0.0, 0.0
         if groups is not None:
-            ids, first = np.unique(groups[last].numpy(), return_index=True)
-            starts = np.append(first, len(thresholds)).astype(np.int64)
+            self.ids, first = np.unique(groups[last].numpy(), return_index=True)
+            self.starts = np.append(first, len(thresholds)).astype(np.int64)
         else:
-            search = BucketSearch(thresholds)
-            if search.grid:
-                grid = search.first.numpy().astype(np.int32)
-                grid = np.where(np.diff(grid, append=len(thresholds)) > numba_loops.CROWD, ~grid, grid)
-                low, cells_per_unit = search.low, search.cells_per_unit
-        self.search = _Search(
+            cells = grid_over(thresholds)
+            if cells is not None:
+                low, cells_per_unit, grid = cells.low, cells.cells_per_unit, np.empty(cells.cells, np.int32)
+                numba_tables.fill_grid(thresholds.numpy(), self.number(low), self.number(cells_per_unit), grid)
+        self.search = numba_tables.Search(
             np.append(thresholds.numpy(), self.number(np.nan)),
             np.append(floors, -np.finfo(self.number).max),
-            ids,
-            starts,
             grid,
             self.number(low),
             self.number(cells_per_unit),
+            self.number(inverse_width(ramps.delta)),
         )
+
+    def runs(self, num: int, groups: Tensor | None) -> Array:
+        """Of ``num`` scores and their groups, each for as many scores as it takes; see ``numba_tables.runs_of``."""
+        if groups is None:
+            return np.array([[num, 0, len(self.search.thresholds) - 1]])
+        of_each = groups.reshape(-1).long().contiguous().numpy()
+        return numba_tables.runs_of(of_each, num // max(1, len(of_each)), self.ids, self.starts)
 
     def empty_sums(self) -> Array:
         """As ``numba_loops.count`` takes them."""
@@ -177,19 +177,15 @@ class _Tables:
 class _Flat:
     """Pieces as the loops take them; one for each thread."""
 
-    def __init__(self, dtype: torch.dtype, ignore_index: int) -> None:
-        self.dtype, self.ignore_index = dtype, ignore_index
+    def __init__(self, dtype: torch.dtype, ignore_index: int, tables: _Tables) -> None:
+        self.dtype, self.ignore_index, self.tables = dtype, ignore_index, tables
         self.ignored = self.none = np.empty(0, np.uint8)
-        self.no_groups = np.empty(0, np.int64)
 
-    def __call__(self, piece: Piece) -> tuple[Array, Array, int, Array, int]:
-        """Scores, which are ignored, scores that share a label, groups, scores that share a group."""
+    def __call__(self, piece: Piece) -> tuple[Array, Array, int, Array]:
+        """Scores, which are ignored, scores that share a label, runs of one group."""
         x, y, _, groups = piece
         scores = x.reshape(-1).to(self.dtype).contiguous().numpy()
-        if groups is None:
-            return scores, self._ignored(y), x.shape[1], self.no_groups, len(scores)
-        ids = groups.reshape(-1).long().contiguous().numpy()
-        return scores, self._ignored(y), x.shape[1], ids, len(scores) // len(ids)
+        return scores, self._ignored(y), x.shape[1], self.tables.runs(len(scores), groups)
 
     def _ignored(self, labels: Tensor) -> Array:
         limits = torch.iinfo(labels.dtype)
@@ -198,7 +194,7 @@ class _Flat:
         if len(self.ignored) < len(labels):
             self.ignored = np.empty(len(labels), np.uint8)
         ignored, y = self.ignored[: len(labels)], labels.contiguous().numpy()
-        return ignored if numba_loops.mark(y, y.dtype.type(self.ignore_index), ignored) else self.none
+        return ignored if numba_tables.mark(y, y.dtype.type(self.ignore_index), ignored) else self.none
 
 
 _Turn = tuple[Piece, bool]

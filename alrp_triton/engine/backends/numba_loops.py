@@ -2,65 +2,44 @@
 
 All thresholds of a piece's groups stand in one sorted table; a run of logits of one group sees the range
 ``begin <= b <= end`` of it, without groups the whole. Bucket ``begin`` is what lies below all of the range.
+
+Within a run both loops go block by block, and most blocks need no search: late in training nearly all scores lie below
+all thresholds, so that those that do not are picked out first; early in training one bucket holds all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-_Loop = TypeVar("_Loop", bound=Callable[..., Any])
+from .numba_tables import Array, Search, compiled
 
 # Scores looked at together: one comparison each tells whether all lie in one bucket. Shorter runs are not worth that.
-_BLOCK, _SHORTEST = 512, 32
+# While they do, a block stays in the innermost cache; otherwise a longer one hides what each starts with.
+_BLOCK, _LONG_BLOCK, _SHORTEST = 1024, 8192, 32
 # Where more than one in so many lies below all thresholds, the others are copied and looked at by themselves.
 _FEW = 4
-CROWD = 8
-"""Thresholds in a cell of the grid, at the most, that are tried one after the other."""
+# What a look at a block may say instead of how many of its scores reach a threshold.
+_MANY, _TOGETHER = -1, -2
 
 
-def _compiled(**options: Any) -> Callable[[_Loop], _Loop]:
-    """Compile at the first call and keep the machine code on disk, where there is a folder for it."""
+class _Room(NamedTuple):
+    """Room for what is picked out of a block: whether each score reaches a threshold, eight of them in a word; words in
+    which one does; places, scores and buckets of those that do."""
 
-    def compiled(function: _Loop) -> _Loop:
-        try:
-            loop: _Loop = numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's can be written
-            loop = numba.njit(nogil=True, **options)(function)
-        return loop
-
-    return compiled
+    words: Array
+    hits: Array
+    where: Array
+    kept: Array
+    buckets: Array
 
 
-@_compiled()
-def mark(labels: Array, ignore_index: Any, ignored: Array) -> bool:
-    """Write whether each label is ignored to uint8 of the same length; returns whether any is."""
-    any_ignored = 0
-    for i in range(len(labels)):
-        ignored[i] = labels[i] == ignore_index
-        any_ignored |= ignored[i]
-    return any_ignored != 0
-
-
-@_compiled()
-def _locate(
-    block: Array,
-    thresholds: Array,
-    begin: int,
-    end: int,
-    grid: Array,
-    low: Any,
-    cells_per_unit: Any,
-    of_nan: int,
-    buckets: Array,
-) -> None:
+@compiled()
+def _locate(block: Array, search: Search, begin: int, end: int, of_nan: int, buckets: Array) -> None:
     """Write ``begin`` plus how many of ``thresholds[begin:end]`` lie at or below each score, but 0 where none does; and
     ``of_nan`` for NaN."""
+    thresholds, grid = search.thresholds, search.grid
     if len(grid) == 0:
         for i in range(len(block)):
             buckets[i] = begin
@@ -76,10 +55,10 @@ def _locate(
             bucket = buckets[i] if buckets[i] > begin else 0
             buckets[i] = bucket if block[i] == block[i] else of_nan
         return
-    # Cells are told by the operations that made the grid, in the same precision; see ``search.BucketSearch``.
+    # Cells are told by the operations that made the grid, in the same precision; see ``numba_tables.fill_grid``.
     last, lowest_place = block.dtype.type(len(grid) - 1), block.dtype.type(0)
     for i in range(len(block)):
-        place = (block[i] - low) * cells_per_unit
+        place = (block[i] - search.low) * search.cells_per_unit
         place = place if place > lowest_place else lowest_place
         buckets[i] = np.int32(place if place < last else last)
     for i in range(len(block)):
@@ -101,35 +80,37 @@ def _locate(
         buckets[i] = bucket if x == x else np.int32(of_nan)
 
 
-@_compiled()
+@compiled()
 def _offset(x: Any, floor: Any, inverse_width: Any, one: Any) -> Any:
     """Of a finite score from the floor of its bucket, in [0, 1]."""
     return min((x - floor) * inverse_width, one)
 
 
-@_compiled(fastmath={"contract"})
+@compiled(fastmath={"contract"})
 def _line(level: Any, slope: Any, offset: Any) -> Any:
     """Rounded once on CPUs that can, as torch.addcmul is there."""
     return level + slope * offset
 
 
-@_compiled()
+@compiled()
 def _finite(x: Any, largest: Any) -> Any:
     return min(x if x > -largest else -largest, largest)  # NaN, too, is at the floor of its bucket
 
 
-@_compiled()
+@compiled()
 def _bounds(bucket: int, thresholds: Array, begin: int, end: int, largest: Any) -> tuple[Any, Any]:
-    """What the finite scores of a bucket lie in: ``low <= x < high``."""
+    """What the finite scores of a bucket lie in: ``low <= x < high``; nothing for bucket ``begin``."""
     low, high = -largest, thresholds.dtype.type(np.inf)
-    if bucket > begin and thresholds[bucket - 1] > low:
+    if bucket <= begin:
+        return high, low
+    if thresholds[bucket - 1] > low:
         low = thresholds[bucket - 1]
     if bucket < end and thresholds[bucket] == thresholds[bucket]:
         high = thresholds[bucket]
     return low, high
 
 
-@_compiled()
+@compiled()
 def _peek(block: Array, lowest: Any, low: Any, high: Any) -> tuple[int, int]:
     """How many scores lie below ``lowest``, and how many between the other two. Written so that it becomes some eight
     or sixteen comparisons in one instruction."""
@@ -140,20 +121,51 @@ def _peek(block: Array, lowest: Any, low: Any, high: Any) -> tuple[int, int]:
     return num_below, num_inside
 
 
-@_compiled()
-def _leave_out(block: Array, lowest: Any, ignored: Array, first: int, columns: int, kept: Array, where: Array) -> int:
-    """Copy what is neither below all thresholds nor ignored, and its places; returns how many that are."""
-    num_kept = 0
+@compiled()
+def _room(scores: Array) -> _Room:
+    words, hits = np.zeros(_LONG_BLOCK // 8, np.uint64), np.empty(_LONG_BLOCK // 8, np.int32)
+    where, buckets = np.empty(_LONG_BLOCK, np.int32), np.empty(_LONG_BLOCK, np.int32)
+    return _Room(words, hits, where, np.empty(_LONG_BLOCK, scores.dtype), buckets)
+
+
+@compiled()
+def _pick(block: Array, lowest: Any, room: _Room) -> int:
+    """Copy the scores that are not below ``lowest``, NaN among them, and write their places; returns how many they are.
+    Without a branch, and first by eights: few of those have any."""
+    words, hits, where, kept = room.words, room.hits, room.where, room.kept
+    reaches = words.view(np.uint8)
     for i in range(len(block)):
-        kept[np.uint32(num_kept)], where[np.uint32(num_kept)] = block[i], i
-        keeps = not block[i] < lowest
-        if len(ignored) > 0:
-            keeps &= ignored[(first + i) // columns] == 0
-        num_kept += np.int64(keeps)
-    return num_kept
+        reaches[i] = not block[i] < lowest
+    num_words = (len(block) + 7) >> 3
+    for i in range(len(block), 8 * num_words):
+        reaches[i] = 0
+    num_hits = num_picked = 0
+    for k in range(num_words):
+        hits[np.uint32(num_hits)] = k
+        num_hits += np.int64(words[k] != 0)
+    for k in range(num_hits):
+        first = np.int32(hits[k] << 3)
+        for i in range(8):
+            where[np.uint32(num_picked)] = first + i
+            kept[np.uint32(num_picked)] = block[np.uint32(first + i)]
+            num_picked += np.int64(reaches[np.uint32(first + i)])
+    return num_picked
 
 
-@_compiled()
+@compiled()
+def _look(block: Array, lowest: Any, low: Any, high: Any, room: _Room) -> int:
+    """:func:`_pick` where it pays; else ``_TOGETHER`` if all scores lie between ``low`` and ``high``, or ``_MANY``."""
+    if len(block) < _SHORTEST:
+        return _MANY
+    num_below, num_together = _peek(block, lowest, low, high)
+    if num_below == len(block):
+        return 0
+    if num_together == len(block):
+        return _TOGETHER
+    return _pick(block, lowest, room) if num_below > len(block) // _FEW else _MANY
+
+
+@compiled()
 def _any(ignored: Array, begin: int, end: int) -> bool:
     found = 0
     for one in ignored[begin:end]:
@@ -161,112 +173,68 @@ def _any(ignored: Array, begin: int, end: int) -> bool:
     return found != 0
 
 
-@_compiled()
+@compiled()
+def _leave_out(room: _Room, num_picked: int, ignored: Array, first: int, columns: int) -> int:
+    """Of the scores that were picked keep those that are not ignored; returns how many they are."""
+    num_kept = 0
+    for k in range(num_picked):
+        room.kept[num_kept] = room.kept[k]
+        num_kept += np.int64(ignored[(first + room.where[k]) // columns] == 0)
+    return num_kept
+
+
+@compiled()
 def _lowest(thresholds: Array, begin: int, end: int) -> Any:
     """What finite scores are in no bucket but the first below."""
     return thresholds[begin] if begin < end else thresholds.dtype.type(np.inf)
 
 
-@_compiled()
-def _end_of_run(groups: Array, span: int, at: int, length: int) -> int:
-    """Where the run of one group that ``at`` lies in ends."""
-    place = at // span
-    group = groups[place]
-    while place < len(groups) and groups[place] == group:
-        place += 1
-    return min(place * span, length)
-
-
-@_compiled()
-def _range_of(group: int, ids: Array, starts: Array) -> tuple[int, int]:
-    """Where the thresholds of a group begin and end; an empty range for one that has none."""
-    place = np.searchsorted(ids, group)
-    if place < len(ids) and ids[place] == group:
-        return starts[place], starts[place + 1]
-    return 0, 0
-
-
-@_compiled()
-def count(
-    scores: Array,
-    ignored: Array,
-    columns: int,
-    groups: Array,
-    span: int,
-    thresholds: Array,
-    floors: Array,
-    ids: Array,
-    starts: Array,
-    grid: Array,
-    low: Any,
-    cells_per_unit: Any,
-    inverse_width: Any,
-    scale: Any,
-    sums: Array,
-) -> None:
+@compiled()
+def count(scores: Array, ignored: Array, columns: int, runs: Array, search: Search, scale: Any, sums: Array) -> None:
     """Add the scores of one piece to ``sums``.
 
     Args:
-        scores: ``[n]`` float32 or float64, as are thresholds, floors and the numbers from ``low`` to ``scale``.
+        scores: ``[n]`` float32 or float64, as are the numbers of ``search``, and ``scale``.
         ignored: ``[n / columns]`` uint8; ``[0]`` where none is.
         columns: scores that share a label.
-        groups: ``[n / span]`` int64; ``[0]`` where all are ranked together.
-        span: consecutive scores that share a group.
-        thresholds: ``[2P + 1]`` sorted, by group first; the last is NaN.
-        floors: ``[2P + 2]``, see ``knots.bucket_floors``; the last is the lowest number.
-        ids: ``[G]`` int64, the groups that have thresholds, ascending.
-        starts: ``[G + 1]`` int64, where those of each begin.
-        grid: ``[cells]`` int32, the number k of thresholds in lower cells, or ~k for a cell with more than
-            :data:`CROWD`; ``[0]`` for none. Only where there are no groups.
-        low, cells_per_unit: the grid's.
-        inverse_width: 1 / (2 delta), or 0.
+        runs: ``[R, 3]`` int64, see ``numba_tables.runs_of``.
+        search: of the thresholds.
         scale: units of fixed point to 1.
         sums: ``[2P + 2, 2]`` int64: number of scores in each bucket, and their offsets in units; of bucket 0 whatever
             has been met; last, the number of NaN, and 0.
     """
-    largest = np.finfo(scores.dtype).max
-    one, of_nan, at = scores.dtype.type(1), len(thresholds), 0
-    begin, end, run_end = 0, len(thresholds) - 1, len(scores)
-    group, known = np.int64(0), False
-    lowest = _lowest(thresholds, begin, end)
-    inside, inside_low, inside_high = begin, -largest, lowest
-    kept = np.empty(_BLOCK, scores.dtype)
-    where, buckets = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
-    while at < len(scores):
-        if len(groups):
-            run_end = _end_of_run(groups, span, at, len(scores))
-            if not known or groups[at // span] != group:
-                group, known = groups[at // span], True
-                begin, end = _range_of(group, ids, starts)
-                lowest = _lowest(thresholds, begin, end)
-                inside, inside_low, inside_high = begin, -largest, lowest
+    largest, infinity = np.finfo(scores.dtype).max, scores.dtype.type(np.inf)
+    one, at = scores.dtype.type(1), 0
+    room, thresholds, floors, inverse_width = _room(scores), search.thresholds, search.floors, search.inverse_width
+    kept, buckets, of_nan = room.kept, room.buckets, len(search.thresholds)
+    for run in range(len(runs)):
+        run_end, begin, end = runs[run, 0], runs[run, 1], runs[run, 2]
+        lowest, together, above, below = _lowest(thresholds, begin, end), begin, infinity, -infinity
+        size = _BLOCK
         while at < run_end:
-            block = scores[at : min(at + _BLOCK, run_end)]
+            block = scores[at : min(at + size, run_end)]
             first, at = at, at + len(block)
-            skips = len(ignored) > 0 and _any(ignored, first // columns, (at - 1) // columns + 1)
-            num_below = num_inside = 0
-            if not skips and len(block) >= _SHORTEST:
-                num_below, num_inside = _peek(block, lowest, inside_low, inside_high)
-                if num_below == len(block):
-                    continue
-                if num_inside == len(block) and inside > begin:
-                    units = np.int64(0)
-                    if inverse_width > 0:
-                        floor = floors[inside]
-                        for i in range(len(block)):
-                            units += np.int64(_offset(block[i], floor, inverse_width, one) * scale)
-                    sums[inside, 0] += len(block)
-                    sums[inside, 1] += units
-                    continue
-            if skips or num_below > len(block) // _FEW:
-                rest = kept[: _leave_out(block, lowest, ignored if skips else ignored[:0], first, columns, kept, where)]
-                if len(rest) == 0:
-                    continue
-                block = rest
-            _locate(block, thresholds, begin, end, grid, low, cells_per_unit, of_nan, buckets)
+            if len(ignored) > 0 and _any(ignored, first // columns, (at - 1) // columns + 1):
+                num = _leave_out(room, _pick(block, lowest, room), ignored, first, columns)
+            else:
+                num = _look(block, lowest, above, below, room)
+            size = _BLOCK if num == _TOGETHER else _LONG_BLOCK
+            if num == 0:
+                continue
+            if num == _TOGETHER:
+                units, floor = np.int64(0), floors[together]
+                if inverse_width > 0:
+                    for i in range(len(block)):
+                        units += np.int64(_offset(block[i], floor, inverse_width, one) * scale)
+                sums[together, 0] += len(block)
+                sums[together, 1] += units
+                continue
+            if num != _MANY:
+                block = kept[:num]
+            _locate(block, search, begin, end, of_nan, buckets)
             if buckets[0] != of_nan:
-                inside = max(begin, buckets[0])
-                inside_low, inside_high = _bounds(inside, thresholds, begin, end, largest)
+                together = max(begin, buckets[0])
+                above, below = _bounds(together, thresholds, begin, end, largest)
             for i in range(len(block)):
                 bucket = np.uint32(buckets[i])
                 sums[bucket, 0] += 1
@@ -275,81 +243,50 @@ def count(
                     sums[bucket, 1] += np.int64(offset * scale)
 
 
-@_compiled()
-def write(
-    scores: Array,
-    ignored: Array,
-    columns: int,
-    groups: Array,
-    span: int,
-    thresholds: Array,
-    floors: Array,
-    ids: Array,
-    starts: Array,
-    grid: Array,
-    low: Any,
-    cells_per_unit: Any,
-    inverse_width: Any,
-    lines: Array,
-    out: Array,
-) -> None:
+@compiled()
+def write(scores: Array, ignored: Array, columns: int, runs: Array, search: Search, lines: Array, out: Array) -> None:
     """Write the gradient of each score of one piece, 0 for what is ignored.
 
     Args:
-        scores, ignored, columns, groups, span, thresholds, floors, ids, starts, grid, low, cells_per_unit,
-            inverse_width: as :func:`count` takes them.
+        scores, ignored, columns, runs, search: as :func:`count` takes them.
         lines: ``[2P + 1, 2]``, level and slope of each bucket.
         out: ``[n]``
     """
-    largest = np.finfo(scores.dtype).max
+    largest, infinity = np.finfo(scores.dtype).max, scores.dtype.type(np.inf)
     zero, one, at = scores.dtype.type(0), scores.dtype.type(1), 0
-    begin, end, run_end = 0, len(thresholds) - 1, len(scores)
-    group, known = np.int64(0), False
-    level_below = lines[0, 0]
-    lowest = _lowest(thresholds, begin, end)
-    inside, inside_low, inside_high = begin, -largest, lowest
-    kept, values = np.empty(_BLOCK, scores.dtype), np.empty(_BLOCK, scores.dtype)
-    where, buckets = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
-    while at < len(scores):
-        if len(groups):
-            run_end = _end_of_run(groups, span, at, len(scores))
-            if not known or groups[at // span] != group:
-                group, known = groups[at // span], True
-                begin, end = _range_of(group, ids, starts)
-                lowest = _lowest(thresholds, begin, end)
-                inside, inside_low, inside_high = begin, -largest, lowest
+    room, thresholds, floors, inverse_width = _room(scores), search.thresholds, search.floors, search.inverse_width
+    kept, buckets = room.kept, room.buckets
+    for run in range(len(runs)):
+        run_end, begin, end = runs[run, 0], runs[run, 1], runs[run, 2]
+        lowest, together, above, below = _lowest(thresholds, begin, end), begin, infinity, -infinity
+        size = _BLOCK
         while at < run_end:
-            block = scores[at : min(at + _BLOCK, run_end)]
+            block = scores[at : min(at + size, run_end)]
             part = out[at : at + len(block)]
             first, at = at, at + len(block)
-            num_below = num_inside = 0
-            if len(block) >= _SHORTEST:
-                num_below, num_inside = _peek(block, lowest, inside_low, inside_high)
-            if num_below == len(block):
-                part[:] = level_below
-            elif num_inside == len(block) and inside > begin:
-                floor, level, slope = floors[inside], lines[inside, 0], lines[inside, 1]
+            num = _look(block, lowest, above, below, room)
+            size = _BLOCK if num == _TOGETHER else _LONG_BLOCK
+            if num >= 0:
+                part[:] = lines[0, 0]
+                block = kept[:num]
+            if num == _TOGETHER:
+                floor, level, slope = floors[together], lines[together, 0], lines[together, 1]
                 for i in range(len(block)):
                     offset = _offset(block[i], floor, inverse_width, one) if inverse_width > 0 else zero
                     part[i] = _line(level, slope, offset)
-            else:
-                picks = num_below > len(block) // _FEW
-                some = part
-                if picks:
-                    part[:] = level_below
-                    block = kept[: _leave_out(block, lowest, ignored[:0], first, columns, kept, where)]
-                    some = values[: len(block)]
-                _locate(block, thresholds, begin, end, grid, low, cells_per_unit, 0, buckets)
-                inside = max(begin, buckets[0])
-                inside_low, inside_high = _bounds(inside, thresholds, begin, end, largest)
+            elif len(block) > 0:
+                _locate(block, search, begin, end, 0, buckets)
+                together = max(begin, buckets[0])
+                above, below = _bounds(together, thresholds, begin, end, largest)
                 for i in range(len(block)):
                     bucket, offset = np.uint32(buckets[i]), zero
                     if inverse_width > 0:
                         offset = _offset(_finite(block[i], largest), floors[bucket], inverse_width, one)
-                    some[i] = _line(lines[bucket, 0], lines[bucket, 1], offset)
-                if picks:
-                    for i in range(len(block)):
-                        part[np.uint32(where[i])] = some[i]
+                    value = _line(lines[bucket, 0], lines[bucket, 1], offset)
+                    if num == _MANY:
+                        part[i] = value
+                    else:
+                        part[np.uint32(room.where[i])] = value
             if len(ignored) > 0 and _any(ignored, first // columns, (at - 1) // columns + 1):
                 for i in range(len(part)):
                     if ignored[(first + i) // columns]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,33 @@ from ..inputs import waits_for_nothing
 from ..knots import buckets_of
 from .lookup import look_up
 
-# Cells of the grid: enough that few hold more than one of some thousand knots, few enough that they stay in the cache.
-_CELLS = 1 << 15
+# Cells of the grid: enough that few hold more than one knot, few enough that those of some thousand stay in the cache.
+_CELLS, _CELLS_PER_KNOT, _MOST_CELLS = 1 << 15, 2, 1 << 20
 # Entries at most of a table of groups.
 _TABLE = 1 << 20
+
+
+class Grid(NamedTuple):
+    """Where cells of equal width lie."""
+
+    low: float
+    cells_per_unit: float
+    cells: int
+
+
+def grid_over(thresholds: Tensor) -> Grid | None:
+    """Over the range of sorted thresholds; None where that is not finite or they are too many."""
+    finite = thresholds[thresholds.isfinite()]
+    limits = torch.finfo(thresholds.dtype)
+    # Buckets are counted in the thresholds' dtype, whose comparisons a CPU does fastest where they result in it.
+    if len(finite) == 0 or len(thresholds) >= min(1 / limits.eps, 1 << 31):
+        return None
+    low = float(finite[0])
+    extent = float(finite[-1]) - low
+    if not extent < math.inf:
+        return None
+    cells = min(max(_CELLS, _CELLS_PER_KNOT * len(thresholds)), _MOST_CELLS)
+    return Grid(low, min(cells / extent, limits.max) if extent > 0 else 1.0, cells)
 
 
 class BucketSearch:
@@ -29,18 +53,12 @@ class BucketSearch:
 
     def __init__(self, thresholds: Tensor) -> None:
         self.thresholds = thresholds
-        finite = thresholds[:0] if waits_for_nothing(thresholds.device) else thresholds[thresholds.isfinite()]
-        self.low = float(finite[0]) if len(finite) else 0.0
-        extent = float(finite[-1]) - self.low if len(finite) else math.inf
-        # Buckets are counted in the thresholds' dtype, whose comparisons a CPU does fastest where they result in it.
-        countable = len(thresholds) < min(1 / torch.finfo(thresholds.dtype).eps, 1 << 31)
-        self.grid = extent < math.inf and countable
-        if not self.grid:
+        self.grid = None if waits_for_nothing(thresholds.device) else grid_over(thresholds)
+        if self.grid is None:
             return
-        self.cells_per_unit = min(_CELLS / extent, torch.finfo(thresholds.dtype).max) if extent > 0 else 1.0
         cells = self._cells(thresholds.masked_fill(thresholds.isnan(), torch.inf))
         # By one thread each: others of PyTorch would wait for more work, at the cost of who has some.
-        in_cell = cells.bincount(minlength=_CELLS)
+        in_cell = cells.bincount(minlength=self.grid.cells)
         self.first = F.pad(in_cell.cumsum(0)[:-1], (1, 0)).to(thresholds.dtype)
         crowd = int(in_cell.max())
         # Steps of a binary search among the thresholds of one cell.
@@ -50,7 +68,7 @@ class BucketSearch:
 
     def __call__(self, scores: Tensor, groups: Tensor | None = None) -> Tensor:
         """``[n]`` scores other than NaN to ``[n]`` int64 buckets; whatever their groups."""
-        if not self.grid:
+        if self.grid is None:
             return buckets_of(scores, self.thresholds)
         bucket = look_up(self.first, self._cells(scores))
         for step, probe in zip(self.steps, self.probes):
@@ -58,7 +76,8 @@ class BucketSearch:
         return _as_index(bucket)
 
     def _cells(self, scores: Tensor) -> Tensor:
-        return _as_index((scores - self.low).mul_(self.cells_per_unit).clamp_(0, _CELLS - 1))
+        assert self.grid is not None
+        return _as_index((scores - self.grid.low).mul_(self.grid.cells_per_unit).clamp_(0, self.grid.cells - 1))
 
 
 def _as_index(whole: Tensor) -> Tensor:

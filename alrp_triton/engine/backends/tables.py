@@ -15,7 +15,7 @@ from .lookup import look_up
 from .search import BucketSearch, GroupedSearch
 
 # Scores of a piece that are looked at, and the part of them below all ramps that makes it pay to leave those out.
-_SAMPLE, _MOSTLY_BELOW = 1024, 0.6
+_SAMPLE, _MOSTLY_BELOW = 256, 0.6
 
 
 class Seen(NamedTuple):
@@ -26,6 +26,10 @@ class Seen(NamedTuple):
     in training many pieces lie below all ramps."""
     finite: bool
     nan: bool
+
+
+UNSEEN = Seen(None, False, True)
+"""What is known of scores that nobody has looked at."""
 
 
 class Tables:
@@ -61,7 +65,7 @@ class Tables:
     def peek(self, scores: Tensor) -> Seen:
         """Look at the extremes of a piece."""
         if waits_for_nothing(scores.device) or len(scores) == 0:
-            return Seen(None, False, True)
+            return UNSEEN
         low, high = (float(extreme) for extreme in scores.aminmax())
         if not -self.largest <= low <= high <= self.largest:
             return Seen(None, False, not low <= high)
@@ -70,14 +74,17 @@ class Tables:
         bucket = bisect_right(self.sorted, low)
         return Seen(bucket if bucket == bisect_right(self.sorted, high) else None, True, False)
 
-    def reaching(self, scores: Tensor) -> Tensor | None:
-        """Indices of the scores that are not below all thresholds, NaN among them: ``[few]`` int64. None unless a look
-        at some of them says that they are few, as they are late in training; on a GPU nobody looks."""
+    def mostly_below(self, scores: Tensor) -> bool:
+        """Whether scores of any dtype that are below all thresholds are the rule, from a look at some of them; on a GPU
+        nobody looks."""
         if waits_for_nothing(scores.device):
-            return None
-        sample = scores[:: max(1, len(scores) // _SAMPLE)]
-        if int((sample < self.lowest).sum()) < _MOSTLY_BELOW * len(sample):
-            return None
+            return False
+        # In steps of an odd number, so that they meet all classes.
+        sample = scores[:: len(scores) // _SAMPLE | 1].to(self.floors.dtype)
+        return int((sample < self.lowest).sum()) >= _MOSTLY_BELOW * len(sample)
+
+    def reaching(self, scores: Tensor) -> Tensor:
+        """Indices of the scores that are not below all thresholds, NaN among them: ``[few]`` int64."""
         return (scores < self.lowest).logical_not_().nonzero().squeeze(1)
 
     def offset(self, finite: Tensor, floor: Tensor) -> Tensor:

@@ -7,19 +7,23 @@ last.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ..inputs import Levels, waits_for_nothing
 from ..knots import Ramps
-from ..labels import equals, group_of_each, pieces
+from ..labels import Piece, equals, group_of_each, pieces, rows_at_once
 from ..positives import local_indices
 from .factors import combine
 from .lookup import Sums, look_up
-from .tables import Tables, TablesByGroup
+from .tables import UNSEEN, Seen, Tables, TablesByGroup
 
 # On the CPU a piece and its temporaries stay in the cache; on a GPU it must be large enough to hide the launches.
 _PIECE, _PIECE_ON_DEVICE = 1 << 17, 1 << 21
+# Where few scores reach a ramp, one comparison picks them out of so many pieces; all else is done for those few alone.
+_SPAN = 4
 
 
 def count_negatives(
@@ -40,10 +44,9 @@ def count_negatives(
             counters[tables] = _Counter(tables, scale)
         return counters[tables]
 
-    for logits, labels, groups in levels.each():
-        for x, y, _, group in pieces(logits, labels, _piece_size(logits.device), groups=groups):
-            scores, ignored = x.reshape(-1).to(levels.compute_dtype), _ignored_rows(y, ignore_index)
-            counter(tables_of(group)).add(scores, ignored, _spread(group, x))
+    for tables, (x, y, _, group), picks in _walk(levels, tables_of):
+        scores, ignored = x.reshape(-1).to(levels.compute_dtype), _ignored_rows(y, ignore_index)
+        counter(tables).add(scores, ignored, _spread(group, x), picks)
     counter(tables_of.all).take_out(pos_logits, pos_groups)
     totals = torch.zeros(2, len(ramps.thresholds) + 2, dtype=torch.int64, device=ramps.thresholds.device)
     for tables, counted in counters.items():
@@ -51,6 +54,26 @@ def count_negatives(
         totals[:, tables.own] += found[:, 1:-2]
         totals[:, -1] += found[:, -2]
     return totals
+
+
+def _walk(
+    levels: Levels, tables_of: TablesByGroup, gradients: list[Tensor] | None = None
+) -> Iterator[tuple[Tables, Piece, bool]]:
+    """All pieces, with their tables, and whether a look says that few of their scores reach a ramp."""
+    for i, (logits, labels, groups) in enumerate(levels.each()):
+        out = None if gradients is None else gradients[i]
+        if groups is None and not waits_for_nothing(logits.device) and logits.is_contiguous() and logits.numel():
+            tables, columns = tables_of(None), logits.numel() // labels.numel()
+            for span in pieces(logits, labels, _SPAN * rows_at_once(_PIECE, columns) * columns, out):
+                if tables.mostly_below(span.logits.reshape(-1)):
+                    yield tables, span, True
+                else:
+                    for piece in pieces(span.logits, span.labels, _PIECE, span.out):
+                        yield tables, piece, False
+        else:
+            size = _PIECE_ON_DEVICE if waits_for_nothing(logits.device) else _PIECE
+            for piece in pieces(logits, labels, size, out, groups):
+                yield tables_of(piece.groups), piece, False
 
 
 class _Counter:
@@ -67,23 +90,24 @@ class _Counter:
         """``[2, places]``: counts, and offsets in units."""
         return torch.stack([self.counts.total(), self.units.total()])
 
-    def add(self, scores: Tensor, ignored: Tensor | None, groups: Tensor | None) -> None:
+    def add(self, scores: Tensor, ignored: Tensor | None, groups: Tensor | None, picks: bool) -> None:
         """Count ``[n]`` scores, ``[rows]`` of which may be ignored, by their groups ``[n]``."""
         tables = self.tables
-        seen = tables.peek(scores)
+        seen = UNSEEN if picks else tables.peek(scores)
         if seen.bucket == 0:
             return
         if seen.bucket is not None and ignored is None:
             self.counts.add_at(seen.bucket, len(scores))
             self.units.add_at(seen.bucket, self._in_units(tables.offset(scores, tables.floors[seen.bucket])).sum())
             return
-        few = tables.reaching(scores)
-        if few is not None:
+        if picks or tables.mostly_below(scores):
+            few = tables.reaching(scores)
             if len(few) == 0:
                 return
             if ignored is not None:
                 ignored = look_up(ignored, few.div(len(scores) // len(ignored), rounding_mode="floor"))
             scores, groups = look_up(scores, few), None if groups is None else look_up(groups, few)
+            seen = tables.peek(scores)
         bucket, offset = tables.locate(scores, seen, groups)
         if ignored is not None:
             bucket.view(len(ignored), -1).masked_fill_(ignored[:, None], tables.nan_bucket + 1)
@@ -127,33 +151,50 @@ def write_gradient(
     coefficients = combine(coefficients, grad_output).to(levels.compute_dtype)
     rows: dict[Tables, Tensor] = {}
     gradients = [torch.empty_like(logits) for logits in levels.logits]
-    for (logits, labels, groups), gradient in zip(levels.each(), gradients):
-        for x, y, out, group in pieces(logits, labels, _piece_size(logits.device), gradient, groups):
-            scores = x.reshape(-1).to(levels.compute_dtype)
-            tables = tables_of(group)
-            if tables not in rows:
-                rows[tables] = tables.rows(coefficients)
-            level, slope = rows[tables]
-            seen = tables.peek(scores)
-            if seen.bucket == 0:
-                value = level[0].expand(len(scores)).clone()
-            elif seen.bucket is not None:
-                offset = tables.offset(scores, tables.floors[seen.bucket])
-                value = torch.addcmul(level[seen.bucket], slope[seen.bucket], offset)
-            else:
-                few, each = tables.reaching(scores), _spread(group, x)
-                if few is not None:
-                    value = level[0].expand(len(scores)).clone()
-                    scores, each = look_up(scores, few), None if each is None else look_up(each, few)
-                bucket, offset = tables.locate(scores, seen, each, past_end=0)
-                located = torch.addcmul(look_up(level, bucket), look_up(slope, bucket), offset)
-                value = located if few is None else value.scatter_(0, few, located)
-            ignored = _ignored_rows(y, ignore_index)
-            if ignored is not None:
-                value.view(len(ignored), -1).masked_fill_(ignored[:, None], 0)
-            out.copy_(value.view(out.shape))
+    for tables, (x, y, out, group), picks in _walk(levels, tables_of, gradients):
+        if tables not in rows:
+            rows[tables] = tables.rows(coefficients)
+        scores = x.reshape(-1).to(levels.compute_dtype)
+        in_place = out.dtype == scores.dtype and out.is_contiguous()
+        values = out.view(-1) if in_place else torch.empty_like(scores)
+        level, slope = rows[tables]
+        _evaluate(tables, level, slope, scores, _spread(group, x), picks, values)
+        ignored = _ignored_rows(y, ignore_index)
+        if ignored is not None:
+            values.view(len(ignored), -1).masked_fill_(ignored[:, None], 0)
+        if not in_place:
+            out.copy_(values.view(out.shape))
     overwrite_positives(gradients, pos_index, combine(pos_gradient, grad_output))
     return gradients
+
+
+def _evaluate(
+    tables: Tables, level: Tensor, slope: Tensor, scores: Tensor, groups: Tensor | None, picks: bool, values: Tensor
+) -> None:
+    """Write the piecewise-linear function of scores ``[n]`` to ``values``."""
+    seen = UNSEEN if picks else tables.peek(scores)
+    if seen.bucket == 0:
+        values.fill_(level[0])
+    elif seen.bucket is not None:
+        offset = tables.offset(scores, tables.floors[seen.bucket])
+        torch.addcmul(level[seen.bucket], slope[seen.bucket], offset, out=values)
+    elif picks or tables.mostly_below(scores):
+        few = tables.reaching(scores)
+        values.fill_(level[0])
+        if len(few):
+            located = torch.empty_like(few, dtype=scores.dtype)
+            scores, groups = look_up(scores, few), None if groups is None else look_up(groups, few)
+            _interpolate(tables, level, slope, scores, groups, tables.peek(scores), located)
+            values.index_copy_(0, few, located)
+    else:
+        _interpolate(tables, level, slope, scores, groups, seen, values)
+
+
+def _interpolate(
+    tables: Tables, level: Tensor, slope: Tensor, scores: Tensor, groups: Tensor | None, seen: Seen, values: Tensor
+) -> None:
+    bucket, offset = tables.locate(scores, seen, groups, past_end=0)
+    torch.addcmul(look_up(level, bucket), look_up(slope, bucket), offset, out=values)
 
 
 def overwrite_positives(gradients: list[Tensor], pos_index: Tensor, pos_gradient: Tensor) -> None:
@@ -174,10 +215,6 @@ def _overwrite_without_sync(gradient: Tensor, local: Tensor, inside: Tensor, val
     first = gradient[(0,) * gradient.dim()]
     first = torch.where(at_0.any(), torch.where(at_0, values, 0).sum(), first).to(gradient.dtype)
     gradient.index_put_(where, torch.where(inside, values, first))
-
-
-def _piece_size(device: torch.device) -> int:
-    return _PIECE_ON_DEVICE if waits_for_nothing(device) else _PIECE
 
 
 def _ignored_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
