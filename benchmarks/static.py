@@ -90,7 +90,8 @@ P_SIZED = {
     "combine": {"block": 256, "num_warps": 4},
     "own": {"block_p": 256, "num_warps": 4},
     **dict.fromkeys(("arrange", "knots", "rank", "sums", "running_max", "coefficients", "send"), knots.SETTINGS),
-    **dict.fromkeys(("errors", "interpolate", "finish"), fused.SMALL),
+    **dict.fromkeys(("interpolate", "finish"), knots.SETTINGS),
+    "errors": fused.MANY_SUMS,
 }
 VARIANTS = {
     "": tuple(KERNELS),

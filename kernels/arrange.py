@@ -77,9 +77,9 @@ def arrange_kernel(
         score = tl.where(mistaken, float("nan"), score)
     lower, upper = ramp_ends(score, DELTA, BITS)
     lower_key, upper_key = sort_key(lower, BITS)[:, None], sort_key(upper, BITS)[:, None]
-    place = tl.zeros([BLOCK_P], tl.int32)
-    lower_place = tl.zeros([BLOCK_P], tl.int32)
-    upper_place = tl.zeros([BLOCK_P], tl.int32)
+    earlier_ones = tl.zeros([BLOCK_P, BLOCK], tl.int32)
+    below_lower = tl.zeros([BLOCK_P, BLOCK], tl.int32)
+    below_upper = tl.zeros([BLOCK_P, BLOCK], tl.int32)
     for first in range(0, num_positives, BLOCK):
         k = first + tl.arange(0, BLOCK)
         other = k[None, :] < num_positives
@@ -91,14 +91,16 @@ def arrange_kernel(
             at = tl.load(slots + k, mask=k < num_positives, other=0)[None, :]
             # Slots that none has taken are alike.
             earlier = (at < index[:, None]) | ((at == index[:, None]) & (k[None, :] < i[:, None]))
-            place += tl.sum((other & earlier).to(tl.int32), axis=1)
+            earlier_ones += (other & earlier).to(tl.int32)
         low, up = ramp_ends(value, DELTA, BITS)
         low, up = sort_key(low, BITS)[None, :], sort_key(up, BITS)[None, :]
         # Of equal knots, all that begin a ramp come before those that end one.
         before = ((low < lower_key) | ((low == lower_key) & earlier)).to(tl.int32) + (up < lower_key).to(tl.int32)
-        lower_place += tl.sum(tl.where(other, before, 0), axis=1)
+        below_lower += tl.where(other, before, 0)
         before = (low <= upper_key).to(tl.int32) + ((up < upper_key) | ((up == upper_key) & earlier)).to(tl.int32)
-        upper_place += tl.sum(tl.where(other, before, 0), axis=1)
+        below_upper += tl.where(other, before, 0)
+    place = tl.sum(earlier_ones, axis=1)
+    lower_place, upper_place = tl.sum(below_lower, axis=1), tl.sum(below_upper, axis=1)
     tl.store(thresholds + lower_place, lower, mask=there)
     tl.store(thresholds + upper_place, upper, mask=there)
     if ORDERED:

@@ -20,10 +20,10 @@ from .knots import SETTINGS, launch, ramp_constants
 from .pairs import pair_constants
 from .ranks import KINDS, false_positives, poison_of, rank_among, sum_over
 from .sorting import missorted, received_by
-from .walk import _INTERPRETED, on_device_of
+from .walk import on_device_of
 
-SMALL = SETTINGS | ({} if _INTERPRETED else {"block": 32})
-"""Settings of these kernels: with as many sums at once as others have, some targets run out of registers."""
+MANY_SUMS = SETTINGS | {"num_warps": 8}
+"""Settings of the kernel that has so many sums at once that some targets run out of registers for more of each."""
 
 # Rows of numbers for each positive, which one kernel hands to the next: the gradient of its own score; what it sends to
 # a whole false positive; what it adds to each scalar; and what it passes on to the values above it. Where precision is
@@ -380,15 +380,13 @@ def evaluate_loss(
     rows = torch.empty(size * num_pos + 1, dtype=torch.float64, device=device)
     given = *table, totals, values, rows, rank
     # Without positives there may still be a NaN.
-    launch(errors_kernel, max(1, num_pos), 1, *given, num_pos, unit, EPS=eps, settings=SMALL, **of_errors)
+    launch(errors_kernel, max(1, num_pos), 1, *given, num_pos, unit, EPS=eps, settings=MANY_SUMS, **of_errors)
     if how.interpolated:
-        launch(
-            interpolate_kernel, num_pos, 1, pos_logits, rows, num_pos, ROWS=of_errors["ROWS"], EPS=eps, settings=SMALL
-        )
+        launch(interpolate_kernel, num_pos, 1, pos_logits, rows, num_pos, ROWS=of_errors["ROWS"], EPS=eps)
     first, second = (torch.empty((), dtype=dtype, device=device) for _ in range(2))
     coefficients = torch.empty(2, 2 * num_pos + 1, dtype=dtype, device=device)
     dtype = received_dtype(formula, None if values is None else values.dtype)
     received = torch.empty(num_pos if how.terms > 1 else 0, dtype=dtype, device=device)
     tensors = *table, values, rows, coefficients, received, first, second
-    launch(finish_kernel, 2 * num_pos + 1, 2, *tensors, num_pos, settings=SMALL, **of_finish)
+    launch(finish_kernel, 2 * num_pos + 1, 2, *tensors, num_pos, **of_finish)
     return Outcome(first, second, rank, received, coefficients, rows)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from .walk import _INTERPRETED, on_device_of
 
-SETTINGS = {"block": 64, "block_p": 32 if _INTERPRETED else 8, "num_warps": 4}
+SETTINGS = (
+    {"block": 64, "block_p": 32, "num_warps": 4} if _INTERPRETED else {"block": 128, "block_p": 4, "num_warps": 4}
+)
 """Of all kernels that compare positives, which have too little to do to search for better ones; the interpreter pays
 for each program."""
 

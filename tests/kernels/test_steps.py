@@ -49,7 +49,7 @@ def results(name: str, delta: float, num_pos: int, dtype: torch.dtype) -> list[T
 @pytest.mark.parametrize("delta", [1.0, 0.0])
 @pytest.mark.parametrize("name", LOSSES)
 def test_all_kinds_give_one_loss(name: str, delta: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    for num_pos in (0, 1, 20):
+    for num_pos in (0, 1, 20, 70):
         with monkeypatch.context() as context:
             if name in FUSED:
                 context.setattr(Ranking, "__init__", lambda *given, **named: pytest.fail("goes step by step"))
