@@ -12,7 +12,7 @@ from torch import Tensor
 from .walk import _INTERPRETED, on_device_of
 
 SETTINGS = (
-    {"block": 64, "block_p": 32, "num_warps": 4} if _INTERPRETED else {"block": 128, "block_p": 4, "num_warps": 4}
+    {"block": 64, "block_p": 128, "num_warps": 4} if _INTERPRETED else {"block": 128, "block_p": 4, "num_warps": 4}
 )
 """Of all kernels that compare positives, which have too little to do to search for better ones; the interpreter pays
 for each program."""

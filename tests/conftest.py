@@ -1,5 +1,24 @@
 """One thread for each process: the tensors here are small, and pytest-xdist has processes enough."""
 
+from typing import Any
+
 import torch
+from cases import INTERPRETED
 
 torch.set_num_threads(1)
+
+if INTERPRETED:
+    from triton.runtime import interpreter
+
+    prepared: set[str] = set()
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """A device function within a kernel, whose launch has prepared the language already. Triton does that again at
+        each call, by going through all of it, which is a third of the time of small kernels; but what else a module
+        sees of the language, as Triton's own do, is prepared by the first of its functions for good."""
+        if self.fn.__module__ not in prepared:
+            interpreter._patch_lang(self.fn)
+            prepared.add(self.fn.__module__)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call

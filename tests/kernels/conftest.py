@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from cases import INTERPRETED
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     # Elsewhere the same kernels go through the compiler (test_compiled.py).
     return None if INTERPRETED or collection_path.name == "conftest.py" else True
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels over the positives take few at a time, so that a few are several blocks."""
+    from alrp_triton.kernels import fused, knots
+
+    for settings in (knots.SETTINGS, fused.MANY_SUMS):
+        monkeypatch.setitem(settings, "block", 16)
+        monkeypatch.setitem(settings, "block_p", 8)

@@ -18,6 +18,8 @@ from alrp_triton import alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.engine import fused
 from alrp_triton.engine.inputs import Levels
 
+pytestmark = pytest.mark.usefixtures("small_blocks")
+
 SCORES = {
     "ordinary": lambda g: torch.randn(37, generator=g),
     "many": lambda g: torch.randn(97, generator=g).mul(3).round(),

@@ -1,0 +1,23 @@
+"""How often an iteration makes a GPU start something, which is what small inputs wait for."""
+
+from __future__ import annotations
+
+import pytest
+from alrp_triton.kernels import levels
+
+from benchmarks.launches import LOSSES, launches_of
+
+
+@pytest.mark.parametrize("num_levels", [1, 5])
+@pytest.mark.parametrize(("name", "most"), [("alrp", 8), ("ap", 8), ("ndcg", 7), ("rank_sort", 8)])
+def test_launches_of_an_iteration(name: str, most: int, num_levels: int) -> None:
+    if num_levels > 1 and not levels.TUPLES:
+        pytest.skip("this Triton launches each level by itself")
+    forward, backward = launches_of(LOSSES[name], 300, num_levels)
+    assert sum(forward.values()) + sum(backward.values()) <= most
+
+
+def test_launches_of_a_formula_of_ones_own() -> None:
+    """As counted when this was written; with another PyTorch there may be some more."""
+    forward, backward = launches_of(LOSSES["own"], 300)
+    assert sum(forward.values()) + sum(backward.values()) <= 48
