@@ -66,6 +66,7 @@ def write(
         pos_index=pos_index,
         pos_gradient=pos_gradient + poison,
         factor=factor,
+        pos_factor=factor,
     )
     return [walk.gradient for walk in walks]
 
@@ -143,6 +144,28 @@ def test_the_factor_comes_before_the_rounding() -> None:
     (found,) = write(logits, labels, index, own, torch.tensor(65536.0))
     assert found[3] == torch.tensor(65536e-9).half() > 0
     assert found[4].isinf()
+
+
+def test_positives_may_have_a_factor_of_their_own() -> None:
+    """A loss of several values multiplies theirs itself."""
+    logits, labels = at([3, 70], [64, 64])
+    walks = [make_walk(x, y, torch.full_like(x, 55.0)) for x, y in zip(logits, labels)]
+    for factor, pos_factor in ((2.0, None), (None, 4.0), (2.0, 4.0)):
+        write_linear_gradient(
+            walks,
+            torch.tensor([9.0, 9.0]),
+            torch.tensor([-1.0, 9.0, 9.0]),
+            torch.tensor([[-3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+            1.0,
+            -1,
+            pos_index=torch.tensor([3, 70]),
+            pos_gradient=torch.tensor([0.5, 0.25], dtype=torch.float64),
+            factor=None if factor is None else torch.tensor(factor),
+            pos_factor=None if pos_factor is None else torch.tensor(pos_factor),
+        )
+        found, kinds = torch.cat([walk.gradient for walk in walks]), torch.cat(labels)
+        assert (found[kinds == 0] == -3 * (factor or 1)).all()
+        assert found[[3, 70]].tolist() == [0.5 * (pos_factor or 1), 0.25 * (pos_factor or 1)]
 
 
 @pytest.mark.parametrize("factor", [INF, -INF, NAN])
