@@ -24,6 +24,7 @@ from alrp_triton.kernels import (
     buckets,
     coefficients,
     configurations,
+    errors,
     fused,
     gradient,
     knots,
@@ -70,8 +71,8 @@ KERNELS = {
     "coefficients": coefficients.coefficients_kernel,
     "send": coefficients.coefficients_kernel,
     "combine": gradient.combine_kernel,
-    "errors": fused.errors_kernel,
-    "interpolate": fused.interpolate_kernel,
+    "errors": errors.errors_kernel,
+    "interpolate": errors.interpolate_kernel,
     "finish": fused.finish_kernel,
     "own": fused.own_kernel,
 }
@@ -91,7 +92,7 @@ P_SIZED = {
     "own": {"block_p": 256, "num_warps": 4},
     **dict.fromkeys(("arrange", "knots", "rank", "sums", "running_max", "coefficients", "send"), knots.SETTINGS),
     **dict.fromkeys(("interpolate", "finish"), knots.SETTINGS),
-    "errors": fused.MANY_SUMS,
+    "errors": errors.MANY_SUMS,
 }
 VARIANTS = {
     "": tuple(KERNELS),

@@ -1,8 +1,5 @@
-"""The P-sized steps between the two passes as two kernels (three, where precision is interpolated): what each positive
-sends and adds to the loss; then sums of that over the positives, for every bucket, every positive, and the loss.
-
-For positives few enough to compare each with all, in one ranking. Everything is float64 until it is stored.
-"""
+"""The P-sized steps between the two passes, for losses whose formula the kernels know: after what each positive sends
+and adds to the loss (``errors``), the sums of that, for every bucket, every positive, and the loss, in one kernel."""
 
 from __future__ import annotations
 
@@ -14,23 +11,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .arrange import Arrangement
-from .coefficients import exceeds, level_and_slope
-from .formulas import FORMULAS, evaluate
-from .knots import SETTINGS, launch, ramp_constants
+from .coefficients import level_and_slope
+from .errors import FIRST, MANY_SUMS, MISSORTED, OWN, PASSED, SECOND, WEIGHT, errors_kernel, interpolate_kernel
+from .formulas import FORMULAS
+from .knots import launch, ramp_constants
 from .pairs import pair_constants
-from .ranks import KINDS, false_positives, poison_of, rank_among, sum_over
-from .sorting import missorted, received_by
+from .ranks import KINDS, sum_over
+from .sorting import received_by
 from .walk import on_device_of
-
-MANY_SUMS = SETTINGS | {"num_warps": 8}
-"""Settings of the kernel that has so many sums at once that some targets run out of registers for more of each."""
-
-# Rows of numbers for each positive, which one kernel hands to the next: the gradient of its own score; what it sends to
-# a whole false positive; what it adds to each scalar; and what it passes on to the values above it. Where precision is
-# interpolated, N_FP(i) and its error go where the second scalar and the passing on are not needed. Last, what a
-# positive sends because others are above it that should not be.
-_OWN, _WEIGHT, _FIRST, _SECOND, _PASSED, _SORTED = (tl.constexpr(row) for row in range(6))
-_FOUND, _ERROR = _SECOND, _PASSED
 
 
 class Outcome(NamedTuple):
@@ -49,158 +37,6 @@ class Outcome(NamedTuple):
     """``[2, 2P + 1]``: level and slope of each bucket."""
     rows: Tensor
     """Float64: some rows ``[P]``, of which the first are the gradients of the positives' own scores; and 0, or NaN."""
-
-
-@triton.jit
-def sorting_errors(
-    i,
-    there,
-    own,
-    pos_logits,
-    values,
-    rows,
-    bad,
-    num_positives,
-    EPS: tl.constexpr,
-    INVERSE_WIDTH: tl.constexpr,
-    SATURATE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """The sorting errors of a block of positives, and, into rows, what they send to others of lower values."""
-    value = tl.load(values + i, mask=there, other=0)
-    target, target_error, lost, lost_error = missorted(
-        own, value, i, pos_logits, values, i, num_positives, INVERSE_WIDTH, SATURATE, False, BLOCK, BLOCK_P
-    )
-    error = (target_error + lost_error) / (target + lost) - target_error / target
-    sends = exceeds(lost, EPS)
-    sent = tl.where(sends, error / tl.full([], num_positives, tl.float64), 0.0)
-    tl.store(rows + _PASSED * num_positives + i, tl.where(sends, sent / lost, 0.0) + bad, mask=there)
-    tl.store(rows + _SORTED * num_positives + i, sent + bad, mask=there)
-    return error
-
-
-@triton.jit
-def store_sent(rows, i, there, excess, found, bad, num_positives, EPS: tl.constexpr):
-    """What positives with more than EPS of false positives send in all, up their own scores; and for a whole one."""
-    sends = exceeds(found, EPS)
-    tl.store(rows + _WEIGHT * num_positives + i, tl.where(sends, excess / found, 0.0) + bad, mask=there)
-    tl.store(rows + _OWN * num_positives + i, bad - tl.where(sends, excess, 0.0), mask=there)
-
-
-@triton.jit(do_not_specialize=["num_positives"])
-def errors_kernel(
-    pos_logits,
-    thresholds,
-    begin,
-    end,
-    totals,
-    values,
-    rows,
-    ranks,
-    num_positives,
-    unit,
-    FORMULA: tl.constexpr,
-    ABOVE: tl.constexpr,
-    SORTED: tl.constexpr,
-    SORTS: tl.constexpr,
-    INTERPOLATED: tl.constexpr,
-    ROWS: tl.constexpr,
-    SATURATE: tl.constexpr,
-    EPS: tl.constexpr,
-    DELTA: tl.constexpr,
-    INVERSE_WIDTH: tl.constexpr,
-    LARGEST: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    i = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    there = i < num_positives
-    own = tl.load(pos_logits + i, mask=there, other=0)
-    rank_positive, above, before, num_nan = rank_among(
-        i, own, pos_logits, values, num_positives, 1 if SORTS else 0, ABOVE, SORTED, INVERSE_WIDTH, BLOCK, BLOCK_P
-    )
-    bad = poison_of(num_nan, totals, num_positives)
-    found = false_positives(
-        own,
-        tl.load(begin + i, mask=there, other=0),
-        tl.load(end + i, mask=there, other=0),
-        thresholds,
-        totals,
-        unit,
-        num_positives,
-        DELTA,
-        INVERSE_WIDTH,
-        LARGEST,
-        BLOCK,
-        BLOCK_P,
-    )
-    value, together = above, before
-    if ABOVE:
-        value = tl.load(values + i, mask=there, other=0).to(tl.float64)
-    if SORTS:
-        together = sorting_errors(
-            i,
-            there,
-            own,
-            pos_logits,
-            values,
-            rows,
-            bad,
-            num_positives,
-            EPS,
-            INVERSE_WIDTH,
-            SATURATE,
-            BLOCK,
-            BLOCK_P,
-        )
-    excess, first, second = evaluate(
-        FORMULA,
-        found,
-        rank_positive,
-        value,
-        above,
-        together,
-        num_positives,
-        0.5 if INVERSE_WIDTH > 0 else 1.0,
-        BLOCK,
-    )
-    rank = rank_positive + found
-    tl.store(ranks + i, rank + bad, mask=there)
-    if INTERPOLATED:
-        tl.store(rows + _FOUND * num_positives + i, found, mask=there)
-        tl.store(rows + _ERROR * num_positives + i, -first, mask=there)
-    else:
-        store_sent(rows, i, there, excess, found, bad, num_positives, EPS)
-        tl.store(rows + _FIRST * num_positives + i, first + bad, mask=there)
-    if ABOVE or SORTS:
-        tl.store(rows + _SECOND * num_positives + i, second + bad, mask=there)
-    if ABOVE:
-        tl.store(rows + _PASSED * num_positives + i, 1 / (rank * num_positives) + bad, mask=there)
-    # Written as the same number by all.
-    tl.store(rows + ROWS * num_positives, bad)
-
-
-@triton.jit(do_not_specialize=["num_positives"])
-def interpolate_kernel(
-    pos_logits,
-    rows,
-    num_positives,
-    ROWS: tl.constexpr,
-    EPS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    i = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    there = i < num_positives
-    own = tl.load(pos_logits + i, mask=there, other=0)
-    bad = tl.load(rows + ROWS * num_positives)
-    found = tl.load(rows + _FOUND * num_positives + i, mask=there, other=0)
-    # The largest precision goes with the smallest error.
-    highest = sum_over(i, own, pos_logits, rows + _ERROR * num_positives, num_positives, 4, 0.0, BLOCK, BLOCK_P)
-    error = -highest / tl.full([], num_positives, tl.float64)
-    store_sent(rows, i, there, error, found, bad, num_positives, EPS)
-    tl.store(rows + _FIRST * num_positives + i, error + bad, mask=there)
 
 
 @triton.jit
@@ -249,7 +85,7 @@ def finish_kernel(
             thresholds,
             begin,
             end,
-            rows + _WEIGHT * num_positives,
+            rows + WEIGHT * num_positives,
             rows,
             rows,
             num_positives,
@@ -267,12 +103,12 @@ def finish_kernel(
         tl.store(coefficients + num_buckets + place, (slope + bad).to(dtype), mask=there)
     else:
         if tl.program_id(0) == 0:
-            store_sum(rows, _FIRST, first, num_positives, ROWS, BLOCK)
-            store_sum(rows, _SECOND if TERMS > 1 else _FIRST, second, num_positives, ROWS, BLOCK)
+            store_sum(rows, FIRST, first, num_positives, ROWS, BLOCK)
+            store_sum(rows, SECOND if TERMS > 1 else FIRST, second, num_positives, ROWS, BLOCK)
         if TERMS > 1:
             there = place < num_positives
             own = tl.load(pos_logits + place, mask=there, other=0)
-            passed = rows + _PASSED * num_positives
+            passed = rows + PASSED * num_positives
             if SORTS:
                 value = tl.load(values + place, mask=there, other=0)
                 total = received_by(
@@ -290,7 +126,7 @@ def finish_kernel(
                     BLOCK,
                     BLOCK_P,
                 )
-                total -= tl.load(rows + _SORTED * num_positives + place, mask=there, other=0)
+                total -= tl.load(rows + MISSORTED * num_positives + place, mask=there, other=0)
             else:
                 total = sum_over(place, own, pos_logits, passed, num_positives, RECEIVES, INVERSE_WIDTH, BLOCK, BLOCK_P)
                 if RECEIVES < 2:
@@ -326,7 +162,7 @@ def constants_of(formula: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def own_kernel(rows, received, first, second, own, num_positives, BLOCK_P: tl.constexpr):
     i = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     there = i < num_positives
-    ranking = tl.load(rows + _OWN * num_positives + i, mask=there, other=0) * tl.load(first).to(tl.float64)
+    ranking = tl.load(rows + OWN * num_positives + i, mask=there, other=0) * tl.load(first).to(tl.float64)
     sorting = tl.load(received + i, mask=there, other=0) * tl.load(second).to(tl.float64)
     tl.store(own + i, ranking + sorting, mask=there)
 

@@ -16,8 +16,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels over the positives take few at a time, so that a few are several blocks."""
-    from alrp_triton.kernels import fused, knots
+    from alrp_triton.kernels import errors, knots
 
-    for settings in (knots.SETTINGS, fused.MANY_SUMS):
+    for settings in (knots.SETTINGS, errors.MANY_SUMS):
         monkeypatch.setitem(settings, "block", 16)
         monkeypatch.setitem(settings, "block_p", 8)
