@@ -156,6 +156,18 @@ def test_upstream_gradients_and_components_do_not_mix() -> None:
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
+@pytest.mark.parametrize("eps", [0.0, 1.0, 5.0])
+def test_few_false_positives_send_nothing(eps: float) -> None:
+    case = random_case(150, 20)
+    x = case.logits.clone().requires_grad_()
+    alrp_loss(x, case.labels, case.loc_errors, eps=eps, backend="triton").cls.backward()
+    expected = judge(case, eps=eps).grad_logits
+    assert x.grad is not None
+    assert_close("gradient", x.grad, expected, 1e-6)
+    silent = (x.grad[case.labels == 1] == 0).sum()
+    assert (0 < silent < 20) == (eps > 0)
+
+
 def test_operators() -> None:
     case = random_case(90, 7)
     logits = [torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), case.logits]
