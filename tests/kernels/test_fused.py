@@ -156,6 +156,19 @@ def test_upstream_gradients_and_components_do_not_mix() -> None:
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
+def test_upstream_gradients_of_a_loss_that_sorts_do_not_mix() -> None:
+    case = random_case(80, 9)
+    for weights in ((3.0, 5.0), (0.0, 2.0), (2.0, 0.0)):
+        gradients = []
+        for backend in ("triton", "reference"):
+            x = case.logits.clone().requires_grad_()
+            ranking, sorting = rank_sort_loss(x, case.labels, case.loc_errors, backend=backend)
+            # One that is not differentiated at all has no upstream gradient either.
+            sum(weight * part for weight, part in zip(weights, (ranking, sorting)) if weight).backward()
+            gradients.append(x.grad)
+        assert_close("gradient", *gradients, 2e-7)
+
+
 @pytest.mark.parametrize("eps", [0.0, 1.0, 5.0])
 def test_few_false_positives_send_nothing(eps: float) -> None:
     case = random_case(150, 20)
