@@ -209,16 +209,24 @@ def test_what_can_be_fused() -> None:
     assert not any(fused.can_fuse(levels, 3, backend) for backend in ("torch", "pairwise", "numba"))
 
 
+def both_of_alrp(x: Tensor, y: Tensor, v: Tensor, **how: str) -> Tensor:
+    # Of which PyTorch 2.6 cannot compile a slice.
+    out = alrp_loss(x, y, v, **how)
+    return torch.stack([out.cls, out.loc])
+
+
 LOSSES = {
-    "alrp": lambda x, y, v, **how: torch.stack(alrp_loss(x, y, v, **how)[:2]),
+    "alrp": both_of_alrp,
     "ap": lambda x, y, v, **how: ap_loss(x, y, num_positives=len(v), **how),
     "ndcg": lambda x, y, v, **how: ndcg_loss(x, y, num_positives=len(v), **how),
-    "rank_sort": lambda x, y, v, **how: torch.stack(rank_sort_loss(x, y, v, **how)),
+    "rank_sort": lambda x, y, v, **how: sum(rank_sort_loss(x, y, v, **how)),
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_one_graph_for_any_number_of_positives(name: str) -> None:
+    if name == "rank_sort" and torch.__version__ < "2.7":
+        pytest.skip("this PyTorch does not compile Rank & Sort Loss for any number of positives, in any backend")
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(LOSSES[name], fullgraph=True, backend=counter, dynamic=True)
