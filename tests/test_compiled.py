@@ -177,9 +177,9 @@ def test_no_size_of_image_makes_a_new_kernel(channels_first: bool, kinds: int, m
     assert len(set(several.hashes)) == kinds
 
 
-@pytest.mark.parametrize("target", TARGETS)
+# Of NVIDIA's, the target that first runs out of registers.
+@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_all_formulas_compile(formula: str, target: str) -> None:
     for kernel in ("errors", "finish"):
-        for dtype in (torch.float32, torch.float64):
-            assert figures(kernel, target, logits=dtype, formula=formula).spill_bytes == 0
+        assert figures(kernel, target, formula=formula).spill_bytes == 0
