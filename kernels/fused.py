@@ -218,7 +218,7 @@ def evaluate_loss(
     # Without positives there may still be a NaN.
     launch(errors_kernel, max(1, num_pos), 1, *given, num_pos, unit, EPS=eps, settings=MANY_SUMS, **of_errors)
     if how.interpolated:
-        launch(interpolate_kernel, num_pos, 1, pos_logits, rows, num_pos, ROWS=of_errors["ROWS"], EPS=eps)
+        launch(interpolate_kernel, num_pos, 1, pos_logits, rows, num_pos, ROWS=size, EPS=eps)
     first, second = (torch.empty((), dtype=dtype, device=device) for _ in range(2))
     coefficients = torch.empty(2, 2 * num_pos + 1, dtype=dtype, device=device)
     dtype = received_dtype(formula, None if values is None else values.dtype)
