@@ -141,7 +141,8 @@ def test_metadata(installed: Path) -> None:
     assert metadata["Version"] == alrp_triton.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra") or []) == {"torchvision", "cli", "numba", "bench", "demo", "test"}
+    extras = {"torchvision", "mmdet", "transformers", "metrics", "cli", "numba", "bench", "demo", "test", "frameworks"}
+    assert set(metadata.get_all("Provides-Extra") or []) == extras
     requirements = [Requirement(line) for line in distribution.requires or []]
     # An extra is a marker that holds for that extra alone; triton's marker holds on Linux.
     linux = {"sys_platform": "linux", "extra": ""}

@@ -27,8 +27,8 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from .. import ALRPLoss, APLoss, NDCGLoss, RankSortLoss
-from ..framework import RankingLoss
+from ... import ALRPLoss, APLoss, NDCGLoss, RankSortLoss
+from ...framework import RankingLoss
 
 __all__ = ["use_alrp", "use_ap", "use_classification_loss", "use_ndcg", "use_rank_sort"]
 

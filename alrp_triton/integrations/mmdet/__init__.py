@@ -1,0 +1,1 @@
+"""Ranking losses for MMDetection 3.x."""
