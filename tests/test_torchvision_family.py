@@ -16,6 +16,7 @@ from test_torchvision import (
     through_torch_save,
 )
 from torch import nn
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou, generalized_box_iou
 
 import alrp_triton
