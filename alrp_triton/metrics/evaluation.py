@@ -1,0 +1,180 @@
+"""One call from COCO-format ground truth and detections to AP, optimal LRP and rank correlation."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dataset import read_dataset
+from .lrp import LRPResult, is_number, lrp, optimal_lrp, rank_correlation
+from .results import ClassMetrics, DetectionMetrics, Scores
+
+if TYPE_CHECKING:
+    from .matching import Matches
+
+__all__ = ["COCO_AREA_RANGES", "evaluate"]
+
+COCO_AREA_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+)
+"""COCO's ranges, in square pixels; both bounds belong to the range."""
+
+_EVERYTHING = (0.0, 1e10)
+# The bits that COCO has: its 0.9 is one unit in the last place below 0.9.
+_COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+_UNDEFINED = LRPResult(math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
+
+
+def evaluate(
+    ground_truth: str | os.PathLike[str] | Mapping[str, Any] | Any,
+    detections: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | Any,
+    *,
+    iou_type: str = "bbox",
+    tau: float = 0.5,
+    max_detections: int = 100,
+    iou_thresholds: Iterable[float] = (),
+    score_threshold: float | Mapping[int, float] | None = None,
+    area_ranges: Mapping[str, tuple[float, float]] = COCO_AREA_RANGES,
+) -> DetectionMetrics:
+    """AP, AP50, AP75, AP90, optimal LRP with its components, and rho, of every class and on average.
+
+    Detections are matched to objects by pycocotools, under COCO's rules: in each image and class the best
+    ``max_detections`` take, best first, the free object of the highest IoU; detections on crowds are ignored, as are
+    those outside of an area range that match nothing in it. A class without objects counts in no mean. Nothing is
+    printed, and no input is changed.
+
+    Args:
+        ground_truth: a COCO dataset with ``images``, ``annotations`` and ``categories``, as a file, a dict or a
+            pycocotools ``COCO`` object. Ids of annotations are not needed. Where missing, ``iscrowd`` is 0, ``area``
+            that of the box or mask, and ``categories`` those of the annotations.
+        detections: COCO results, a list of dicts with ``image_id``, ``category_id``, ``score`` and ``bbox`` (x, y,
+            width, height) or ``segmentation``; as a file, a list or a ``COCO`` object; may be empty. Those of a
+            category that the dataset does not list are left out.
+        iou_type: ``"bbox"`` or ``"segm"``.
+        tau: the IoU from which a detection is a true positive, for LRP and rho; in (0, 1).
+        max_detections: how many detections of one class count in one image.
+        iou_thresholds: further thresholds of AP, in (0, 1], found again in ``ap_at``.
+        score_threshold: also give LRP at this score threshold, or at one for each category id, which may lack some.
+        area_ranges: by name, lowest and highest area of the objects of a row in ``by_area``; ``{}`` saves their time.
+
+    Raises:
+        ImportError: pycocotools is not installed.
+        OSError: a file cannot be read.
+        TypeError, ValueError: an argument or a part of the data is not as it should be; the message says which.
+    """
+    thresholds, keys = _iou_thresholds(iou_thresholds, tau)
+    _check_settings(iou_type, max_detections, score_threshold)
+    ranges = {"all": _EVERYTHING, **_checked_ranges(area_ranges)}
+    try:
+        from .matching import match
+    except ImportError as error:
+        raise ImportError("evaluate needs pycocotools: pip install 'alrp-triton[metrics]'") from error
+    data = read_dataset(ground_truth, detections, iou_type)
+    names = {category["id"]: str(category.get("name", category["id"])) for category in data.categories}
+    found: dict[str, dict[int, ClassMetrics]] = {name: {} for name in ranges}
+    for (category, area), matches in match(data, iou_type, thresholds, tau, max_detections, ranges).items():
+        limit = score_threshold.get(category) if isinstance(score_threshold, Mapping) else score_threshold
+        found[area][category] = _class_metrics(matches, keys, tau, limit, category, names[category])
+    means = {area: _means(list(classes.values()), keys) for area, classes in found.items()}
+    return DetectionMetrics(
+        **means.pop("all"),
+        iou_type=iou_type,
+        tau=float(tau),
+        max_detections=max_detections,
+        per_class=found["all"],
+        by_area={area: Scores(**values) for area, values in means.items()},
+    )
+
+
+def _class_metrics(
+    matches: Matches, keys: Sequence[float], tau: float, limit: float | None, category: int, name: str
+) -> ClassMetrics:
+    scores, hits, ious, num_ground_truth, ap = matches
+    best = optimal_lrp(scores, hits, ious, num_ground_truth, tau=tau)
+    # A class without objects has no error, whatever is detected.
+    at_limit = _UNDEFINED
+    if limit is not None and num_ground_truth:
+        at_limit = lrp(scores, hits, ious, num_ground_truth, tau=tau, threshold=limit)
+    return ClassMetrics(
+        ap_at=dict(zip(keys, ap.tolist())),
+        olrp=best.lrp,
+        olrp_loc=best.loc,
+        olrp_fp=best.fp,
+        olrp_fn=best.fn,
+        olrp_threshold=best.threshold,
+        rho=rank_correlation(scores[hits], ious[hits]),
+        lrp=at_limit.lrp,
+        lrp_loc=at_limit.loc,
+        lrp_fp=at_limit.fp,
+        lrp_fn=at_limit.fn,
+        category_id=category,
+        name=name,
+        num_ground_truth=num_ground_truth,
+        num_detections=len(scores),
+    )
+
+
+def _means(classes: Sequence[Scores], keys: Sequence[float]) -> dict[str, Any]:
+    names = ("olrp", "olrp_loc", "olrp_fp", "olrp_fn", "rho", "lrp", "lrp_loc", "lrp_fp", "lrp_fn")
+    ap_at = {key: _mean(one.ap_at[key] for one in classes) for key in keys}
+    return {"ap_at": ap_at, **{name: _mean(getattr(one, name) for one in classes) for name in names}}
+
+
+def _mean(values: Iterable[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return math.fsum(defined) / len(defined) if defined else math.nan
+
+
+def _iou_thresholds(further: Iterable[float], tau: float) -> tuple[NDArray[np.float64], list[float]]:
+    """COCO's IoU thresholds, the further ones and tau, each once; and the keys of ``ap_at`` that they go by."""
+    if not is_number(tau):
+        raise TypeError(f"tau: expected a number in (0, 1), got {type(tau).__name__}")
+    if not 0 < tau < 1:
+        raise ValueError(f"tau: expected a number in (0, 1), got {tau}")
+    if isinstance(further, str) or not isinstance(further, Iterable):
+        raise TypeError(f"iou_thresholds: expected numbers in (0, 1], got {type(further).__name__}")
+    values = list(_COCO_THRESHOLDS)
+    keys = [round(value, 2) for value in values]
+    for value in [*further, tau]:
+        if not is_number(value):
+            raise TypeError(f"iou_thresholds: expected numbers in (0, 1], got {value!r}")
+        if not 0 < value <= 1:
+            raise ValueError(f"iou_thresholds: expected numbers in (0, 1], got {value}")
+        if not any(math.isclose(value, other, rel_tol=1e-9) for other in values):
+            values.append(value)
+            keys.append(float(value))
+    return np.array(values), [float(key) for key in keys]
+
+
+def _check_settings(iou_type: str, max_detections: int, score_threshold: Any) -> None:
+    if iou_type not in ("bbox", "segm"):
+        raise ValueError(f"iou_type: expected 'bbox' or 'segm', got {iou_type!r}")
+    if isinstance(max_detections, bool) or not isinstance(max_detections, int):
+        raise TypeError(f"max_detections: expected an integer, got {type(max_detections).__name__}")
+    if max_detections < 1:
+        raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
+    limits = score_threshold.values() if isinstance(score_threshold, Mapping) else [score_threshold]
+    for limit in limits:
+        if limit is None:
+            continue
+        if not is_number(limit):
+            raise TypeError(f"score_threshold: expected a number, or numbers by category id, got {limit!r}")
+        if math.isnan(limit):
+            raise ValueError("score_threshold: expected a number, got NaN")
+
+
+def _checked_ranges(area_ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    if not isinstance(area_ranges, Mapping):
+        raise TypeError(f"area_ranges: expected a dict of names to (lowest, highest), got {type(area_ranges).__name__}")
+    for name, bounds in area_ranges.items():
+        if name == "all":
+            raise ValueError("area_ranges: 'all' stands for every object and cannot be given other bounds")
+        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
+            raise ValueError(f"area_ranges[{name!r}]: expected 0 <= lowest <= highest, got {bounds}")
+    return dict(area_ranges)

@@ -1,0 +1,120 @@
+"""What an evaluation returns: numbers, not tensors; NaN where a number is not defined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+__all__ = ["ClassMetrics", "DetectionMetrics", "Scores"]
+
+COLUMNS = ("AP", "AP50", "AP75", "AP90", "oLRP", "Loc", "FP", "FN", "rho")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The metrics of one class, or their means over classes. Each mean is over the classes that have that number."""
+
+    ap_at: Mapping[float, float]
+    """AP by IoU threshold: COCO's ten, tau and those asked for; as in COCO, interpolated and read at 101 recalls."""
+    olrp: float
+    """Optimal LRP: the lowest LRP error of all score thresholds. In [0, 1], 0 for a perfect detector."""
+    olrp_loc: float
+    """1 - IoU, averaged over the true positives at the optimal threshold; in [0, 1 - tau]."""
+    olrp_fp: float
+    """1 - precision at the optimal threshold."""
+    olrp_fn: float
+    """1 - recall at the optimal threshold."""
+    rho: float
+    """Spearman's correlation of score and IoU over the true positives; in [-1, 1]."""
+    lrp: float = math.nan
+    """LRP at ``score_threshold``; this and its three components are NaN where no threshold was given."""
+    lrp_loc: float = math.nan
+    lrp_fp: float = math.nan
+    lrp_fn: float = math.nan
+
+    @property
+    def ap(self) -> float:
+        """COCO's AP: the mean over the IoU thresholds 0.50, 0.55, ..., 0.95."""
+        return sum(self.ap_at[(50 + 5 * i) / 100] for i in range(10)) / 10
+
+    @property
+    def ap50(self) -> float:
+        return self.ap_at[0.5]
+
+    @property
+    def ap75(self) -> float:
+        return self.ap_at[0.75]
+
+    @property
+    def ap90(self) -> float:
+        return self.ap_at[0.9]
+
+    def cells(self) -> list[str]:
+        """The numbers under :data:`COLUMNS`, as text."""
+        olrp = (self.olrp, self.olrp_loc, self.olrp_fp, self.olrp_fn)
+        return [_text(value) for value in (self.ap, self.ap50, self.ap75, self.ap90, *olrp, self.rho)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything by its name, down to what JSON can hold: NaN becomes ``None``, dataclasses and keys plain."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        averages = {name: getattr(self, name) for name in ("ap", "ap50", "ap75", "ap90")}
+        return {name: _plain(value) for name, value in {**averages, **values}.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMetrics(Scores):
+    """The metrics of one class: all NaN, which no mean counts, where the class has no object to find."""
+
+    category_id: int
+    name: str
+    num_ground_truth: int
+    """Objects to find, without crowds."""
+    num_detections: int
+    """Detections that count, true or false."""
+    olrp_threshold: float
+    """The score that reaches oLRP: keep detections with this score or a higher one. NaN without true positives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionMetrics(Scores):
+    """Means over the classes that have objects, and the classes themselves."""
+
+    iou_type: str
+    tau: float
+    max_detections: int
+    per_class: Mapping[int, ClassMetrics]
+    """By category id, in ascending order."""
+    by_area: Mapping[str, Scores] = field(default_factory=dict)
+    """Means over classes for the objects of each area range."""
+
+    def rows(self, *, per_class: bool = False) -> tuple[list[str], list[list[str]]]:
+        """The head and the rows of a table: all objects, each area range and, if asked for, each class."""
+        means = [["all", *self.cells(), ""], *([name, *scores.cells(), ""] for name, scores in self.by_area.items())]
+        if not per_class:
+            return ["", *COLUMNS], [row[:-1] for row in means]
+        classes = [[found.name, *found.cells(), _text(found.olrp_threshold)] for found in self.per_class.values()]
+        return ["", *COLUMNS, "threshold"], means + classes
+
+    def table(self, *, per_class: bool = False) -> str:
+        """The numbers as aligned text."""
+        head, rows = self.rows(per_class=per_class)
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in [head, *rows]]
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def _text(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Scores):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
