@@ -97,16 +97,18 @@ def test_anchors_fit_the_digits():
     assert (box_iou(boxes, anchors).amax(1) >= 0.5).float().mean() > 0.9
 
 
-def test_average_precision_of_known_detections():
+def test_metrics_of_known_detections():
     """The ground truth itself scores 1; boxes with an IoU of 0.62 count at 0.50, 0.55 and 0.60; no boxes score 0."""
     perfect = [{**target, "scores": torch.ones(len(target["labels"]))} for _, target in SCENES]
-    assert report.average_precision(perfect, SCENES) == pytest.approx({"AP": 1, "AP50": 1, "AP75": 1})
+    assert report.measure(perfect, SCENES) == pytest.approx({"AP": 1, "AP50": 1, "AP75": 1, "oLRP": 0})
     narrow = [{**found, "boxes": found["boxes"].clone()} for found in perfect]
     for found in narrow:
         found["boxes"][:, 2] -= 0.38 * (found["boxes"][:, 2] - found["boxes"][:, 0])
-    assert report.average_precision(narrow, SCENES) == pytest.approx({"AP": 0.3, "AP50": 1, "AP75": 0})
+    assert report.measure(narrow, SCENES) == pytest.approx(
+        {"AP": 0.3, "AP50": 1, "AP75": 0, "oLRP": 0.76}, abs=1e-5
+    )
     none = [{key: value[:0] for key, value in found.items()} for found in perfect]
-    assert report.average_precision(none, SCENES) == {"AP": 0, "AP50": 0, "AP75": 0}
+    assert report.measure(none, SCENES) == {"AP": 0, "AP50": 0, "AP75": 0, "oLRP": 1}
 
 
 def test_the_script_trains_reports_and_fails_below_the_required_precision(tmp_path, capsys):

@@ -1,21 +1,20 @@
-"""What the detector learned: COCO's average precision, and a picture of detections and loss curves."""
+"""What the detector learned: average precision and LRP error, and a picture of detections and loss curves."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
+from typing import Any, Protocol
 
 import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from scenes import NUM_CLASSES, SIZE, DigitScenes
+from scenes import NUM_CLASSES, SIZE
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
 from torchvision.ops import box_convert, box_iou
+
+from alrp_triton.metrics import evaluate
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -24,8 +23,16 @@ Detections = list[dict[str, Tensor]]  # for each scene "boxes" [n, 4], "labels" 
 TRUTH, RIGHT, WRONG = "#ffd400", "#35d05b", "#ff5a4d"
 
 
+class Scenes(Protocol):
+    """A sequence of images [1, SIZE, SIZE] with targets, such as :class:`scenes.DigitScenes`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
 @torch.inference_mode()
-def detect(model: RetinaNet, scenes: DigitScenes, device: torch.device, batch_size: int = 50) -> Detections:
+def detect(model: RetinaNet, scenes: Scenes, device: torch.device, batch_size: int = 50) -> Detections:
     """The model's detections on every scene, on the CPU."""
     model.eval()
     detections: Detections = []
@@ -35,9 +42,10 @@ def detect(model: RetinaNet, scenes: DigitScenes, device: torch.device, batch_si
     return detections
 
 
-def average_precision(detections: Detections, scenes: DigitScenes) -> dict[str, float]:
-    """COCO's AP (mean over IoU 0.50 to 0.95), AP50 and AP75, each in 0..1."""
-    truth, found = [], []
+def to_coco(detections: Detections, scenes: Scenes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ground truth and detections in COCO's format; a scene's number is its image's id."""
+    truth: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for image, detected in enumerate(detections):
         target = scenes[image][1]
         for box, label in zip(box_convert(target["boxes"], "xyxy", "xywh").tolist(), target["labels"].tolist()):
@@ -46,23 +54,21 @@ def average_precision(detections: Detections, scenes: DigitScenes) -> dict[str, 
         boxes = box_convert(detected["boxes"], "xyxy", "xywh").tolist()
         for box, label, score in zip(boxes, detected["labels"].tolist(), detected["scores"].tolist()):
             found.append({"image_id": image, "category_id": label, "bbox": box, "score": score})
-
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on every step
-        coco = COCO()
-        coco.dataset = {
-            "images": [{"id": image} for image in range(len(detections))],
-            "categories": [{"id": label} for label in range(NUM_CLASSES)],
-            "annotations": truth,
-        }
-        coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(found) if found else COCO(), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {name: float(value) for name, value in zip(("AP", "AP50", "AP75"), evaluation.stats)}
+    dataset = {
+        "images": [{"id": image} for image in range(len(detections))],
+        "categories": [{"id": label} for label in range(NUM_CLASSES)],
+        "annotations": truth,
+    }
+    return dataset, found
 
 
-def draw(path: Path, title: str, scenes: DigitScenes, detections: Detections, history: dict[str, list[float]]) -> None:
+def measure(detections: Detections, scenes: Scenes) -> dict[str, float]:
+    """COCO's AP (mean over IoU 0.50 to 0.95), AP50 and AP75, and optimal LRP (the lower the better); each in 0..1."""
+    found = evaluate(*to_coco(detections, scenes))
+    return {"AP": found.ap, "AP50": found.ap50, "AP75": found.ap75, "oLRP": found.olrp}
+
+
+def draw(path: Path, title: str, scenes: Scenes, detections: Detections, history: dict[str, list[float]]) -> None:
     """Save a picture: detections in the first eight scenes with two digits or more, and beside them the training.
 
     A ranking loss orders the scores but does not calibrate them, so what is drawn follows from the order: over all
@@ -79,7 +85,8 @@ def draw(path: Path, title: str, scenes: DigitScenes, detections: Detections, hi
 
     figure = plt.figure(figsize=(17, 7.2), layout="constrained")
     figure.suptitle(title, fontsize=15, fontweight="bold")
-    left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(2.1, 1))
+    left, right = halves
     for index, axes in zip(shown, left.subplots(2, 4).flat):
         _draw_scene(axes, *scenes[index], detections[index], min_score)
     frames = (
@@ -144,7 +151,7 @@ def _draw_scene(
         )
 
 
-def _draw_box(axes: Axes, box: Tensor, colour: str, **style: object) -> None:
+def _draw_box(axes: Axes, box: Tensor, colour: str, **style: Any) -> None:
     x1, y1, x2, y2 = box.tolist()
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style))
 

@@ -108,7 +108,7 @@ def _clutter(canvas: Array, rng: np.random.Generator, scans: Array) -> None:
         else:
             start = int(rng.integers(360))
             draw.arc((x, y, x + dx, y + dy), start, start + int(rng.integers(60, 200)), shade, width)
-    _ink(canvas, np.asarray(coverage, np.float32) / 255, 0, 0, rng)
+    _ink(canvas, np.asarray(coverage, np.float32) / np.float32(255), 0, 0, rng)
     for _ in range(rng.integers(3)):
         row, column = rng.integers(0, 2, 2) * 4
         scrap = _enlarge(scans[rng.integers(len(scans)), row : row + 4, column : column + 4], rng, 0.5)

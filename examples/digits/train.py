@@ -154,8 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
     test_scenes = DigitScenes("test", options.test_scenes, options.seed)
     with console.status(f"detecting in {len(test_scenes)} scenes of held-out digits"):
         detections = report.detect(model, test_scenes, options.device)
-        precision = report.average_precision(detections, test_scenes)
-    table = Table("AP", "AP50", "AP75", "training", title=f"{len(test_scenes)} scenes of held-out digits")
+        precision = report.measure(detections, test_scenes)
+    table = Table("AP", "AP50", "AP75", "oLRP", "training", title=f"{len(test_scenes)} scenes of held-out digits")
     table.add_row(*(f"{value:.3f}" for value in precision.values()), f"{seconds:.0f} s on {options.device}")
     console.print(table)
 
