@@ -166,17 +166,16 @@ class RankingRoIHeads(RankingPart):
     ) -> Any:
         """Of all proposals of the batch [N]; labels are torchvision's, 0 for background."""
         images = torch.cat([torch.full_like(index, image) for image, index in enumerate(matched)])  # [N]
-        num_classes = class_logits.shape[1] - 1
         (positives,) = torch.nonzero(labels > 0, as_tuple=True)
         counts = torch.tensor([len(boxes) for boxes in gt_boxes], device=labels.device)
         first = counts.cumsum(0) - counts  # where each image's objects begin among all
         objects = torch.cat(matched)[positives] + first[images[positives]]
         boxes = torch.cat(gt_boxes)
-        own = deltas.view(len(labels), -1, 4)[positives, labels[positives]]  # those of the object's class
+        own = deltas.view(*class_logits.shape, 4)[positives, labels[positives]]  # those of the object's class
         pred_boxes = self.box_coder.decode_single(own.to(boxes.dtype), torch.cat(proposals)[positives].to(boxes.dtype))
-        classes = torch.where(labels > 0, labels - 1, num_classes)
-        options = self.ranking_options(images)
-        return self.ranking_criterion(class_logits[:, 1:], classes, pred_boxes, boxes[objects], **options)
+        logits = class_logits[:, 1:]
+        classes = torch.where(labels > 0, labels - 1, logits.shape[1])
+        return self.ranking_criterion(logits, classes, pred_boxes, boxes[objects], **self.ranking_options(images))
 
     def postprocess_detections(
         self,
