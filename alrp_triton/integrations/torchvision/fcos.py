@@ -1,0 +1,85 @@
+"""FCOS: both parts of the loss, or the classification alone; the centre-ness branch is kept or dropped.
+
+The points of all levels and images are ranked together. Which of them are positives says FCOS itself: those near the
+centre of an object of the level's size. The others are background; none is ignored.
+
+Centre-ness was made to press down the scores of badly placed boxes, which aLRP and Rank & Sort Loss teach the scores
+themselves. ``"keep"`` trains the branch by its own binary cross-entropy and leaves it in the score of a detection, the
+square root of its product with the class probability. ``"drop"`` takes it out of both: no loss, parameters frozen, and
+at inference a centre-ness of 1, so that the score is the square root of the class probability. Detections are then
+ranked by the class scores alone, and ``model.score_thresh`` is a threshold on that root, as before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.fcos import FCOSHead
+
+from ._dense import DenseHead
+from ._parts import mix_in
+
+__all__ = ["CENTERNESS", "use_criterion"]
+
+CENTERNESS = ("keep", "drop")
+
+
+def use_criterion(
+    model: FCOS, criterion: nn.Module, per_image: bool, *, boxes: bool, centerness: str | None = None
+) -> None:
+    """Give an FCOS the criterion, in place; see ``use_alrp`` and ``use_classification_loss``."""
+    if not isinstance(model.head, FCOSHead):
+        raise TypeError(f"model.head must be a torchvision FCOSHead; got {type(model.head).__qualname__}")
+    centerness = CENTERNESS[0] if centerness is None else centerness
+    if centerness not in CENTERNESS:
+        raise ValueError(f"centerness must be one of {CENTERNESS}; got {centerness!r}")
+    branch = dict(model.head.regression_head.bbox_ctrness.named_parameters())
+    for name in getattr(model.head, "ranking_frozen", ()):  # by an earlier call
+        branch[name].requires_grad_()
+    # Parameters without a gradient would make DistributedDataParallel wait for them; frozen ones it leaves out.
+    frozen = [name for name, value in branch.items() if value.requires_grad and centerness == "drop"]
+    for name in frozen:
+        branch[name].requires_grad_(False)
+    mix_in(model.head, RankingFCOSHead, criterion, per_image)
+    model.head.ranking_takes_boxes, model.head.ranking_centerness = boxes, centerness
+    model.head.ranking_frozen = tuple(frozen)
+
+
+class RankingFCOSHead(DenseHead):
+    """What is added to the class of a model's ``FCOSHead``."""
+
+    box_coder: Any  # typed so, since torchvision has no type hints of its own
+    ranking_centerness: str
+    ranking_frozen: tuple[str, ...]
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        """As in ``FCOSHead``; at inference a dropped centre-ness is 1, the sigmoid of infinity."""
+        outputs: dict[str, Tensor] = super().forward(x)
+        if self.ranking_centerness == "drop" and not self.training:
+            outputs = {**outputs, "bbox_ctrness": torch.full_like(outputs["bbox_ctrness"], torch.inf)}
+        return outputs
+
+    def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        boxes: Tensor = self.box_coder.decode(deltas, anchors)
+        return boxes
+
+    def kept_losses(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        kept = [] if self.ranking_takes_boxes else ["bbox_regression"]
+        if self.ranking_centerness == "keep":
+            kept.append("bbox_ctrness")
+        if not kept:
+            return {}
+        # FCOS computes its three parts at once. Its focal loss, not asked for, is given a single class to go over.
+        outputs = {**head_outputs, "cls_logits": head_outputs["cls_logits"][..., :1].detach()}
+        single = [{**target, "labels": torch.zeros_like(target["labels"], dtype=torch.int64)} for target in targets]
+        own = super(DenseHead, self).compute_loss(single, outputs, anchors, matched_idxs)  # type: ignore[misc]
+        return {name: own[name] for name in kept}
