@@ -66,7 +66,7 @@ def test_the_first_seed_searches_the_learning_rate_that_the_others_take(store):
     assert len(done) == len(LEARNING_RATES) + 2
 
 
-@pytest.mark.parametrize(("best", "rate"), [(8e-3, 8e-3), (16e-3, 16e-3), (1e-3, 1e-3), (0.5e-3, 0.5e-3)])
+@pytest.mark.parametrize(("best", "rate"), [(8e-3, 8e-3), (16e-3, 16e-3), (1e-3, 1e-3), (2e-3, 2e-3)])
 def test_the_search_is_widened_until_the_best_lies_inside(store, best, rate):
     schedule = Schedule(store, ["ap"], range(1), ITERATIONS)
     done = complete(schedule, lambda wanted: 1 / (1 + abs(math.log2(wanted.learning_rate / best))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from queue import Queue
@@ -23,6 +24,15 @@ def _start_worker(reports: Any) -> None:
     global _reports
     _reports = reports
     torch.set_num_threads(num_threads())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Where the command is killed, its runs end, too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(run: Run, device: str) -> Record:
