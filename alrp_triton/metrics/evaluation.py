@@ -59,7 +59,7 @@ def evaluate(
         iou_type: ``"bbox"`` or ``"segm"``.
         tau: the IoU from which a detection is a true positive, for LRP and rho; in (0, 1).
         max_detections: how many detections of one class count in one image.
-        iou_thresholds: further thresholds of AP, in (0, 1], found again in ``ap_at``.
+        iou_thresholds: further thresholds of AP, in (0, 1], found again in ``ap_at``, whose keys have nine decimals.
         score_threshold: also give LRP at this score threshold, or at one for each category id, which may lack some.
         area_ranges: by name, lowest and highest area of the objects of a row in ``by_area``; ``{}`` saves their time.
 
@@ -87,6 +87,7 @@ def evaluate(
         iou_type=iou_type,
         tau=float(tau),
         max_detections=max_detections,
+        score_threshold=score_threshold,
         per_class=found["all"],
         by_area={area: Scores(**values) for area, values in means.items()},
     )
@@ -140,7 +141,6 @@ def _iou_thresholds(further: Iterable[float], tau: float) -> tuple[NDArray[np.fl
     if isinstance(further, str) or not isinstance(further, Iterable):
         raise TypeError(f"iou_thresholds: expected numbers in (0, 1], got {type(further).__name__}")
     values = list(_COCO_THRESHOLDS)
-    keys = [round(value, 2) for value in values]
     for value in [*further, tau]:
         if not is_number(value):
             raise TypeError(f"iou_thresholds: expected numbers in (0, 1], got {value!r}")
@@ -148,8 +148,7 @@ def _iou_thresholds(further: Iterable[float], tau: float) -> tuple[NDArray[np.fl
             raise ValueError(f"iou_thresholds: expected numbers in (0, 1], got {value}")
         if not any(math.isclose(value, other, rel_tol=1e-9) for other in values):
             values.append(value)
-            keys.append(float(value))
-    return np.array(values), [float(key) for key in keys]
+    return np.array(values), [round(float(value), 9) for value in values]
 
 
 def _check_settings(iou_type: str, max_detections: int, score_threshold: Any) -> None:

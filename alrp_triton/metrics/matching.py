@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,8 +115,9 @@ def _encode(name: str, coco: COCO, records: list[Record]) -> None:
     for i, record in enumerate(records):
         try:
             record["segmentation"] = coco.annToRLE(record)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            problem: Any = f"no {error}" if isinstance(error, KeyError) else error
+        except Exception as error:  # pycocotools raises nothing more specific on some
+            problem = f"no {error}" if isinstance(error, KeyError) else error
+            place = f"{name}[{i}]['segmentation']"
             raise ValueError(
-                f"{name}[{i}]['segmentation']: expected polygons, with height and width of the image, or RLE: {problem}"
+                f"{place}: expected polygons or RLE, in an image with height and width: {problem}"
             ) from None

@@ -9,7 +9,18 @@ from typing import Any
 
 __all__ = ["ClassMetrics", "DetectionMetrics", "Scores"]
 
-COLUMNS = ("AP", "AP50", "AP75", "AP90", "oLRP", "Loc", "FP", "FN", "rho")
+COLUMNS = {
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "AP90": "ap90",
+    "oLRP": "olrp",
+    "oLRP Loc": "olrp_loc",
+    "oLRP FP": "olrp_fp",
+    "oLRP FN": "olrp_fn",
+    "rho": "rho",
+}
+AT_THRESHOLD = {"LRP": "lrp", "LRP Loc": "lrp_loc", "LRP FP": "lrp_fp", "LRP FN": "lrp_fn"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +62,6 @@ class Scores:
     def ap90(self) -> float:
         return self.ap_at[0.9]
 
-    def cells(self) -> list[str]:
-        """The numbers under :data:`COLUMNS`, as text."""
-        olrp = (self.olrp, self.olrp_loc, self.olrp_fp, self.olrp_fn)
-        return [_text(value) for value in (self.ap, self.ap50, self.ap75, self.ap90, *olrp, self.rho)]
-
     def to_dict(self) -> dict[str, Any]:
         """Everything by its name, down to what JSON can hold: NaN becomes ``None``, dataclasses and keys plain."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -84,6 +90,7 @@ class DetectionMetrics(Scores):
     iou_type: str
     tau: float
     max_detections: int
+    score_threshold: float | Mapping[int, float] | None
     per_class: Mapping[int, ClassMetrics]
     """By category id, in ascending order."""
     by_area: Mapping[str, Scores] = field(default_factory=dict)
@@ -91,11 +98,15 @@ class DetectionMetrics(Scores):
 
     def rows(self, *, per_class: bool = False) -> tuple[list[str], list[list[str]]]:
         """The head and the rows of a table: all objects, each area range and, if asked for, each class."""
-        means = [["all", *self.cells(), ""], *([name, *scores.cells(), ""] for name, scores in self.by_area.items())]
-        if not per_class:
-            return ["", *COLUMNS], [row[:-1] for row in means]
-        classes = [[found.name, *found.cells(), _text(found.olrp_threshold)] for found in self.per_class.values()]
-        return ["", *COLUMNS, "threshold"], means + classes
+        columns = COLUMNS if self.score_threshold is None else COLUMNS | AT_THRESHOLD
+        if per_class:
+            columns = {**columns, "threshold": "olrp_threshold"}
+        rows: list[tuple[str, Scores]] = [("all", self), *self.by_area.items()]
+        if per_class:
+            rows += [(found.name, found) for found in self.per_class.values()]
+        return ["", *columns], [
+            [name, *(_text(getattr(scores, column, None)) for column in columns.values())] for name, scores in rows
+        ]
 
     def table(self, *, per_class: bool = False) -> str:
         """The numbers as aligned text."""
@@ -108,7 +119,10 @@ class DetectionMetrics(Scores):
         return self.table()
 
 
-def _text(value: float) -> str:
+def _text(value: float | None) -> str:
+    """Blank where there is no such number, a dash where it is undefined."""
+    if value is None:
+        return ""
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
