@@ -96,23 +96,17 @@ class DetectionMetrics(Scores):
     by_area: Mapping[str, Scores] = field(default_factory=dict)
     """Means over classes for the objects of each area range."""
 
-    def rows(self, *, per_class: bool = False) -> tuple[list[str], list[list[str]]]:
-        """The head and the rows of a table: all objects, each area range and, if asked for, each class."""
+    def table(self, *, per_class: bool = False) -> str:
+        """A row for all objects, one for each area range and, if asked for, one for each class; as aligned text."""
         columns = COLUMNS if self.score_threshold is None else COLUMNS | AT_THRESHOLD
+        scores: list[tuple[str, Scores]] = [("all", self), *self.by_area.items()]
         if per_class:
             columns = {**columns, "threshold": "olrp_threshold"}
-        rows: list[tuple[str, Scores]] = [("all", self), *self.by_area.items()]
-        if per_class:
-            rows += [(found.name, found) for found in self.per_class.values()]
-        return ["", *columns], [
-            [name, *(_text(getattr(scores, column, None)) for column in columns.values())] for name, scores in rows
-        ]
-
-    def table(self, *, per_class: bool = False) -> str:
-        """The numbers as aligned text."""
-        head, rows = self.rows(per_class=per_class)
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in [head, *rows]]
+            scores += [(found.name, found) for found in self.per_class.values()]
+        rows = [["", *columns]]
+        rows += [[name, *(_text(getattr(one, column, None)) for column in columns.values())] for name, one in scores]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
         return "\n".join("  ".join(line).rstrip() for line in lines)
 
     def __str__(self) -> str:
