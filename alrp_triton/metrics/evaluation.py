@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,8 @@ def evaluate(
         TypeError, ValueError: an argument or a part of the data is not as it should be; the message says which.
     """
     thresholds, keys = _iou_thresholds(iou_thresholds, tau)
-    _check_settings(iou_type, max_detections, score_threshold)
+    _check_settings(iou_type, max_detections)
+    limits = _score_thresholds(score_threshold)
     ranges = {"all": _EVERYTHING, **_checked_ranges(area_ranges)}
     try:
         from .matching import match
@@ -79,15 +81,15 @@ def evaluate(
     names = {category["id"]: str(category.get("name", category["id"])) for category in data.categories}
     found: dict[str, dict[int, ClassMetrics]] = {name: {} for name in ranges}
     for (category, area), matches in match(data, iou_type, thresholds, tau, max_detections, ranges).items():
-        limit = score_threshold.get(category) if isinstance(score_threshold, Mapping) else score_threshold
+        limit = limits.get(category) if isinstance(limits, Mapping) else limits
         found[area][category] = _class_metrics(matches, keys, tau, limit, category, names[category])
     means = {area: _means(list(classes.values()), keys) for area, classes in found.items()}
     return DetectionMetrics(
         **means.pop("all"),
         iou_type=iou_type,
         tau=float(tau),
-        max_detections=max_detections,
-        score_threshold=score_threshold,
+        max_detections=int(max_detections),
+        score_threshold=limits,
         per_class=found["all"],
         by_area={area: Scores(**values) for area, values in means.items()},
     )
@@ -151,21 +153,26 @@ def _iou_thresholds(further: Iterable[float], tau: float) -> tuple[NDArray[np.fl
     return np.array(values), [round(float(value), 9) for value in values]
 
 
-def _check_settings(iou_type: str, max_detections: int, score_threshold: Any) -> None:
+def _check_settings(iou_type: str, max_detections: int) -> None:
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type: expected 'bbox' or 'segm', got {iou_type!r}")
-    if isinstance(max_detections, bool) or not isinstance(max_detections, int):
+    if isinstance(max_detections, bool) or not isinstance(max_detections, Integral):
         raise TypeError(f"max_detections: expected an integer, got {type(max_detections).__name__}")
     if max_detections < 1:
         raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
-    limits = score_threshold.values() if isinstance(score_threshold, Mapping) else [score_threshold]
-    for limit in limits:
-        if limit is None:
-            continue
+
+
+def _score_thresholds(given: Any) -> float | dict[int, float] | None:
+    if given is None:
+        return None
+    for limit in given.values() if isinstance(given, Mapping) else [given]:
         if not is_number(limit):
             raise TypeError(f"score_threshold: expected a number, or numbers by category id, got {limit!r}")
         if math.isnan(limit):
             raise ValueError("score_threshold: expected a number, got NaN")
+    if isinstance(given, Mapping):
+        return {category: float(limit) for category, limit in given.items()}
+    return float(given)
 
 
 def _checked_ranges(area_ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:

@@ -63,7 +63,7 @@ class Scores:
         return self.ap_at[0.9]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything by its name, down to what JSON can hold: NaN becomes ``None``, dataclasses and keys plain."""
+        """Everything by its name, in what JSON can hold: dicts with keys of text, ``None`` for NaN and infinities."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         averages = {name: getattr(self, name) for name in ("ap", "ap50", "ap75", "ap90")}
         return {name: _plain(value) for name, value in {**averages, **values}.items()}
