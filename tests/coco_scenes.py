@@ -10,6 +10,17 @@ import numpy as np
 Record = dict[str, Any]
 
 
+def truth(*boxes: list[float], label: int = 1, **more: Any) -> Record:
+    """Ground truth of one image; ``more`` goes into each annotation."""
+    objects = [{"image_id": 1, "category_id": label, "bbox": box, **more} for box in boxes]
+    return {"images": [{"id": 1}], "annotations": objects, "categories": [{"id": 1, "name": "one"}]}
+
+
+def found(*scored: tuple[float, list[float]], label: int = 1) -> list[Record]:
+    """Detections in that image, of scores and boxes."""
+    return [{"image_id": 1, "category_id": label, "score": score, "bbox": box} for score, box in scored]
+
+
 def scene(
     seed: int,
     *,

@@ -76,7 +76,7 @@ def evaluate(
     try:
         from .matching import match
     except ImportError as error:
-        raise ImportError("evaluate needs pycocotools: pip install 'alrp-triton[metrics]'") from error
+        raise ImportError("pycocotools is not installed: pip install 'alrp-triton[metrics]'") from error
     data = read_dataset(ground_truth, detections, iou_type)
     names = {category["id"]: str(category.get("name", category["id"])) for category in data.categories}
     found: dict[str, dict[int, ClassMetrics]] = {name: {} for name in ranges}
