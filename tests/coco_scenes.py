@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 
 Record = dict[str, Any]
+Images = list[dict[str, torch.Tensor]]
 
 
 def truth(*boxes: list[float], label: int = 1, **more: Any) -> Record:
@@ -115,3 +117,22 @@ def olrp_by_definition(truth: Record, detections: list[Record], label: int, tau:
     thresholds = sorted({d["score"] for d in detections if d["category_id"] == label})
     kept = [[d for d in detections if d["score"] >= threshold] for threshold in [*thresholds, math.inf]]
     return min(lrp_by_definition(*match(truth, some, label, tau), tau) for some in kept)
+
+
+def tensors(data: Record, detections: list[Record], dtype: torch.dtype = torch.float64) -> tuple[Images, Images]:
+    """The same images as dicts of tensors, in the order of their ids; boxes as x, y, width, height."""
+    preds, target = [], []
+    for image in sorted(image["id"] for image in data["images"]):
+        found = [item for item in detections if item["image_id"] == image]
+        truth = [item for item in data["annotations"] if item["image_id"] == image]
+        for items, images in ((found, preds), (truth, target)):
+            entry = {
+                "boxes": torch.tensor([item["bbox"] for item in items], dtype=dtype).reshape(-1, 4),
+                "labels": torch.tensor([item["category_id"] for item in items], dtype=torch.int64),
+            }
+            if items is found:
+                entry["scores"] = torch.tensor([item["score"] for item in items], dtype=dtype)
+            else:
+                entry["iscrowd"] = torch.tensor([item["iscrowd"] for item in items], dtype=torch.int64)
+            images.append(entry)
+    return preds, target

@@ -44,8 +44,8 @@ class LocalisationRecallPrecision(Metric):  # type: ignore[misc]  # without type
     ``olrp_loc``, ``olrp_fp``, ``olrp_fn``, ``rho``; ``ap_at_0.65`` for 0.65 among ``iou_thresholds``; ``ap_small`` and
     ``olrp_small`` for each area range; with ``score_threshold`` also ``lrp``, ``lrp_loc``, ``lrp_fp``, ``lrp_fn``.
     With ``class_metrics`` also ``classes`` [K], the labels that occur on either side, in ascending order, and for these
-    [K] each ``ap_per_class``, ``olrp_per_class``, ``olrp_threshold_per_class`` and ``rho_per_class``. What the numbers
-    mean says :class:`~alrp_triton.metrics.DetectionMetrics`.
+    [K] each ``ap_per_class``, ``olrp_per_class``, ``olrp_threshold_per_class`` and ``rho_per_class``; of one class
+    TorchMetrics makes scalars. What the numbers mean says :class:`~alrp_triton.metrics.DetectionMetrics`.
 
     TorchMetrics gathers the states of a distributed run; processes may differ in how many images they have seen.
 
