@@ -88,18 +88,18 @@ def _matches(
     if not entries:
         return np.zeros(0), np.zeros(0, dtype=np.bool_), np.zeros(0), 0
     # Ids of objects; 0 where there is none.
-    matched = [entry["dtMatches"][at_tau].astype(np.intp) for entry in entries]
+    matched = np.concatenate([entry["dtMatches"][at_tau] for entry in entries]).astype(np.intp)
     counts = np.concatenate([entry["dtIgnore"][at_tau] for entry in entries]) == 0
-    overlaps = []
-    for entry, objects in zip(entries, matched):
-        values = np.zeros(len(objects))
-        rows = np.flatnonzero(objects)
-        if len(rows):
-            values[rows] = ious[entry["image_id"], entry["category_id"]][rows, columns[objects[rows]]]
-        overlaps.append(values)
-    scores = np.concatenate([np.asarray(entry["dtScores"], dtype=np.float64) for entry in entries])
-    num_ground_truth = sum(int(np.count_nonzero(entry["gtIgnore"] == 0)) for entry in entries)
-    return scores[counts], np.concatenate(matched)[counts] > 0, np.concatenate(overlaps)[counts], num_ground_truth
+    ends = np.cumsum([len(entry["dtIds"]) for entry in entries])
+    overlaps = np.zeros(len(matched))
+    hits = np.flatnonzero(matched)
+    for place, i in zip(hits.tolist(), np.searchsorted(ends, hits, side="right").tolist()):
+        entry = entries[i]
+        row = place - ends[i] + len(entry["dtIds"])
+        overlaps[place] = ious[entry["image_id"], entry["category_id"]][row, columns[matched[place]]]
+    scores = np.concatenate([entry["dtScores"] for entry in entries])
+    num_ground_truth = int(np.count_nonzero(np.concatenate([entry["gtIgnore"] for entry in entries]) == 0))
+    return scores[counts], matched[counts] > 0, overlaps[counts], num_ground_truth
 
 
 def _coco_objects(data: Dataset, iou_type: str) -> tuple[COCO, COCO]:
