@@ -192,6 +192,17 @@ def test_ties_of_score_are_kept_or_dropped_together() -> None:
         assert numbers(evaluate(truth(OBJECTS[0]), some)) == pytest.approx([0.5, 0, 0.5, 0])
 
 
+def test_ap_takes_equal_scores_in_the_order_of_image_ids() -> None:
+    """As COCO does; LRP keeps both or none."""
+    # A set of these numbers comes out as 16, 9.
+    for true, false, ap in ((9, 16, 1), (16, 9, 0.5)):
+        data = truth(OBJECTS[0], image_id=true) | {"images": [{"id": 16}, {"id": 9}]}
+        detections = [{**found((0.5, OBJECTS[0]))[0], "image_id": image} for image in (false, true)]
+        metrics = evaluate(data, detections)
+        assert metrics.ap50 == pytest.approx(ap)
+        assert metrics.olrp == pytest.approx(0.5)
+
+
 def test_classes() -> None:
     data = truth(OBJECTS[0], OBJECTS[1])
     data["annotations"] += truth(OBJECTS[2], label=3)["annotations"]

@@ -87,19 +87,28 @@ def test_files_dicts_and_coco_objects_alike(tmp_path: Path) -> None:
 
 
 def test_results_as_dict_and_table() -> None:
-    data, detections = scene(2)
+    data, detections = scene(4)
     metrics = evaluate(data, detections, score_threshold={1: 0.5})
     written = json.loads(json.dumps(metrics.to_dict(), allow_nan=False))
     assert written["olrp"] == metrics.olrp
     assert written["ap90"] == metrics.ap90 == written["ap_at"]["0.9"]
     assert written["per_class"]["1"]["olrp_threshold"] == metrics.per_class[1].olrp_threshold
     assert written["per_class"]["3"]["olrp"] is None
-    assert written["by_area"]["large"]["olrp_fp"] == metrics.by_area["large"].olrp_fp
+    assert written["by_area"]["medium"]["olrp"] == metrics.by_area["medium"].olrp
     assert written["score_threshold"] == {"1": 0.5}
     lines = metrics.table(per_class=True).splitlines()
     assert lines[0].split()[:4] == ["AP", "AP50", "AP75", "AP90"]
     assert [line.split()[0] for line in lines[1:]] == ["all", "small", "medium", "large", "class", "class", "class"]
-    assert f"{metrics.olrp:.4f}" in lines[1]
+    assert lines[0].split("  ")[-1].strip() == "threshold"
+    names = ["ap", "ap50", "ap75", "ap90", "olrp", "olrp_loc", "olrp_fp", "olrp_fn", "rho"]
+    names += ["lrp", "lrp_loc", "lrp_fp", "lrp_fn"]
+    for line, scores, columns in (
+        (lines[1].removeprefix("all"), metrics, names),
+        (lines[5].removeprefix("class 1"), metrics.per_class[1], [*names, "olrp_threshold"]),
+    ):
+        values = [getattr(scores, name) for name in columns]
+        assert line.split() == [f"{value:.4f}" for value in values]
+        assert len(set(values)) == len(values)  # so that no column can stand for another
     assert "-" in lines[-1].split()
     assert str(metrics).splitlines()[1].split() == lines[1].split()
     assert "LRP FN" in lines[0]
