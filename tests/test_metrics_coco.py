@@ -173,6 +173,13 @@ def test_duplicates_are_false() -> None:
     assert evaluate(truth(OBJECTS[0]), detections, score_threshold=0.5).lrp == pytest.approx(0.7)
 
 
+def test_boxes_without_extent_match_nothing() -> None:
+    point = [5.0, 5.0, 0.0, 0.0]
+    metrics = evaluate(truth(OBJECTS[0], point, OBJECTS[1]), found((0.9, point), (0.8, OBJECTS[0])), tau=0.01)
+    # The point is false and stays missed: (1 + 2)/4.
+    assert numbers(metrics) == pytest.approx([0.75, 0, 0.5, 2 / 3])
+
+
 def test_crowds_are_ignored() -> None:
     data = truth(OBJECTS[0])
     data["annotations"] += truth([200.0, 200.0, 100.0, 100.0], iscrowd=1)["annotations"]
