@@ -1,5 +1,5 @@
 """The command ``alrp-triton``: ``verify`` checks the backends of this machine, ``info`` shows what there is, ``bench``
-measures.
+measures, ``evaluate`` gives AP and LRP of detections.
 
 A command is a function that adds its parser, with a function of the parsed arguments that returns the exit status.
 """
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="alrp-triton", description="Ranking-based losses for object detection.")
     parser.add_argument("--version", action="version", version=f"alrp-triton {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_verify, _add_info, _add_bench):
+    for add in (_add_verify, _add_info, _add_bench, _add_evaluate):
         add(commands)
     arguments, rest = parser.parse_known_args(argv)
     if "rest" in arguments:
@@ -190,6 +190,44 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     status: int = suite.main(arguments.rest, prog="alrp-triton bench")
     return status
+
+
+def _add_evaluate(commands: Any) -> None:
+    text = "AP, optimal LRP with its components, and the rank correlation of score and IoU, from files in COCO format."
+    parser = commands.add_parser("evaluate", help="AP and LRP of detections in COCO format", description=text)
+    parser.add_argument("ground_truth", type=Path, metavar="GT.json", help="dataset: images, annotations, categories")
+    parser.add_argument(
+        "detections", type=Path, metavar="DT.json", help="results: a list of boxes or masks with scores"
+    )
+    parser.add_argument("--iou-type", choices=("bbox", "segm"), default="bbox", help="what is compared; bbox")
+    parser.add_argument("--tau", type=float, default=0.5, help="IoU from which a detection is a true positive; 0.5")
+    parser.add_argument("--max-detections", type=int, default=100, metavar="N", help="of each class in an image; 100")
+    parser.add_argument("--score-threshold", type=float, metavar="S", help="also give LRP of detections that score S")
+    parser.add_argument("--per-class", action="store_true", help="also show each class, with its best score threshold")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers, of each class, to FILE")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from .metrics import evaluate
+
+    try:
+        metrics = evaluate(
+            arguments.ground_truth,
+            arguments.detections,
+            iou_type=arguments.iou_type,
+            tau=arguments.tau,
+            max_detections=arguments.max_detections,
+            score_threshold=arguments.score_threshold,
+        )
+        if arguments.json:
+            text = json.dumps(metrics.to_dict(), indent=1, allow_nan=False)
+            arguments.json.write_text(text + "\n", encoding="utf-8")
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        print(f"alrp-triton evaluate: {error}", file=sys.stderr)
+        return 1
+    print(metrics.table(per_class=arguments.per_class))
+    return 0
 
 
 def _settings(settings: dict[str, int]) -> str:

@@ -221,7 +221,7 @@ def test_the_inputs_are_those_stated():
     assert f"$t = ({', '.join(f'{t:.1f}' for t in IOUS.tolist())})$" in FAMILY
 
 
-@pytest.mark.parametrize("text", [EXAMPLE, FAMILY], ids=["4.5", "8.9"])
+@pytest.mark.parametrize("text", [EXAMPLE, FAMILY, PAGES["metrics.md"]], ids=["4.5", "8.9", "metrics"])
 def test_the_session_prints_what_it_shows(text):
     session = doctest.DocTestParser().get_doctest("\n".join(blocks("pycon", text)), {}, "example", None, None)
     assert len(session.examples) >= 8
@@ -235,6 +235,15 @@ def test_what_remains_of_ndcg_when_positives_are_alike(num_pos):
     loss = ndcg_loss(logits, (torch.arange(num_pos + 5) < num_pos).long())
     assert float(stated[1]) == pytest.approx(loss.item(), rel=0, abs=0.005)
     assert not torch.autograd.grad(loss, logits)[0].any()
+
+
+def test_the_sums_of_lrp_add_up():
+    rows = re.findall(r"^\| ([\d.]+) \| .* \| \(([^)]*)\) / (\d) = ([\d.]+)", PAGES["metrics.md"], re.MULTILINE)
+    assert len(rows) == 5
+    lowest = min(rows, key=lambda row: row[-1])
+    assert f"({lowest[1]}) / {lowest[2]} = {lowest[3]}, the lowest" in PAGES["metrics.md"]
+    for _, errors, total, result in rows:
+        assert float(computed(f"({errors}) / {total}")) == pytest.approx(float(result), rel=0, abs=0.0005)
 
 
 def test_ndcg_looks_at_the_place_and_ap_at_the_ratio():
@@ -275,7 +284,9 @@ def test_code_blocks_run(page):
     torch.manual_seed(0)
     for block in blocks("python", PAGES[page]):
         loads_weights = "retinanet_resnet50_fpn(num_classes" in block
-        if not loads_weights and ("torchvision" not in block or find_spec("torchvision") is not None):
+        needed = ["pycocotools"] if page == "metrics.md" else []
+        needed += [name for name in ("torchvision", "torchmetrics") if name in block]
+        if not loads_weights and all(find_spec(name) is not None for name in needed):
             exec(compile(block, page, "exec"), names)
 
 

@@ -20,7 +20,18 @@ from packaging.requirements import Requirement
 import alrp_triton
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("numba", "llvmlite", "torchvision", "rich", "matplotlib", "pycocotools", "sklearn", "pytest", "hypothesis")
+EXTRAS = (
+    "numba",
+    "llvmlite",
+    "torchvision",
+    "rich",
+    "matplotlib",
+    "pycocotools",
+    "torchmetrics",
+    "sklearn",
+    "pytest",
+    "hypothesis",
+)
 NOT_SOURCE = ("build", "dist", "demo-output", "__pycache__")
 # The fixtures are then made once, also where several processes share the tests.
 pytestmark = pytest.mark.xdist_group("packaging")
@@ -166,13 +177,17 @@ import alrp_triton.benchmarks
 import alrp_triton.kernels
 modules = [alrp_triton]
 for module in pkgutil.walk_packages(alrp_triton.__path__, "alrp_triton."):
-    apart = module.name.startswith(("alrp_triton.integrations.", "alrp_triton.engine.backends.numba"))
+    adapters = ("integrations.", "engine.backends.numba", "metrics.matching", "metrics.torchmetrics")
+    apart = module.name.startswith(tuple(f"alrp_triton.{name}" for name in adapters))
     if not apart and not module.name.endswith(".__main__"):
         modules.append(importlib.import_module(module.name))
 print(json.dumps([module.__file__ for module in modules]))
 """
     files = json.loads(run_python(without(*EXTRAS) + code, cwd=tmp_path, path=installed))
-    adapters = re.compile(r"alrp_triton/integrations/(?!__init__)|alrp_triton/engine/backends/numba|.*/__main__\.py")
+    adapters = re.compile(
+        r"alrp_triton/integrations/(?!__init__)|alrp_triton/metrics/(matching|torchmetrics)\.py"
+        r"|alrp_triton/engine/backends/numba|.*/__main__\.py"
+    )
     expected = {
         name for name in package_files(artefacts["source"]) if name.endswith(".py") and not adapters.match(name)
     }

@@ -6,8 +6,11 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .lrp import is_number
 
 __all__ = ["Dataset", "read_dataset"]
 
@@ -15,7 +18,7 @@ Record = dict[str, Any]
 
 
 class Dataset(NamedTuple):
-    """Copies, one level deep, of what the caller passed: nothing that is added to them reaches the caller's objects."""
+    """Copies, one level deep, of what the caller passed: changes in them do not reach the caller's objects."""
 
     images: list[Record]
     categories: list[Record]
@@ -41,25 +44,45 @@ def read_dataset(ground_truth: Any, detections: Any, iou_type: str) -> Dataset:
     images = _records("ground_truth['images']", truth["images"], ("id",))
     objects = _records("ground_truth['annotations']", truth["annotations"], ("image_id", "category_id", shape))
     results = _records("detections", found, ("image_id", "category_id", shape, "score"))
-    # Without a list of categories, those that have an object.
+    places = _number_images(images)
+    for name, records in (("ground_truth['annotations']", objects), ("detections", results)):
+        for i, record in enumerate(records):
+            _check_id(f"{name}[{i}]['category_id']", record["category_id"])
+            image_id = record["image_id"]
+            if not isinstance(image_id, (Integral, str)) or image_id not in places:
+                raise ValueError(f"{name}[{i}]['image_id']: {image_id!r} is not among the images")
+            record["image_id"] = places[image_id]
+            if iou_type == "bbox":
+                record["bbox"] = _box(f"{name}[{i}]['bbox']", record["bbox"])
+    for i, record in enumerate(objects):
+        if record.setdefault("iscrowd", 0) not in (0, 1):
+            raise ValueError(f"ground_truth['annotations'][{i}]['iscrowd']: expected 0 or 1, got {record['iscrowd']!r}")
+        if iou_type == "bbox":
+            record.setdefault("area", record["bbox"][2] * record["bbox"][3])
+        if "area" in record:
+            record["area"] = _number(f"ground_truth['annotations'][{i}]['area']", record["area"])
+    for i, record in enumerate(results):
+        record["score"] = _number(f"detections[{i}]['score']", record["score"])
     listed = truth.get("categories")
     if listed is None:
-        listed = [{"id": category} for category in sorted({item["category_id"] for item in objects})]
+        listed = [{"id": category} for category in sorted({record["category_id"] for record in objects})]
     categories = _records("ground_truth['categories']", listed, ("id",))
-    known = {image["id"] for image in images}
-    for name, records in (("ground_truth['annotations']", objects), ("detections", results)):
-        for i, item in enumerate(records):
-            if item["image_id"] not in known:
-                raise ValueError(f"{name}[{i}]['image_id']: {item['image_id']!r} is not among the images")
-            if iou_type == "bbox":
-                _check_box(f"{name}[{i}]['bbox']", item["bbox"])
-    for item in objects:
-        item.setdefault("iscrowd", 0)
-        if iou_type == "bbox":
-            item.setdefault("area", item["bbox"][2] * item["bbox"][3])
-    for i, item in enumerate(results):
-        _check_number(f"detections[{i}]['score']", item["score"])
+    for i, category in enumerate(categories):
+        _check_id(f"ground_truth['categories'][{i}]['id']", category["id"])
     return Dataset(images, categories, objects, results)
+
+
+def _number_images(images: list[Record]) -> dict[Any, int]:
+    """Give images the ids 0, 1, ... in the order that COCO's evaluation goes by, that of their ids; by the old ids."""
+    for i, image in enumerate(images):
+        _check_id(f"ground_truth['images'][{i}]['id']", image["id"], text=True)
+    ids = {image["id"] for image in images}
+    if len({isinstance(image_id, str) for image_id in ids}) > 1:
+        raise TypeError("ground_truth['images']: expected integers or text as ids, got both")
+    places = {image_id: place for place, image_id in enumerate(sorted(ids))}
+    for image in images:
+        image["id"] = places[image["id"]]
+    return places
 
 
 def _load(name: str, source: Any) -> Any:
@@ -84,19 +107,24 @@ def _records(name: str, values: Any, keys: tuple[str, ...]) -> list[Record]:
     return [dict(value) for value in values]
 
 
-def _check_box(name: str, box: Any) -> None:
-    try:
-        sides = [float(side) for side in box]
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected four numbers (x, y, width, height), got {box!r}") from None
-    if len(sides) != 4 or not all(map(math.isfinite, sides)) or sides[2] < 0 or sides[3] < 0:
-        raise ValueError(f"{name}: expected finite x, y, width >= 0 and height >= 0, got {box!r}")
+def _check_id(name: str, value: Any, *, text: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, (Integral, str) if text else Integral):
+        raise TypeError(f"{name}: expected an integer{' or text' if text else ''}, got {value!r}")
 
 
-def _check_number(name: str, value: Any) -> None:
+def _box(name: str, value: Any) -> list[float]:
     try:
-        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+        box = [float(side) for side in value]
     except (TypeError, ValueError):
-        number = math.nan
-    if math.isnan(number):
-        raise ValueError(f"{name}: expected a number, got {value!r}")
+        raise TypeError(f"{name}: expected four numbers (x, y, width, height), got {value!r}") from None
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < 0 or box[3] < 0:
+        raise ValueError(f"{name}: expected finite x, y, width >= 0 and height >= 0, got {value!r}")
+    return box
+
+
+def _number(name: str, value: Any) -> float:
+    if not is_number(value):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if math.isnan(value):
+        raise ValueError(f"{name}: expected a number, got NaN")
+    return float(value)

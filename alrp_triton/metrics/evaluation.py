@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def evaluate(
         iou_type: ``"bbox"`` or ``"segm"``.
         tau: the IoU from which a detection is a true positive, for LRP and rho; in (0, 1).
         max_detections: how many detections of one class count in one image.
-        iou_thresholds: further thresholds of AP, in (0, 1], found again in ``ap_at``.
+        iou_thresholds: further thresholds of AP, in (0, 1], found again in ``ap_at``, whose keys have nine decimals.
         score_threshold: also give LRP at this score threshold, or at one for each category id, which may lack some.
         area_ranges: by name, lowest and highest area of the objects of a row in ``by_area``; ``{}`` saves their time.
 
@@ -69,24 +70,26 @@ def evaluate(
         TypeError, ValueError: an argument or a part of the data is not as it should be; the message says which.
     """
     thresholds, keys = _iou_thresholds(iou_thresholds, tau)
-    _check_settings(iou_type, max_detections, score_threshold)
+    _check_settings(iou_type, max_detections)
+    limits = _score_thresholds(score_threshold)
     ranges = {"all": _EVERYTHING, **_checked_ranges(area_ranges)}
     try:
         from .matching import match
     except ImportError as error:
-        raise ImportError("evaluate needs pycocotools: pip install 'alrp-triton[metrics]'") from error
+        raise ImportError("pycocotools is not installed: pip install 'alrp-triton[metrics]'") from error
     data = read_dataset(ground_truth, detections, iou_type)
     names = {category["id"]: str(category.get("name", category["id"])) for category in data.categories}
     found: dict[str, dict[int, ClassMetrics]] = {name: {} for name in ranges}
     for (category, area), matches in match(data, iou_type, thresholds, tau, max_detections, ranges).items():
-        limit = score_threshold.get(category) if isinstance(score_threshold, Mapping) else score_threshold
+        limit = limits.get(category) if isinstance(limits, Mapping) else limits
         found[area][category] = _class_metrics(matches, keys, tau, limit, category, names[category])
     means = {area: _means(list(classes.values()), keys) for area, classes in found.items()}
     return DetectionMetrics(
         **means.pop("all"),
         iou_type=iou_type,
         tau=float(tau),
-        max_detections=max_detections,
+        max_detections=int(max_detections),
+        score_threshold=limits,
         per_class=found["all"],
         by_area={area: Scores(**values) for area, values in means.items()},
     )
@@ -140,7 +143,6 @@ def _iou_thresholds(further: Iterable[float], tau: float) -> tuple[NDArray[np.fl
     if isinstance(further, str) or not isinstance(further, Iterable):
         raise TypeError(f"iou_thresholds: expected numbers in (0, 1], got {type(further).__name__}")
     values = list(_COCO_THRESHOLDS)
-    keys = [round(value, 2) for value in values]
     for value in [*further, tau]:
         if not is_number(value):
             raise TypeError(f"iou_thresholds: expected numbers in (0, 1], got {value!r}")
@@ -148,25 +150,29 @@ def _iou_thresholds(further: Iterable[float], tau: float) -> tuple[NDArray[np.fl
             raise ValueError(f"iou_thresholds: expected numbers in (0, 1], got {value}")
         if not any(math.isclose(value, other, rel_tol=1e-9) for other in values):
             values.append(value)
-            keys.append(float(value))
-    return np.array(values), [float(key) for key in keys]
+    return np.array(values), [round(float(value), 9) for value in values]
 
 
-def _check_settings(iou_type: str, max_detections: int, score_threshold: Any) -> None:
+def _check_settings(iou_type: str, max_detections: int) -> None:
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type: expected 'bbox' or 'segm', got {iou_type!r}")
-    if isinstance(max_detections, bool) or not isinstance(max_detections, int):
+    if isinstance(max_detections, bool) or not isinstance(max_detections, Integral):
         raise TypeError(f"max_detections: expected an integer, got {type(max_detections).__name__}")
     if max_detections < 1:
         raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
-    limits = score_threshold.values() if isinstance(score_threshold, Mapping) else [score_threshold]
-    for limit in limits:
-        if limit is None:
-            continue
+
+
+def _score_thresholds(given: Any) -> float | dict[int, float] | None:
+    if given is None:
+        return None
+    for limit in given.values() if isinstance(given, Mapping) else [given]:
         if not is_number(limit):
             raise TypeError(f"score_threshold: expected a number, or numbers by category id, got {limit!r}")
         if math.isnan(limit):
             raise ValueError("score_threshold: expected a number, got NaN")
+    if isinstance(given, Mapping):
+        return {category: float(limit) for category, limit in given.items()}
+    return float(given)
 
 
 def _checked_ranges(area_ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:

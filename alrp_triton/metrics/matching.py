@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +34,6 @@ class Matches(NamedTuple):
     """[T], AP at each IoU threshold; NaN without ground truth."""
 
 
-_NOTHING = (np.zeros(0), np.zeros(0, dtype=np.bool_), np.zeros(0), 0)
-
-
 def match(
     data: Dataset,
     iou_type: str,
@@ -57,35 +56,50 @@ def match(
     precision = evaluation.eval["precision"][..., 0]
     ap = np.where(precision < 0, np.nan, precision).mean(axis=1)
     at_tau = int(np.argmin(np.abs(iou_thresholds - tau)))
-    # One entry for each class, area range and image, in this order.
+    columns = _columns(data.objects)
+    # One entry for each class, area range and image, in this order; None where there is nothing.
     images = iter(evaluation.evalImgs)
     found = {}
     for k, category in enumerate(params.catIds):
         for a, area in enumerate(params.areaRngLbl):
-            parts = [_image_matches(evaluation, next(images), at_tau) for _ in params.imgIds]
-            scores, hits, ious = (np.concatenate([_NOTHING[i], *(part[i] for part in parts)]) for i in range(3))
-            num_ground_truth = sum(part[3] for part in parts)
-            found[int(category), area] = Matches(scores, hits, ious, num_ground_truth, ap[:, k, a])
+            entries = [entry for entry in itertools.islice(images, len(params.imgIds)) if entry is not None]
+            found[int(category), area] = Matches(*_matches(evaluation.ious, entries, at_tau, columns), ap[:, k, a])
     return found
 
 
-def _image_matches(
-    evaluation: COCOeval, image: Record | None, at_tau: int
+def _columns(objects: list[Record]) -> NDArray[np.intp]:
+    """Which of its class in its image each object is, by id: its column in the table of their IoUs."""
+    counts: Counter[tuple[int, int]] = Counter()
+    columns = np.zeros(len(objects) + 1, dtype=np.intp)
+    for record in objects:
+        key = record["image_id"], record["category_id"]
+        columns[record["id"]] = counts[key]
+        counts[key] += 1
+    return columns
+
+
+def _matches(
+    ious: Mapping[tuple[int, int], NDArray[np.float64]],
+    entries: list[Record],
+    at_tau: int,
+    columns: NDArray[np.intp],
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64], int]:
-    """Scores, true or false, and IoUs of the detections that count in one image, and how many objects count."""
-    if image is None:
-        return _NOTHING
-    counts = ~image["dtIgnore"][at_tau].astype(np.bool_)
-    matched = image["dtMatches"][at_tau]
-    hits = (matched > 0) & counts
-    ious = np.zeros(len(hits))
-    if hits.any():
-        # Rows are the detections as here; columns the objects in the order of the file, which is that of their ids,
-        # whereas here those that are ignored come last.
-        overlaps = evaluation.ious[image["image_id"], image["category_id"]]
-        ious[hits] = overlaps[np.flatnonzero(hits), np.searchsorted(np.sort(image["gtIds"]), matched[hits])]
-    num_ground_truth = int(np.count_nonzero(image["gtIgnore"] == 0))
-    return np.asarray(image["dtScores"], dtype=np.float64)[counts], hits[counts], ious[counts], num_ground_truth
+    """Scores, true or false, and IoUs of the detections that count in one class and area range; how many objects do."""
+    if not entries:
+        return np.zeros(0), np.zeros(0, dtype=np.bool_), np.zeros(0), 0
+    # Ids of objects; 0 where there is none.
+    matched = np.concatenate([entry["dtMatches"][at_tau] for entry in entries]).astype(np.intp)
+    counts = np.concatenate([entry["dtIgnore"][at_tau] for entry in entries]) == 0
+    ends = np.cumsum([len(entry["dtIds"]) for entry in entries])
+    overlaps = np.zeros(len(matched))
+    hits = np.flatnonzero(matched)
+    for place, i in zip(hits.tolist(), np.searchsorted(ends, hits, side="right").tolist()):
+        entry = entries[i]
+        row = place - ends[i] + len(entry["dtIds"])
+        overlaps[place] = ious[entry["image_id"], entry["category_id"]][row, columns[matched[place]]]
+    scores = np.concatenate([entry["dtScores"] for entry in entries])
+    num_ground_truth = int(np.count_nonzero(np.concatenate([entry["gtIgnore"] for entry in entries]) == 0))
+    return scores[counts], matched[counts] > 0, overlaps[counts], num_ground_truth
 
 
 def _coco_objects(data: Dataset, iou_type: str) -> tuple[COCO, COCO]:
@@ -113,10 +127,17 @@ def _coco_objects(data: Dataset, iou_type: str) -> tuple[COCO, COCO]:
 def _encode(name: str, coco: COCO, records: list[Record]) -> None:
     """Polygons and uncompressed run lengths become COCO's compressed ones."""
     for i, record in enumerate(records):
+        runs = record["segmentation"]
         try:
+            # pycocotools never comes to an end on run lengths that do not cover the image.
+            if isinstance(runs, Mapping) and isinstance(runs["counts"], list):
+                height, width = runs["size"]
+                if sum(runs["counts"]) != height * width:
+                    raise ValueError(f"{sum(runs['counts'])} pixels in runs, {height} x {width} in 'size'")
             record["segmentation"] = coco.annToRLE(record)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            problem: Any = f"no {error}" if isinstance(error, KeyError) else error
+        except Exception as error:  # pycocotools raises nothing more specific on some
+            problem = f"no {error}" if isinstance(error, KeyError) else error
+            place = f"{name}[{i}]['segmentation']"
             raise ValueError(
-                f"{name}[{i}]['segmentation']: expected polygons, with height and width of the image, or RLE: {problem}"
+                f"{place}: expected polygons or RLE, in an image with height and width: {problem}"
             ) from None

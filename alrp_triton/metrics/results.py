@@ -9,7 +9,18 @@ from typing import Any
 
 __all__ = ["ClassMetrics", "DetectionMetrics", "Scores"]
 
-COLUMNS = ("AP", "AP50", "AP75", "AP90", "oLRP", "Loc", "FP", "FN", "rho")
+COLUMNS = {
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "AP90": "ap90",
+    "oLRP": "olrp",
+    "oLRP Loc": "olrp_loc",
+    "oLRP FP": "olrp_fp",
+    "oLRP FN": "olrp_fn",
+    "rho": "rho",
+}
+AT_THRESHOLD = {"LRP": "lrp", "LRP Loc": "lrp_loc", "LRP FP": "lrp_fp", "LRP FN": "lrp_fn"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +62,8 @@ class Scores:
     def ap90(self) -> float:
         return self.ap_at[0.9]
 
-    def cells(self) -> list[str]:
-        """The numbers under :data:`COLUMNS`, as text."""
-        olrp = (self.olrp, self.olrp_loc, self.olrp_fp, self.olrp_fn)
-        return [_text(value) for value in (self.ap, self.ap50, self.ap75, self.ap90, *olrp, self.rho)]
-
     def to_dict(self) -> dict[str, Any]:
-        """Everything by its name, down to what JSON can hold: NaN becomes ``None``, dataclasses and keys plain."""
+        """Everything by its name, in what JSON can hold: dicts with keys of text, ``None`` for NaN and infinities."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         averages = {name: getattr(self, name) for name in ("ap", "ap50", "ap75", "ap90")}
         return {name: _plain(value) for name, value in {**averages, **values}.items()}
@@ -84,31 +90,33 @@ class DetectionMetrics(Scores):
     iou_type: str
     tau: float
     max_detections: int
+    score_threshold: float | Mapping[int, float] | None
     per_class: Mapping[int, ClassMetrics]
     """By category id, in ascending order."""
     by_area: Mapping[str, Scores] = field(default_factory=dict)
     """Means over classes for the objects of each area range."""
 
-    def rows(self, *, per_class: bool = False) -> tuple[list[str], list[list[str]]]:
-        """The head and the rows of a table: all objects, each area range and, if asked for, each class."""
-        means = [["all", *self.cells(), ""], *([name, *scores.cells(), ""] for name, scores in self.by_area.items())]
-        if not per_class:
-            return ["", *COLUMNS], [row[:-1] for row in means]
-        classes = [[found.name, *found.cells(), _text(found.olrp_threshold)] for found in self.per_class.values()]
-        return ["", *COLUMNS, "threshold"], means + classes
-
     def table(self, *, per_class: bool = False) -> str:
-        """The numbers as aligned text."""
-        head, rows = self.rows(per_class=per_class)
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in [head, *rows]]
+        """A row for all objects, one for each area range and, if asked for, one for each class; as aligned text."""
+        columns = COLUMNS if self.score_threshold is None else COLUMNS | AT_THRESHOLD
+        scores: list[tuple[str, Scores]] = [("all", self), *self.by_area.items()]
+        if per_class:
+            columns = {**columns, "threshold": "olrp_threshold"}
+            scores += [(found.name, found) for found in self.per_class.values()]
+        rows = [["", *columns]]
+        rows += [[name, *(_text(getattr(one, column, None)) for column in columns.values())] for name, one in scores]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
         return "\n".join("  ".join(line).rstrip() for line in lines)
 
     def __str__(self) -> str:
         return self.table()
 
 
-def _text(value: float) -> str:
+def _text(value: float | None) -> str:
+    """Blank where there is no such number, a dash where it is undefined."""
+    if value is None:
+        return ""
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
