@@ -61,7 +61,8 @@ class LoopLoss(nn.Module):
         cls, rank = per_positive_loop(logits, targets, errors)
         if len(errors) == 0:
             return ALRPLossOutput(cls, errors.sum(), rank)
-        order = logits.detach()[targets == 1].argsort(descending=True)
+        # As the authors sort; of equal scores the last counts as above, in ours, too.
+        order = logits.detach()[targets == 1].argsort(stable=True).flip(0)
         return ALRPLossOutput(cls, (errors[order].cumsum(0) / rank[order]).mean(), rank)
 
 
