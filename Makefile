@@ -61,6 +61,7 @@ bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB), redraw th
 	$(RUN) -m benchmarks.cpu
 	$(RUN) -m benchmarks.family
 	$(RUN) -m benchmarks.memory
+	$(RUN) -m benchmarks.step_share
 
 verify: $(STAMP) ## Check every backend of this machine against the float64 reference
 	$(VENV)/bin/alrp-triton verify

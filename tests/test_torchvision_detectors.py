@@ -2,6 +2,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -307,6 +309,12 @@ def test_wrong_arguments_are_named_and_change_nothing(name, options, error, mess
         with pytest.raises(error, match=message):
             use(model, **options)
     assert [type(part) for part in model.modules()] == before
+
+
+def test_without_torchvision_the_extra_is_named():
+    code = "import sys; sys.modules['torchvision'] = None; import alrp_triton.integrations.torchvision"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: needs torchvision: pip install 'alrp-triton[torchvision]'" in done.stderr
 
 
 def test_models_that_are_refused():

@@ -259,10 +259,13 @@ def test_detections_equal_those_computed_by_hand(threshold):
         start += len(rows)
         found = []
         for number in range(1, 1 + NUM_CLASSES):
+            columns = slice(4 * number, 4 * number + 4)
             boxes = torch.cat(
-                [decode(deltas[row, 4 * number : 4 * number + 4], proposals[image][row - rows[0]], (10.0, 10, 5, 5))
-                 for row in rows]
-            )  # fmt: skip
+                [
+                    decode(deltas[row, columns], proposal, (10.0, 10, 5, 5))
+                    for row, proposal in zip(rows, proposals[image])
+                ]
+            )
             boxes, scores = clip_boxes_to_image(boxes, shown.image_sizes[image]), logits[list(rows), number].sigmoid()
             wide = ((boxes[:, 2:] - boxes[:, :2] >= 1e-2).all(1) & (scores > threshold)).nonzero()[:, 0]
             boxes, scores = boxes[wide], scores[wide]
