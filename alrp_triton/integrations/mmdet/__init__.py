@@ -2,7 +2,8 @@
 
     custom_imports = dict(imports=["alrp_triton.integrations.mmdet"], allow_failed_imports=False)
     custom_hooks = [dict(type="SelfBalanceHook")]
-    model = dict(bbox_head=dict(type="RankingRetinaHead", loss_cls=dict(_delete_=True, type="ALRPLoss"), loss_bbox=None))
+    head = dict(type="RankingRetinaHead", loss_cls=dict(_delete_=True, type="ALRPLoss"), loss_bbox=None)
+    model = dict(bbox_head=head)
 
 Importing this module registers, in MMDetection's ``MODELS``,
 

@@ -23,7 +23,7 @@ __all__ = ["RankingATSSHead", "RankingAnchorMixin", "RankingRPNHead", "RankingRe
 
 
 class AnchorTargets(NamedTuple):
-    """A batch's targets. Levels are ``[B, H, W, A]``; the P positives come level after level, each in row-major order."""
+    """A batch's targets. Levels are ``[B, H, W, A]``; the P positives come level after level, in row-major order."""
 
     labels: list[Tensor]
     """Class indices, ``num_classes`` for background; ignored ones marked."""

@@ -72,6 +72,6 @@ class RankingFoveaHead(RankingHeadMixin, FoveaHead):  # type: ignore[misc]
 
 
 def _boxes(logs: Tensor, centres: Tensor, edges: Tensor) -> Tensor:
-    """Boxes ``[P, 4]`` around points ``[P, 2]``; not clipped to the image, outside of which they shall be pulled back."""
+    """Boxes ``[P, 4]`` around points ``[P, 2]``; not clipped to the image, so that one outside of it is pulled back."""
     distances = logs.exp() * edges
     return torch.cat([centres - distances[:, :2], centres + distances[:, 2:]], dim=1)
