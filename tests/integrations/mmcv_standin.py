@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     assert offset == 0
-    return torchvision.ops.nms(boxes, scores, iou_threshold)
+    # In float32, since torchvision has no bfloat16 on the CPU; so below.
+    return torchvision.ops.nms(boxes.float(), scores.float(), iou_threshold)
 
 
 def roi_align_forward(
@@ -33,7 +35,6 @@ def roi_align_forward(
 ) -> None:
     assert pool_mode == 1  # the average
     size = (aligned_height, aligned_width)
-    # In float32, since torchvision has no bfloat16 on the CPU.
     pooled = torchvision.ops.roi_align(
         features.float(), rois.float(), size, spatial_scale, sampling_ratio=sampling_ratio, aligned=aligned
     )
@@ -80,5 +81,8 @@ class Extension(ModuleType):
 
 def install() -> None:
     """Puts it where mmcv looks, unless mmcv has a compiled part of its own."""
-    if "mmcv._ext" not in sys.modules and importlib.util.find_spec("mmcv._ext") is None:
-        sys.modules["mmcv._ext"] = Extension("mmcv._ext")
+    if importlib.util.find_spec("mmcv._ext") is None:
+        extension = Extension("mmcv._ext")
+        # MMEngine asks for it, to learn whether there is a compiled part.
+        extension.__spec__ = ModuleSpec("mmcv._ext", None)
+        sys.modules["mmcv._ext"] = extension
