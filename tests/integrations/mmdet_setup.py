@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -44,9 +46,15 @@ def write_coco(folder: Path) -> None:
     (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
 
 
+@functools.cache
+def example(name: str) -> Config:
+    """An example configuration as it is in the file; not to be changed."""
+    return Config.fromfile(EXAMPLES / f"{name}.py")
+
+
 def small_config(name: str, data: Path, work: Path, *, epochs: int, augment: bool = True) -> Config:
     """An example configuration, smaller: its network, its images, its data set, the length of its training."""
-    config = Config.fromfile(EXAMPLES / f"{name}.py")
+    config = copy.deepcopy(example(name))
     model = config.model
     model.backbone.update(depth=18, base_channels=8, stem_channels=8, init_cfg=None)
     model.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import get_box_tensor
@@ -33,6 +34,14 @@ class RankingBBoxMixin(RankingHeadMixin):
         for name in ("with_cls", "with_reg"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected True, since regions are ranked and located by one head, got False")
+
+    def _get_targets_single(
+        self, pos_priors: Tensor, neg_priors: Tensor, pos_gt_bboxes: Tensor, *more: Any, **options: Any
+    ) -> Any:
+        # Under autocast MMDetection's proposals are half precision, and true boxes would be rounded to that.
+        dtype = torch.promote_types(pos_priors.dtype, torch.float32)
+        arguments = (boxes.to(dtype) for boxes in (pos_priors, neg_priors, pos_gt_bboxes))
+        return super()._get_targets_single(*arguments, *more, **options)  # type: ignore[misc]
 
     def loss(
         self,
@@ -69,11 +78,11 @@ class RankingBBoxMixin(RankingHeadMixin):
         labels = ignore_unweighted(labels, label_weights, self.loss_cls.ignore_index)
         (index,) = find_positives([labels], self.num_classes)[0]
         column = labels.new_zeros(len(index)) if self.reg_class_agnostic else labels[index]
-        # Under autocast deltas may be half precision, too coarse for coordinates in pixels.
-        deltas = bbox_pred.unflatten(1, (-1, 4))[index, column].to(rois.dtype)
+        # Under autocast both may be half precision, too coarse for coordinates in pixels.
+        deltas = bbox_pred.unflatten(1, (-1, 4))[index, column].to(bbox_targets.dtype)
         pred_boxes = deltas
         if self.reg_decoded_bbox:
-            pred_boxes = get_box_tensor(self.bbox_coder.decode(rois[index, 1:], deltas))
+            pred_boxes = get_box_tensor(self.bbox_coder.decode(rois[index, 1:].to(bbox_targets.dtype), deltas))
         cls, loc = self.loss_cls.head_losses(
             cls_score, labels, rois[:, 0].long(), len(index), (pred_boxes, bbox_targets[index])
         )

@@ -41,20 +41,21 @@ class RankingHeadMixin:
         loss_cls = {"type": "ALRPLoss"} if loss_cls is None else loss_cls
         if not isinstance(loss_cls, Mapping):
             raise TypeError(f"loss_cls: expected a dict with a type, or None, got {type(loss_cls).__name__}")
-        # The heads build both losses in their constructors, and read the number of scores from use_sigmoid.
+        criterion = MODELS.build({"use_sigmoid": True, **loss_cls})
+        name = type(criterion).__name__
+        if not isinstance(criterion, RankingCriterion):
+            raise TypeError(f"loss_cls: expected a ranking loss such as ALRPLoss or APLoss, got {name}")
+        if criterion.takes_boxes and loss_bbox is not None:
+            raise ValueError(f"loss_bbox: expected None, since {name} trains the boxes as well, got {loss_bbox!r}")
+        if not criterion.takes_boxes and loss_bbox is None:
+            raise ValueError(f"loss_bbox: expected a loss, since {name} is one of the scores alone, got None")
         super().__init__(  # type: ignore[call-arg]
             *args,
-            loss_cls={"use_sigmoid": True, **loss_cls},
+            # MMDetection's constructors build both, and dense heads take the number of their scores from use_sigmoid.
+            loss_cls={"type": lambda **_: criterion, "use_sigmoid": True},
             loss_bbox={"type": nn.Identity} if loss_bbox is None else loss_bbox,
             **settings,
         )
-        criterion = type(self.loss_cls).__name__
-        if not isinstance(self.loss_cls, RankingCriterion):
-            raise TypeError(f"loss_cls: expected a ranking loss such as ALRPLoss or APLoss, got {criterion}")
-        if self.loss_cls.takes_boxes and loss_bbox is not None:
-            raise ValueError(f"loss_bbox: expected None, since {criterion} trains the boxes as well, got {loss_bbox!r}")
-        if not self.loss_cls.takes_boxes and loss_bbox is None:
-            raise ValueError(f"loss_bbox: expected a loss, since {criterion} is one of the scores alone, got None")
         if self.loss_cls.takes_boxes:
             self.loss_bbox = None
             # What get_targets then gives are the true boxes themselves.
