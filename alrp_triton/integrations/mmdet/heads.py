@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .criteria import RankingCriterion
