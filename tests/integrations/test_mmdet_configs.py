@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -10,6 +14,7 @@ pytest.importorskip("torchvision", reason="needs torchvision: pip install '.[fra
 
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet_setup import EXAMPLES, example
+from mmengine.config import Config
 
 import alrp_triton
 from alrp_triton.framework import RankingLoss
@@ -154,15 +159,68 @@ def test_self_balance_may_be_what_alrp_loss_takes():
     assert "loss_weight=1.0, per_image=False" in repr(default)
 
 
-def test_a_loss_of_your_own():
-    @MODELS.register_module(force=True)
-    class LogRankLoss(integration.RankingCriterion, RankingLoss):
-        def __init__(self, **settings):
-            super().__init__(lambda ranking: (ranking.rank / ranking.rank_positive).log(), **settings)
+DOCS = (EXAMPLES.parents[1] / "docs" / "mmdetection.md").read_text(encoding="utf-8")
 
+
+def documented(kind, name):
+    """The block of the documentation in which this stands."""
+    (block,) = [block for block in re.findall(rf"^```{kind}\n(.*?)^```", DOCS, re.M | re.S) if name in block]
+    return block
+
+
+def test_the_documented_configurations_are_valid():
+    config = Config.fromstring(documented("python", "_base_"), ".py")
+    head = MODELS.build(config.model.bbox_head)
+    assert isinstance(head, integration.RankingRetinaHead)
+    assert isinstance(head.loss_cls, integration.ALRPLoss)
+    for name, loss in (("rank_sort", integration.RankSortLoss), ("average_precision", integration.APLoss)):
+        block = documented("python", "average_precision =").replace("bbox_head=average_precision", f"bbox_head={name}")
+        base = '_base_ = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"\n'
+        head = MODELS.build(Config.fromstring(base + block, ".py").model.bbox_head)
+        assert isinstance(head.loss_cls, loss)
+        assert (head.loss_bbox is None) == (name == "rank_sort")
+
+
+def test_the_documented_configurations_are_those_there_are():
+    table = dict(re.findall(r"^\| `(alrp_\w+)\.py`.*\| ([\d.]+) \|$", DOCS, re.M))
+    assert table == {name: str(settings[0]) for name, settings in (PUBLISHED | OWN).items()}
+    for name in re.findall(r"^\| `(Ranking\w+Head)` \|", DOCS, re.M):
+        assert name in integration.__all__
+
+
+def test_the_documented_head_of_your_own():
+    names = {}
+    exec(documented("py", "RankingShared4Conv1FCBBoxHead"), names)
+    head = MODELS.build(
+        {"type": "RankingShared4Conv1FCBBoxHead", "num_classes": 3, "in_channels": 4, "roi_feat_size": 2}
+    )
+    scores, deltas = head(torch.randn(4, 4, 2, 2))
+    assert scores.shape == (4, 3)
+    rois = torch.tensor([[0.0, 4, 4, 20, 24]]).repeat(4, 1)
+    labels, weights = torch.tensor([1, 3, 3, 0]), torch.ones(4)
+    losses = head.loss(scores, deltas, rois, labels, weights, rois[:, 1:], torch.ones(4, 4))
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in head.parameters())
+
+
+def test_the_documented_loss_of_your_own():
+    exec(documented("py", "LogRankLoss"), {})
     head = MODELS.build(HEAD | {"loss_cls": {"type": "LogRankLoss", "delta": 0.5}, "loss_bbox": L1})
     logits, labels = torch.randn(5, 3), torch.tensor([0, 3, 3, 2, 3])
     value, loc = head.loss_cls.head_losses(logits, labels, torch.zeros(5).long(), 2, (torch.zeros(2, 4),) * 2)
     plain = RankingLoss(lambda ranking: (ranking.rank / ranking.rank_positive).log(), delta=0.5)
     assert loc is None
     assert value == plain(logits, labels)
+
+
+def test_what_is_missing_is_named():
+    code = """
+import sys
+sys.modules["mmdet"] = None
+try:
+    import alrp_triton.integrations.mmdet
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'alrp-triton[mmdet]'" in done.stdout
