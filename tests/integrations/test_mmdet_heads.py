@@ -214,6 +214,8 @@ def test_levels_are_ranked_together_and_in_place():
 def test_fovea_equals_what_is_computed_by_hand():
     head = fovea_head()
     scores, logs = predictions(1)
+    seen = []
+    head.loss_cls.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
     losses = head.loss_by_feat(scores, logs, OBJECTS, METAS, None)
 
     plain = FoveaHead(C, 8, strides=STRIDES, base_edge_list=(8, 16, 32), scale_ranges=((1, 24), (12, 40), (24, 128)))
@@ -231,12 +233,48 @@ def test_fovea_equals_what_is_computed_by_hand():
         return torch.stack([x - left, y - top, x + right, y + bottom], 1)
 
     flat = torch.cat([level.flatten(0, 1) for level in rows(logs, 4)])
+    # In pixels: GIoU alone would not tell other units, nor left from right.
+    torch.testing.assert_close(seen[0][2], boxes(flat))
+    torch.testing.assert_close(seen[0][3], boxes(targets))
     errors = 1 - giou(boxes(flat), boxes(targets))  # divided by 2 and by 1 - tau, which is 1/2
     flat_scores = torch.cat([level.flatten(0, 1) for level in rows(scores, C)])
     cls, loc = alrp_by_hand(flat_scores, labels, errors)
     torch.testing.assert_close(losses["loss_cls"], cls)
     torch.testing.assert_close(losses["loss_bbox"], 3 * loc)
     assert_same_gradients(sum(losses.values()), cls + 3 * loc, [*scores, *logs])
+
+
+@pytest.mark.parametrize("name", [*ANCHOR_HEADS, "fovea"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_taken_for_what_it_is(name, dtype):
+    """Boxes come from it in float32, and scores are not rounded any further: the same bits as from float32 copies."""
+    head = fovea_head() if name == "fovea" else ANCHOR_HEADS[name]()
+    scores, deltas = predictions(1 if name == "fovea" else 2, 1 if name == "rpn" else C)
+    batch = [InstanceData(bboxes=o.bboxes, labels=o.labels * (name != "rpn")) for o in OBJECTS], METAS, IGNORED
+    seen = []
+    head.loss_cls.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    halves = [[level.detach().to(dtype).requires_grad_() for level in levels] for levels in (scores, deltas)]
+    losses = head.loss_by_feat(*halves, *batch)
+    expected = head.loss_by_feat(*([level.detach().float() for level in levels] for levels in halves), *batch)
+    assert all(torch.equal(losses[key], expected[key]) for key in losses)
+    assert torch.equal(seen[0][2], seen[1][2])
+    assert seen[0][0][0].dtype == dtype
+    sum(losses.values()).backward()
+    assert all(level.grad.dtype == dtype and level.grad.isfinite().all() for level in halves[0] + halves[1])
+
+
+def test_points_of_wide_images_are_not_rounded():
+    """In bfloat16 every other point of a stride of 8 is off from 1024 pixels on."""
+    head = fovea_head()
+    seen = []
+    head.loss_cls.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    sizes = [(32 // stride, 1600 // stride) for stride in STRIDES]
+    levels = [[torch.randn(1, n, *size).bfloat16() for size in sizes] for n in (C, 4)]
+    for inputs in (levels, [[level.float() for level in some] for some in levels]):
+        head.loss_by_feat(*inputs, [instances([[1493, 6, 1517, 30]], [0])], [img_meta(32, 1600)])
+    assert len(seen[0][2]) > 0
+    assert torch.equal(seen[0][2], seen[1][2])
+    assert torch.equal(seen[0][3], seen[1][3])
 
 
 def bbox_head(**settings):
