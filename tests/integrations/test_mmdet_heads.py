@@ -12,120 +12,28 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install '.[framework
 pytest.importorskip("torchvision", reason="needs torchvision: pip install '.[frameworks]'")
 
 from mmdet.models.dense_heads import FoveaHead
-from mmdet.registry import MODELS
-from mmdet_setup import CLASSES, img_meta, instances
+from mmdet_heads import (
+    ANCHOR_HEADS,
+    IGNORED,
+    METAS,
+    OBJECTS,
+    STRIDES,
+    C,
+    alrp_by_hand,
+    assert_same_gradients,
+    bbox_head,
+    decoded,
+    fovea_head,
+    giou,
+    predictions,
+    regions,
+    rows,
+)
+from mmdet_setup import img_meta, instances
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-from torchvision.ops import box_convert, generalized_box_iou
 
-import alrp_triton
-from alrp_triton.compat import aLRPLoss
-
-C = len(CLASSES)
-STRIDES = (8, 16, 32)
-IOU = {
-    "type": "MaxIoUAssigner",
-    "pos_iou_thr": 0.5,
-    "neg_iou_thr": 0.4,
-    "min_pos_iou": 0.2,
-    "ignore_iof_thr": 0.5,
-}
-ATSS = {"type": "ATSSAssigner", "topk": 9, "ignore_iof_thr": 0.5}
-PLAIN = {"type": "ALRPLoss", "self_balance": 3.0}
-FOCAL = {"type": "FocalLoss"}
-# Images of other sizes in one batch, of which the second is padded; one with an ignored instance, one without objects.
-METAS = [img_meta(64, 64), img_meta(40, 64), img_meta(64, 64)]
-OBJECTS = [
-    instances([[2, 2, 26, 30], [30, 20, 62, 60], [36, 4, 52, 20]], [1, 0, 2]),
-    instances([[10, 8, 40, 38]], [1]),
-    instances([], []),
-]
-IGNORED = [instances([], []), instances([], []), instances([[20, 20, 50, 50]], [0])]
-
-
-def anchor_head(kind: str, assigner: dict | None = IOU, **settings):
-    config = {
-        "type": kind,
-        "in_channels": 8,
-        "feat_channels": 32,
-        "anchor_generator": {
-            "type": "AnchorGenerator",
-            "octave_base_scale": 2,
-            "scales_per_octave": 2,
-            "ratios": [1.0],
-            "strides": STRIDES,
-        },
-        "bbox_coder": {
-            "type": "DeltaXYWHBBoxCoder",
-            "target_means": (0.0, 0.0, 0.0, 0.0),
-            "target_stds": (0.1, 0.1, 0.2, 0.2),
-        },
-        "loss_cls": PLAIN,
-        "train_cfg": ConfigDict(assigner=assigner, allowed_border=-1, pos_weight=-1, debug=False),
-        **({"num_classes": C, "stacked_convs": 1} if kind != "RankingRPNHead" else {}),
-        **settings,
-    }
-    return MODELS.build(config)
-
-
-ANCHOR_HEADS = {
-    "retina": lambda **settings: anchor_head("RankingRetinaHead", **settings),
-    "retina-atss": lambda **settings: anchor_head("RankingRetinaHead", ATSS, **settings),
-    "atss": lambda **settings: anchor_head("RankingATSSHead", ATSS, **settings),
-    "rpn": lambda **settings: anchor_head(
-        "RankingRPNHead",
-        **{"loss_cls": {"type": "ALRPLoss", "tau": 0.7, "self_balance": 3.0, "loss_weight": 0.2}, **settings},
-    ),
-}
 every_anchor_head = pytest.mark.parametrize("name", ANCHOR_HEADS)
-
-
-def fovea_head(**settings):
-    config = {
-        "type": "RankingFoveaHead",
-        "num_classes": C,
-        "in_channels": 8,
-        "feat_channels": 8,
-        "stacked_convs": 1,
-        "strides": STRIDES,
-        "base_edge_list": [8, 16, 32],
-        "scale_ranges": ((1, 24), (12, 40), (24, 128)),
-        "loss_cls": PLAIN,
-    }
-    return MODELS.build({**config, **settings})
-
-
-def predictions(num_anchors: int, num_classes: int = C, seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
-    """Scores that differ by more than the ramp, deltas that move boxes, of the three levels of a 64 x 64 batch."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [64 // stride for stride in STRIDES]
-    scores = [3 * torch.randn(3, num_anchors * num_classes, n, n, generator=generator) for n in sizes]
-    deltas = [torch.randn(3, num_anchors * 4, n, n, generator=generator) for n in sizes]
-    return [s.requires_grad_() for s in scores], [d.requires_grad_() for d in deltas]
-
-
-def rows(levels: list[Tensor], size: int) -> list[Tensor]:
-    """Of each level ``[B, cells * anchors, size]``, copied."""
-    return [level.permute(0, 2, 3, 1).reshape(len(level), -1, size) for level in levels]
-
-
-def decoded(anchors: Tensor, deltas: Tensor) -> Tensor:
-    x, y, w, h = box_convert(anchors, "xyxy", "cxcywh").unbind(-1)
-    dx, dy, dw, dh = (deltas * torch.tensor([0.1, 0.1, 0.2, 0.2])).unbind(-1)
-    return box_convert(torch.stack([x + dx * w, y + dy * h, w * dw.exp(), h * dh.exp()], -1), "cxcywh", "xyxy")
-
-
-def giou(pred: Tensor, target: Tensor) -> Tensor:
-    return generalized_box_iou(pred, target).diagonal()
-
-
-def alrp_by_hand(scores: Tensor, labels: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
-    """From flat rows: one-hot labels, the authors' signature, and their sum over sorted errors."""
-    one_hot = (labels[:, None] == torch.arange(scores.shape[1])).long()
-    one_hot[labels == -1] = -1
-    cls, rank, order = aLRPLoss.apply(scores.reshape(-1), one_hot.reshape(-1), errors)
-    order = order.flip(0)
-    return cls, (errors[order].cumsum(0) / rank[order]).mean()
 
 
 def anchors_by_hand(head, scores, deltas, num_classes=C, tau=0.5) -> tuple[Tensor, Tensor, int, int]:
@@ -158,14 +66,6 @@ def anchors_by_hand(head, scores, deltas, num_classes=C, tau=0.5) -> tuple[Tenso
     flat_scores = torch.cat([level.flatten(0, 1) for level in rows(scores, num_classes)])
     cls, loc = alrp_by_hand(flat_scores, flat_labels, errors)
     return cls, loc, int(positive.sum()), int((flat_labels == -1).sum())
-
-
-def assert_same_gradients(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
-    for got, want in zip(
-        torch.autograd.grad(found, inputs, retain_graph=True), torch.autograd.grad(expected, inputs, retain_graph=True)
-    ):
-        assert (got - want).norm() <= 1e-5 * want.norm()
-    assert sum(g.abs().sum() for g in torch.autograd.grad(expected, inputs)) > 0
 
 
 @every_anchor_head
@@ -277,34 +177,6 @@ def test_points_of_wide_images_are_not_rounded():
     assert torch.equal(seen[0][3], seen[1][3])
 
 
-def bbox_head(**settings):
-    config = {
-        "type": "RankingShared2FCBBoxHead",
-        "in_channels": 4,
-        "fc_out_channels": 8,
-        "num_classes": C,
-        "bbox_coder": {
-            "type": "DeltaXYWHBBoxCoder",
-            "target_means": (0.0, 0.0, 0.0, 0.0),
-            "target_stds": (0.1, 0.1, 0.2, 0.2),
-        },
-        "loss_cls": PLAIN,
-    }
-    return MODELS.build({**config, **settings})
-
-
-def regions() -> tuple[Tensor, ...]:
-    """Of two images: regions, labels, weights, true boxes, their weights. The fourth is ignored."""
-    boxes = torch.tensor(
-        [[2.0, 2, 28, 30], [30, 20, 60, 60], [0, 0, 9, 9], [5, 5, 40, 40], [8, 8, 44, 40], [40, 1, 60, 9]]
-    )
-    images = torch.tensor([0.0, 0, 0, 0, 1, 1])
-    true = torch.tensor([[2.0, 2, 26, 30], [30, 20, 62, 60], [0, 0, 0, 0], [9, 9, 9, 9], [10, 8, 40, 38], [0, 0, 0, 0]])
-    labels = torch.tensor([1, 0, C, 2, 1, C])
-    weights = torch.tensor([1.0, 1, 1, 0, 1, 1])
-    return torch.cat([images[:, None], boxes], 1), labels, weights, true, (labels < C).float()[:, None].expand(6, 4)
-
-
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_second_stage_equals_what_is_computed_by_hand(agnostic):
     head = bbox_head(reg_class_agnostic=agnostic)
@@ -379,106 +251,3 @@ def test_nan_is_not_hidden():
         scores[1][0, 0, 0, 0] = math.nan
     losses = ANCHOR_HEADS["retina"]().loss_by_feat(scores, deltas, OBJECTS, METAS, IGNORED)
     assert losses["loss_cls"].isnan()
-
-
-def test_atss_can_keep_its_centerness():
-    settings = {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0}
-    head, plain = (ANCHOR_HEADS["atss"](loss_centerness=setting) for setting in (settings, None))
-    assert set(head.state_dict()) - set(plain.state_dict()) == {"atss_centerness.weight", "atss_centerness.bias"}
-    features = [torch.randn(3, 8, 64 // stride, 64 // stride) for stride in STRIDES]
-    assert [len(head(features)), len(plain(features))] == [3, 2]
-
-    scores, deltas = predictions(2)
-    _, factors = predictions(2, seed=5)
-    centernesses = [level[:, :2] for level in factors]
-    losses = head.loss_by_feat(scores, deltas, centernesses, OBJECTS, METAS, IGNORED)
-    expected = plain.loss_by_feat(scores, deltas, OBJECTS, METAS, IGNORED)
-    assert list(losses) == [*expected, "loss_centerness"]
-    assert all(torch.equal(losses[key], expected[key]) for key in expected)
-
-    # MMDetection's own head, whose loss of the centre-ness is a sum over levels.
-    config = {"type": "ATSSHead", "loss_cls": {**FOCAL, "use_sigmoid": True}, "loss_bbox": {"type": "GIoULoss"}}
-    own = ANCHOR_HEADS["atss"](loss_centerness=settings, **config)
-    wanted = own.loss_by_feat(scores, deltas, centernesses, OBJECTS, METAS, IGNORED)
-    torch.testing.assert_close(losses["loss_centerness"], sum(wanted["loss_centerness"]))
-
-    empty = head.loss_by_feat(*head(features), [instances([], [])] * 3, METAS, None)
-    sum(empty.values()).backward()
-    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
-
-
-@pytest.mark.parametrize(
-    ("name", "own_type", "loss_bbox", "decoded_boxes"),
-    [
-        ("retina", "RetinaHead", {"type": "L1Loss"}, False),
-        ("retina", "RetinaHead", {"type": "SmoothL1Loss", "beta": 0.11}, False),
-        ("retina", "RetinaHead", {"type": "GIoULoss"}, True),
-        ("atss", "ATSSHead", {"type": "GIoULoss", "loss_weight": 2.0}, True),
-        ("rpn", "RPNHead", {"type": "L1Loss"}, False),
-    ],
-)
-def test_a_loss_on_scores_leaves_the_boxes_to_the_head(name, own_type, loss_bbox, decoded_boxes):
-    settings = {"loss_bbox": loss_bbox, "reg_decoded_bbox": decoded_boxes}
-    head = ANCHOR_HEADS[name](loss_cls={"type": "APLoss", "delta": 0.5, "loss_weight": 2.0}, **settings)
-    own = ANCHOR_HEADS[name](type=own_type, loss_cls={**FOCAL, "use_sigmoid": True}, **settings)
-    num_classes = 1 if name == "rpn" else C
-    scores, deltas = predictions(2, num_classes)
-    factors = [[torch.zeros(3, 2, *s.shape[-2:]) for s in scores]] if name == "atss" else []
-    batch = [InstanceData(bboxes=o.bboxes, labels=o.labels.clamp(max=num_classes - 1)) for o in OBJECTS], METAS, IGNORED
-    seen = []
-    head.loss_cls.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
-    (_, cls), (_, loc) = head.loss_by_feat(scores, deltas, *batch).items()
-    (_, _), (_, wanted), *_ = own.loss_by_feat(scores, deltas, *factors, *batch).items()
-
-    torch.testing.assert_close(loc, sum(wanted))
-    assert_same_gradients(loc, sum(wanted), deltas)
-    torch.testing.assert_close(cls, 2 * alrp_triton.ap_loss(*seen[0], delta=0.5))
-    cls.backward()
-    assert all(level.grad.abs().sum() > 0 for level in scores)
-
-
-def test_losses_on_scores_in_fovea_and_the_second_stage():
-    smooth = {"type": "SmoothL1Loss", "beta": 0.11}
-    head = fovea_head(loss_cls={"type": "NDCGLoss"}, loss_bbox=smooth)
-    own = fovea_head(type="FoveaHead", loss_cls={**FOCAL, "use_sigmoid": True}, loss_bbox=smooth)
-    scores, logs = predictions(1)
-    losses = head.loss_by_feat(scores, logs, OBJECTS, METAS, None)
-    wanted = own.loss_by_feat(scores, logs, OBJECTS, METAS, None)
-    torch.testing.assert_close(losses["loss_bbox"], wanted["loss_bbox"])
-    assert 0 < losses["loss_cls"] < 1
-
-    rois, labels, _, true, box_weights = regions()
-    for decoded_boxes in (False, True):
-        settings = {"loss_bbox": {"type": "L1Loss"}, "reg_decoded_bbox": decoded_boxes}
-        head = bbox_head(loss_cls={"type": "APLoss"}, **settings)
-        own = bbox_head(type="Shared2FCBBoxHead", loss_cls={"type": "CrossEntropyLoss"}, **settings)
-        deltas = torch.randn(6, 4 * C)
-        arguments = deltas, rois, labels, torch.ones(6), true, box_weights
-        losses = head.loss(torch.randn(6, C), *arguments)
-        wanted = own.loss(torch.randn(6, C + 1), *arguments)
-        torch.testing.assert_close(losses["loss_bbox"], wanted["loss_bbox"])
-        assert 0 < losses["loss_cls"] < 1
-
-
-@pytest.mark.parametrize("name", ["retina", "fovea", "second stage"])
-def test_one_ranking_per_image(name):
-    """Without ignored positives the loss is the mean of the images' own; those without objects do not count."""
-    criterion = {**PLAIN, "per_image": True}
-    if name == "second stage":
-        rois, labels, weights, true, box_weights = regions()
-        scores, deltas = torch.randn(6, C), torch.randn(6, 4 * C)
-        arguments = [scores, deltas, rois, labels, weights, true, box_weights]
-        together = bbox_head(loss_cls=criterion).loss(*arguments)
-        alone = [bbox_head().loss(*(a[rois[:, 0] == image] for a in arguments)) for image in (0, 1)]
-    else:
-        make = ANCHOR_HEADS["retina"] if name == "retina" else fovea_head
-        scores, deltas = predictions(2 if name == "retina" else 1)
-        together = make(loss_cls=criterion).loss_by_feat(scores, deltas, OBJECTS, METAS, IGNORED)
-        alone = [
-            make().loss_by_feat(
-                [s[b : b + 1] for s in scores], [d[b : b + 1] for d in deltas], [OBJECTS[b]], [METAS[b]], [IGNORED[b]]
-            )
-            for b in (0, 1)
-        ]
-    for key, value in together.items():
-        torch.testing.assert_close(value, (alone[0][key] + alone[1][key]) / 2)
