@@ -1,0 +1,77 @@
+"""Self-balancing by the epochs of MMEngine's training loops."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mmengine import dist
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop
+
+from ... import SelfBalance
+
+__all__ = ["SelfBalanceHook"]
+
+
+@HOOKS.register_module()
+class SelfBalanceHook(Hook):  # type: ignore[misc]
+    """Ends the period of every :class:`alrp_triton.SelfBalance` in the model after each epoch.
+
+    In training by iterations an epoch is as many of them as it takes to see as many images as the data set has. With
+    several processes, what each of them noted in the period is added up first, so that all go on with one weight.
+    It runs before a checkpoint is written, at its default priority: a resumed run goes on with the same weight.
+
+    Those with a ``period`` of their own end it themselves, and are left alone.
+
+    Args:
+        interval: iterations in a period, >= 1; None for an epoch.
+
+    Raises:
+        TypeError, ValueError: wrong ``interval``.
+    """
+
+    def __init__(self, interval: int | None = None) -> None:
+        if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int)):
+            raise TypeError(f"interval: expected an int >= 1 or None, got {type(interval).__name__}")
+        if interval is not None and interval < 1:
+            raise ValueError(f"interval: expected an int >= 1 or None, got {interval}")
+        self.interval = interval
+        self._iterations = interval
+
+    def before_train(self, runner: Any) -> None:
+        """Says when there is nothing to do, and how long an epoch is in training by iterations."""
+        if not self._balances(runner):
+            runner.logger.warning(
+                "SelfBalanceHook: the model has no SelfBalance(period=None), so that this hook does nothing"
+            )
+        self._iterations = self.interval
+        if self.interval is None and isinstance(runner.train_loop, IterBasedTrainLoop):
+            loader = runner.train_dataloader
+            images = loader.batch_sampler.batch_size * dist.get_world_size()
+            self._iterations = max(math.ceil(len(loader.dataset) / images), 1)
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Ends a period of a number of iterations."""
+        if self._iterations is not None and self.every_n_train_iters(runner, self._iterations):
+            self._step(runner)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Ends a period of an epoch."""
+        if self._iterations is None:
+            self._step(runner)
+
+    def _step(self, runner: Any) -> None:
+        for balance in self._balances(runner):
+            dist.all_reduce(balance.sums)
+            dist.all_reduce(balance.count)
+            balance.step_epoch()
+
+    @staticmethod
+    def _balances(runner: Any) -> list[SelfBalance]:
+        """In the order of the modules, the same in every process; of one that is used twice only once."""
+        modules = runner.model.modules()
+        return [module for module in modules if isinstance(module, SelfBalance) and module.period is None]
