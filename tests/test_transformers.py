@@ -187,6 +187,28 @@ def test_denoising_queries_keep_the_models_own_loss(name):
     assert all(outputs.loss_dict[key] == 0 for key in outputs.loss_dict if "bbox" in key and key not in noisy)
 
 
+@pytest.mark.skipif("DFine" not in FAMILY, reason="this version of transformers has no D-FINE")
+def test_d_fine_clips_boxes_to_the_image():
+    """In every output, as its own loss does: boxes that reach beyond are what a model that has learned gives."""
+    plain, model = build("DFine"), integration.use_ap(build("DFine"))
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, LAYERS, NUM_QUERIES, NUM_CLASSES, generator=generator)
+    boxes = torch.rand(2, LAYERS, NUM_QUERIES, 4, generator=generator) * 2 - 0.5
+    bins = 4 * (model.config.max_num_bins + 1)
+    others = {
+        "enc_topk_logits": scores[:, 0],
+        "enc_topk_bboxes": boxes[:, 1],
+        "predicted_corners": torch.randn(2, LAYERS, NUM_QUERIES, bins, generator=generator),
+        "initial_reference_points": boxes.clamp(0.1, 0.9),
+    }
+    arguments = scores[:, -1], batch()["labels"], "cpu", boxes[:, -1], model.config, scores, boxes
+    own, terms = (each.loss_function(*arguments, **others)[1] for each in (plain, model))
+    kept = {name for name in own if "vfl" not in name}
+    assert {"loss_bbox", "loss_giou_aux_0", "loss_fgl_aux_1", f"loss_bbox_aux_{LAYERS - 1}"} <= kept
+    for name in kept:
+        assert terms[name] == own[name]
+
+
 @every_model
 def test_inference_is_unchanged(name):
     images = {"pixel_values": batch()["pixel_values"]}
