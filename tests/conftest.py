@@ -1,11 +1,16 @@
 """One thread for each process: the tensors here are small, and pytest-xdist has processes enough."""
 
+import sys
 from typing import Any
 
 import torch
 from cases import INTERPRETED
 
 torch.set_num_threads(1)
+
+# Tests run with the repository's root on the path, where transformers, which looks for Hugging Face's package of this
+# name, would find the folder of ours.
+sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
 
 if INTERPRETED:
     from triton.runtime import interpreter

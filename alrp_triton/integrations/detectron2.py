@@ -1,0 +1,173 @@
+"""Ranking losses for Detectron2's RetinaNet: a meta-architecture of its own, chosen in the config.
+
+    from alrp_triton.integrations.detectron2 import add_alrp_config
+
+    cfg = get_cfg()
+    add_alrp_config(cfg)
+    cfg.merge_from_file("retinanet_R_50_FPN_1x.yaml")
+    cfg.MODEL.META_ARCHITECTURE = "ALRPRetinaNet"
+    cfg.MODEL.ALRP.SELF_BALANCE_PERIOD = num_images // cfg.SOLVER.IMS_PER_BATCH  # iterations in an epoch
+
+Importing this module registers :class:`ALRPRetinaNet`. Anchors, matcher, box coder and inference are those of
+``RetinaNet``; of the anchors that the matcher leaves undecided the logits are ignored, as there. All levels and images
+of a batch are one ranking, in which the levels are not copied together.
+
+The criterion is a submodule, so that the state of its self-balancing is in Detectron2's checkpoints and a resumed run
+goes on with it. Written for the interfaces of Detectron2 0.6, which are those of its main branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+try:
+    from detectron2.config import CfgNode, configurable
+    from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+    from detectron2.utils.events import get_event_storage
+except ImportError as error:
+    raise ImportError(
+        "alrp_triton.integrations.detectron2 needs Detectron2, which is installed from its repository: "
+        "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
+    ) from error
+
+from .. import ALRPLoss, APLoss, NDCGLoss, RankSortLoss, SelfBalance
+from ..framework import RankingLoss
+
+__all__ = ["ALRPRetinaNet", "add_alrp_config"]
+
+
+def add_alrp_config(cfg: Any) -> None:
+    """Add what :class:`ALRPRetinaNet` reads to a config, in place: ``cfg.MODEL.ALRP``, with these keys.
+
+    | key | default | what it is |
+    | --- | --- | --- |
+    | ``LOSS`` | ``"alrp"`` | ``"alrp"``, ``"rank_sort"``, ``"ap"`` or ``"ndcg"`` |
+    | ``DELTA`` | ``None`` | half width of the ramp; ``None`` for the loss's own default |
+    | ``TAU`` | 0.5 | aLRP: the IoU from which a box counts as localised |
+    | ``BOX_ERROR`` | ``"giou"`` | aLRP, Rank & Sort: ``"iou"``, ``"giou"``, ``"diou"`` or ``"ciou"`` |
+    | ``SELF_BALANCE_INIT`` | 50.0 | aLRP: weight of the boxes in the first period |
+    | ``SELF_BALANCE_PERIOD`` | 7330 | aLRP: iterations in a period; the default is an epoch of COCO, 16 images each |
+    | ``PER_IMAGE`` | ``False`` | one ranking for each image instead of one for the batch |
+    """
+    cfg.MODEL.ALRP = CfgNode()
+    cfg.MODEL.ALRP.LOSS = "alrp"
+    cfg.MODEL.ALRP.DELTA = None
+    cfg.MODEL.ALRP.TAU = 0.5
+    cfg.MODEL.ALRP.BOX_ERROR = "giou"
+    cfg.MODEL.ALRP.SELF_BALANCE_INIT = 50.0
+    cfg.MODEL.ALRP.SELF_BALANCE_PERIOD = 7330
+    cfg.MODEL.ALRP.PER_IMAGE = False
+
+
+@META_ARCH_REGISTRY.register()  # type: ignore[misc,unused-ignore]
+class ALRPRetinaNet(RetinaNet):  # type: ignore[misc,unused-ignore]
+    """Detectron2's RetinaNet with a ranking loss: aLRP, Rank & Sort, AP, NDCG or one of your own.
+
+    ``ALRPRetinaNet(cfg)`` reads ``cfg.MODEL.ALRP`` (see :func:`add_alrp_config`) besides what RetinaNet reads. With
+    explicit arguments, as in a LazyConfig, it takes those of RetinaNet and
+
+    Args:
+        criterion: a module called as ``criterion(logits, labels, pred_boxes, target_boxes)``, or, for one of this
+            package on scores alone, as ``criterion(logits, labels, num_positives=P)``. ``logits`` is a list of the
+            levels [N, R_l, K], ``labels`` of integers [N, R_l] (0..K-1 positive, K background, -1 ignored); the boxes
+            of the P positives, [P, 4] as (x1, y1, x2, y2) in pixels, come level after level, image after image. It
+            returns an object with the scalars ``cls`` and ``loc``, or a scalar. A ``SelfBalance`` in it should have a
+            ``period``, in iterations, since nothing in Detectron2 marks an epoch.
+        per_image: one ranking for each image instead of one for the batch: the criterion is also given ``groups=``,
+            the image of each anchor, for each level.
+        takes_boxes: whether the criterion is of the first kind; ``None`` for all but ``APLoss``, ``NDCGLoss`` and
+            ``RankingLoss``.
+
+    Raises:
+        TypeError: ``criterion`` is not a module, or ``per_image`` not a bool.
+        ValueError: an unknown ``cfg.MODEL.ALRP.LOSS``.
+    """
+
+    @configurable  # type: ignore[untyped-decorator,unused-ignore]
+    def __init__(
+        self, *, criterion: nn.Module, per_image: bool = False, takes_boxes: bool | None = None, **arguments: Any
+    ) -> None:
+        if not isinstance(criterion, nn.Module):
+            raise TypeError(f"criterion must be a torch.nn.Module; got {type(criterion).__qualname__}")
+        if not isinstance(per_image, bool):
+            raise TypeError(f"per_image must be a bool; got {type(per_image).__qualname__}")
+        super().__init__(**arguments)
+        self.criterion = criterion
+        self.per_image = per_image
+        if takes_boxes is None:
+            takes_boxes = not isinstance(criterion, (APLoss, NDCGLoss, RankingLoss))
+        self.takes_boxes = takes_boxes
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        """Arguments of the constructor for a config; part of Detectron2's way of building models."""
+        settings = cfg.MODEL.ALRP
+        if settings.LOSS not in _CRITERIA:
+            raise ValueError(f"cfg.MODEL.ALRP.LOSS: expected one of {tuple(_CRITERIA)}, got {settings.LOSS!r}")
+        arguments: dict[str, Any] = super().from_config(cfg)
+        return {**arguments, "criterion": _CRITERIA[settings.LOSS](settings), "per_image": settings.PER_IMAGE}
+
+    def losses(
+        self,
+        anchors: list[Any],
+        pred_logits: list[Tensor],
+        gt_labels: list[Tensor],
+        pred_anchor_deltas: list[Tensor],
+        gt_boxes: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """The two parts of the loss of a batch; arguments and names of the result as in ``RetinaNet.losses``.
+
+        ``"loss_cls"`` is the criterion's ``cls`` or scalar, ``"loss_box_reg"`` its ``loc``, or RetinaNet's own loss of
+        the boxes. The loss to minimise is their sum.
+        """
+        labels = torch.stack(gt_labels)  # [N, R], with this package's numbers for background and ignored
+        sizes = [logits.shape[1] for logits in pred_logits]
+        levels = list(labels.split(sizes, dim=1))
+        options: dict[str, Any] = {}
+        if self.per_image:
+            image = torch.arange(len(labels), device=labels.device)[:, None]
+            options["groups"] = [image.expand_as(level) for level in levels]
+        image, anchor = torch.nonzero((labels >= 0) & (labels != self.num_classes), as_tuple=True)
+
+        if not self.takes_boxes:
+            cls = self.criterion(pred_logits, levels, num_positives=len(image), **options)
+            # RetinaNet computes both parts at once; of its own classification loss no graph is kept.
+            scores = [logits.detach() for logits in pred_logits]
+            own = super().losses(anchors, scores, gt_labels, pred_anchor_deltas, gt_boxes)
+            return {"loss_cls": cls, "loss_box_reg": own["loss_box_reg"]}
+
+        get_event_storage().put_scalar("num_pos_anchors", len(image) / len(labels))  # what RetinaNet logs
+        # Criteria count level after level, and within a level image after image.
+        ends = torch.tensor(list(accumulate(sizes)), device=anchor.device)
+        order = torch.bucketize(anchor, ends, right=True).argsort(stable=True)
+        image, anchor = image[order], anchor[order]
+        deltas = torch.cat(pred_anchor_deltas, dim=1)[image, anchor]
+        pred_boxes = self.box2box_transform.apply_deltas(deltas, type(anchors[0]).cat(anchors).tensor[anchor])
+        loss = self.criterion(pred_logits, levels, pred_boxes, torch.stack(gt_boxes)[image, anchor], **options)
+        return {"loss_cls": loss.cls, "loss_box_reg": loss.loc}
+
+
+def _delta(settings: Any) -> dict[str, Any]:
+    return {} if settings.DELTA is None else {"delta": settings.DELTA}
+
+
+def _alrp(settings: Any) -> nn.Module:
+    balance = SelfBalance(settings.SELF_BALANCE_INIT, period=settings.SELF_BALANCE_PERIOD)
+    return ALRPLoss(tau=settings.TAU, box_error=settings.BOX_ERROR, self_balance=balance, **_delta(settings))
+
+
+def _rank_sort(settings: Any) -> nn.Module:
+    return RankSortLoss(box_error=settings.BOX_ERROR, **_delta(settings))
+
+
+_CRITERIA: dict[str, Callable[[Any], nn.Module]] = {
+    "alrp": _alrp,
+    "rank_sort": _rank_sort,
+    "ap": lambda settings: APLoss(**_delta(settings)),
+    "ndcg": lambda settings: NDCGLoss(**_delta(settings)),
+}

@@ -1,0 +1,22 @@
+"""Ranking losses for the DETR family of Hugging Face transformers: one call on an existing model."""
+
+try:
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "alrp_triton.integrations.transformers needs transformers and SciPy: pip install 'alrp-triton[transformers]'"
+    ) from error
+
+from .detr import use_alrp, use_ap, use_classification_loss, use_ndcg, use_rank_sort
+from .loss import DetrRankingLoss
+from .trainer import SelfBalanceCallback
+
+__all__ = [
+    "DetrRankingLoss",
+    "SelfBalanceCallback",
+    "use_alrp",
+    "use_ap",
+    "use_classification_loss",
+    "use_ndcg",
+    "use_rank_sort",
+]

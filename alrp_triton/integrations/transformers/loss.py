@@ -1,0 +1,172 @@
+"""A ranking loss in the place of a DETR's own: what ``model.loss_function`` becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...balance import SelfBalance
+from .outputs import Family
+
+__all__ = ["DetrRankingLoss"]
+
+
+class DetrRankingLoss(nn.Module):
+    """The loss of a DETR, with the framework's matching and signature and a ranking loss for its terms.
+
+    Of each supervised output, all queries and classes of the batch are one ranking. Its positives are the queries that
+    the model's Hungarian matcher assigns to an object, each at the object's class; every other logit is a negative.
+
+    Each decoder layer, and the encoder's proposals where there are such, have a criterion of their own: a layer that
+    sees poorer boxes needs another weight between classification and localisation, and self-balancing measures
+    iterations of one layer. ``criteria[0]`` is the last layer's, the others follow in the order of the layers, with the
+    proposals at the end. They are used where ``config.auxiliary_loss`` is on.
+
+    Denoising queries (RT-DETR and what derives from it) keep the model's own loss: they are made from the objects
+    themselves, in known groups, and have no part in inference; ranked with the others, they would take the top.
+
+    Made by :func:`use_alrp` and the other functions, to which the arguments belong.
+    """
+
+    criteria: nn.ModuleList
+
+    def __init__(
+        self,
+        family: Family,
+        criteria: Sequence[nn.Module],
+        *,
+        takes_boxes: bool,
+        l1_weight: float | None = None,
+        per_image: bool = False,
+    ) -> None:
+        super().__init__()
+        self.family = family
+        self.criteria = nn.ModuleList(criteria)
+        self.takes_boxes, self.l1_weight, self.per_image = takes_boxes, l1_weight, per_image
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: list[dict[str, Tensor]],
+        device: torch.device | str,
+        pred_boxes: Tensor,
+        config: Any,
+        outputs_class: Tensor | None = None,
+        outputs_coord: Tensor | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]:
+        """The loss of one batch, called by the model with the framework's arguments.
+
+        Args:
+            logits: [B, Q, C] of the last layer.
+            labels: for each image ``"class_labels"`` [G] and ``"boxes"`` [G, 4], as (centre x, centre y, width,
+                height) in units of the image.
+            device: where the criterion works; the framework's argument.
+            pred_boxes: [B, Q, 4] of the last layer, as the boxes of ``labels``.
+            config: the model's.
+            outputs_class, outputs_coord: logits and boxes of all layers, for auxiliary losses.
+            others: what the model's own loss takes besides.
+
+        Returns:
+            The loss; its terms as they enter it, by name: ``loss_cls`` and ``loss_loc`` of the criterion, ``loss_bbox``
+            (L1), ``loss_giou`` where the criterion takes no boxes, and what else the model's own loss has, with the
+            framework's suffixes for auxiliary layers and denoising; and the outputs of the auxiliary layers, or None.
+
+        Raises:
+            ValueError: more layers than criteria, because the config was changed.
+        """
+        outputs = self.family.outputs(logits, pred_boxes, config, outputs_class, outputs_coord, **others)
+        auxiliary = outputs.get("auxiliary_outputs")
+        ranked = [outputs, *(auxiliary or [])]
+        if len(ranked) > len(self.criteria):
+            raise ValueError(f"config: expected at most {len(self.criteria)} supervised outputs, got {len(ranked)}")
+        own = self.family.criterion(config)
+        own.__class__ = _with_ranking(own.__class__)
+        own.start(self, ranked)
+        losses = own.to(device)(outputs, labels)
+        return sum(losses.values()), losses, auxiliary
+
+    def step_epoch(self) -> None:
+        """End the self-balancing period of each criterion that has such and does not end it itself."""
+        for module in self.modules():
+            if isinstance(module, SelfBalance) and module.period is None:
+                module.step_epoch()
+
+    def extra_repr(self) -> str:
+        """The arguments, as ``repr`` shows them."""
+        return f"takes_boxes={self.takes_boxes}, l1_weight={self.l1_weight}, per_image={self.per_image}"
+
+
+class _RankingTerms:
+    """Mixed into a criterion of the framework, which matches and adds up as ever, but asks this for the terms."""
+
+    weight_dict: dict[str, float]
+    _get_source_permutation_idx: Any
+
+    def start(self, loss: DetrRankingLoss, ranked: list[dict[str, Any]]) -> None:
+        """Prepare one batch: ``ranked`` are the outputs that have criteria; any others are denoising queries."""
+        # By identity, as the framework hands these very objects to get_loss.
+        self.criterion_of = {id(outputs): criterion for outputs, criterion in zip(ranked, loss.criteria)}
+        self.takes_boxes, self.per_image = loss.takes_boxes, loss.per_image
+        self.own_weights = self.weight_dict
+        self.weights = dict(self.weight_dict)
+        if loss.l1_weight is not None:
+            self.weights["loss_bbox"] = loss.l1_weight
+        # Terms are weighted here; some of the framework's criteria would do it again, and drop those without a weight.
+        self.weight_dict = dict.fromkeys([*self.own_weights, "loss_cls", "loss_loc"], 1.0)
+
+    def get_loss(
+        self,
+        loss: str,
+        outputs: dict[str, Any],
+        targets: list[dict[str, Tensor]],
+        indices: list[tuple[Tensor, Tensor]],
+        num_boxes: float,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """The terms that the framework calls ``loss``, of one output, weighted; arguments are the framework's."""
+        criterion = self.criterion_of.get(id(outputs))
+        if criterion is not None and loss in ("labels", "vfl"):
+            return self._ranking(criterion, outputs, targets, indices)
+        terms = super().get_loss(loss, outputs, targets, indices, num_boxes, **options)  # type: ignore[misc]
+        weights = self.own_weights if criterion is None else self.weights
+        if criterion is not None and self.takes_boxes:
+            terms.pop("loss_giou", None)
+        return {name: value * weights[name] for name, value in terms.items() if name in weights}
+
+    def _ranking(
+        self,
+        criterion: Any,
+        outputs: dict[str, Any],
+        targets: list[dict[str, Tensor]],
+        indices: list[tuple[Tensor, Tensor]],
+    ) -> dict[str, Tensor]:
+        logits = outputs["logits"]
+        # Row-major, the order in which the losses count: image by image, and SciPy's assignment is sorted by query.
+        matched = self._get_source_permutation_idx(indices)
+        labels = torch.full(logits.shape[:2], logits.shape[-1], device=logits.device)
+        labels[matched] = torch.cat([target["class_labels"][of] for target, (_, of) in zip(targets, indices)])
+        options: dict[str, Any] = {}
+        if self.per_image:
+            options["groups"] = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
+        if not self.takes_boxes:
+            return {"loss_cls": criterion(logits, labels, num_positives=len(matched[0]), **options)}
+        true = torch.cat([target["boxes"][of] for target, (_, of) in zip(targets, indices)])
+        loss = criterion(logits, labels, _corners(outputs["pred_boxes"][matched]), _corners(true), **options)
+        return {"loss_cls": loss.cls, "loss_loc": loss.loc}
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """(x1, y1, x2, y2) of boxes [P, 4] given as (centre x, centre y, width, height)."""
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
+    return torch.cat([centre - half, centre + half], dim=1)
+
+
+@cache
+def _with_ranking(base: type) -> type:
+    """``base`` with the terms of :class:`_RankingTerms`; the same class for the same base."""
+    return type(f"Ranking{base.__name__}", (_RankingTerms, base), {"__module__": __name__})

@@ -1,0 +1,27 @@
+"""For the framework's ``Trainer``: what aLRP Loss wants done after each epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from .loss import DetrRankingLoss
+
+__all__ = ["SelfBalanceCallback"]
+
+
+class SelfBalanceCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Ends the self-balancing period of a model with :func:`use_alrp` after each epoch.
+
+        Trainer(model=model, ..., callbacks=[SelfBalanceCallback()])
+
+    It has no state: the weights are in the model, and so in the trainer's checkpoints. A criterion with a fixed
+    ``SelfBalance(period=...)`` ends its periods itself and is left alone.
+    """
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
+        """Called by the trainer; ``model`` may be wrapped."""
+        for module in model.modules():
+            if isinstance(module, DetrRankingLoss):
+                module.step_epoch()
