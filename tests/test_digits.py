@@ -104,9 +104,7 @@ def test_metrics_of_known_detections():
     narrow = [{**found, "boxes": found["boxes"].clone()} for found in perfect]
     for found in narrow:
         found["boxes"][:, 2] -= 0.38 * (found["boxes"][:, 2] - found["boxes"][:, 0])
-    assert report.measure(narrow, SCENES) == pytest.approx(
-        {"AP": 0.3, "AP50": 1, "AP75": 0, "oLRP": 0.76}, abs=1e-5
-    )
+    assert report.measure(narrow, SCENES) == pytest.approx({"AP": 0.3, "AP50": 1, "AP75": 0, "oLRP": 0.76}, abs=1e-5)
     none = [{key: value[:0] for key, value in found.items()} for found in perfect]
     assert report.measure(none, SCENES) == {"AP": 0, "AP50": 0, "AP75": 0, "oLRP": 1}
 
