@@ -9,7 +9,7 @@ PYTEST_JOBS ?= 2
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo lint test test-kernels test-package bench verify clean
+.PHONY: help venv demo lint test test-kernels test-package bench experiments verify clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -62,6 +62,9 @@ bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB), redraw th
 	$(RUN) -m benchmarks.family
 	$(RUN) -m benchmarks.memory
 	$(RUN) -m benchmarks.step_share
+
+experiments: $(STAMP) ## Train what is missing of docs/experiments.md, which two CPU cores do in 90 minutes, and rewrite it
+	$(RUN) -m benchmarks.training
 
 verify: $(STAMP) ## Check every backend of this machine against the float64 reference
 	$(VENV)/bin/alrp-triton verify

@@ -35,8 +35,8 @@ except ImportError as error:
     raise ImportError("needs torchvision: pip install 'alrp-triton[torchvision]'") from error
 
 from ... import ALRPLoss, APLoss, NDCGLoss, RankSortLoss
+from .._criteria import check_criterion
 from . import faster_rcnn, fcos, retinanet
-from ._parts import check_criterion
 from .retinanet import Assigner
 
 __all__ = ["use_alrp", "use_ap", "use_classification_loss", "use_ndcg", "use_rank_sort"]

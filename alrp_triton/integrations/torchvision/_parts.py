@@ -1,4 +1,4 @@
-"""What the detectors share: how one part of an existing model comes to compute another loss, and what criteria are."""
+"""What the detectors share: how one part of an existing model comes to compute another loss."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import ALRPLoss, APLoss, NDCGLoss, RankSortLoss
-from ...framework import RankingLoss
-
-__all__ = ["RankingPart", "check_criterion", "image_of_each", "mix_in"]
+__all__ = ["RankingPart", "image_of_each", "mix_in"]
 
 
 class RankingPart(nn.Module):
@@ -40,17 +37,6 @@ def mix_in(part: nn.Module, mixin: type[RankingPart], criterion: nn.Module, per_
     # A default criterion starts on the CPU; the model may already live elsewhere.
     part.ranking_criterion = criterion.to(next(part.parameters()).device)
     part.ranking_per_image = per_image
-
-
-def check_criterion(criterion: object, *, boxes: bool, name: str = "criterion") -> nn.Module:
-    """``criterion``, or TypeError unless it is a module that takes boxes, or none, as far as one can tell."""
-    if not isinstance(criterion, nn.Module):
-        raise TypeError(f"{name} must be a torch.nn.Module; got {type(criterion).__qualname__}")
-    unsuitable = (APLoss, NDCGLoss, RankingLoss) if boxes else (ALRPLoss, RankSortLoss)
-    if type(criterion).forward in [loss.forward for loss in unsuitable]:  # one of your own may derive from them
-        wanted = "boxes: pass it to use_classification_loss" if boxes else "scores alone: pass it to use_alrp"
-        raise TypeError(f"{name} must be a loss on {wanted}; got {type(criterion).__qualname__}")
-    return criterion
 
 
 def image_of_each(labels: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import boxes as box_ops
 
-from ._parts import RankingPart, check_criterion, image_of_each, mix_in
+from .._criteria import check_criterion
+from ._parts import RankingPart, image_of_each, mix_in
 
 __all__ = ["RPN_WEIGHT", "use_criterion"]
 

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ... import ALRPLoss, APLoss, NDCGLoss, RankSortLoss
-from ...framework import RankingLoss
+from .._criteria import check_criterion
 from .loss import DetrRankingLoss
 from .outputs import FAMILIES, Family
 
@@ -138,12 +138,7 @@ def use_classification_loss(model: Model, criterion: nn.Module, *, per_image: bo
 
 def _use(model: Model, criterion: nn.Module, l1_weight: float | None, per_image: bool, *, boxes: bool) -> Model:
     family = _family_of(model)
-    if not isinstance(criterion, nn.Module):
-        raise TypeError(f"criterion must be a torch.nn.Module; got {type(criterion).__qualname__}")
-    unsuitable = (APLoss, NDCGLoss, RankingLoss) if boxes else (ALRPLoss, RankSortLoss)
-    if type(criterion).forward in [loss.forward for loss in unsuitable]:  # one of your own may derive from them
-        wanted = "boxes: pass it to use_classification_loss" if boxes else "scores alone: pass it to use_alrp"
-        raise TypeError(f"criterion must be a loss on {wanted}; got {type(criterion).__qualname__}")
+    check_criterion(criterion, boxes=boxes)
     if l1_weight is not None and (isinstance(l1_weight, bool) or not isinstance(l1_weight, (int, float))):
         raise TypeError(f"l1_weight must be a number or None; got {type(l1_weight).__qualname__}")
     if l1_weight is not None and not 0 <= l1_weight < math.inf:
