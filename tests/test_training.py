@@ -60,9 +60,9 @@ def test_the_first_seed_searches_the_learning_rate_that_the_others_take(store):
     schedule = Schedule(store, ["ap"], range(3), ITERATIONS)
     assert schedule.learning_rate("ap") is None
     assert [r.learning_rate for r in schedule.missing()] == list(LEARNING_RATES)
-    done = complete(schedule, lambda wanted: {2e-3: 0.7}.get(wanted.learning_rate, 0.5))
-    assert schedule.learning_rate("ap") == 2e-3
-    assert [(r.learning_rate, r.seed) for r in done[-2:]] == [(2e-3, 1), (2e-3, 2)]
+    done = complete(schedule, lambda wanted: {4e-3: 0.7}.get(wanted.learning_rate, 0.5))
+    assert schedule.learning_rate("ap") == 4e-3
+    assert [(r.learning_rate, r.seed) for r in done[-2:]] == [(4e-3, 1), (4e-3, 2)]
     assert len(done) == len(LEARNING_RATES) + 2
 
 
