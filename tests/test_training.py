@@ -24,7 +24,7 @@ from benchmarks.training.data import scenes
 from benchmarks.training.rerank import matched_ious, rerank
 from benchmarks.training.run import Run
 from benchmarks.training.schedule import MAX_EXTENSIONS, Schedule, Store
-from benchmarks.training.settings import ALRP, LEARNING_RATES, SETTINGS, TABLES, ScoreLoss, cross_entropy, focal
+from benchmarks.training.settings import ALRP, LEARNING_RATES, LONGER, SETTINGS, TABLES, ScoreLoss, cross_entropy, focal
 
 ITERATIONS = 20
 
@@ -57,26 +57,34 @@ def test_every_setting_stands_in_a_table_and_every_table_has_settings():
 
 
 def test_the_first_seed_searches_the_learning_rate_that_the_others_take(store):
-    schedule = Schedule(store, ["ap"], range(3), ITERATIONS)
-    assert schedule.learning_rate("ap") is None
+    schedule = Schedule(store, ["focal"], range(3), ITERATIONS)
+    assert schedule.learning_rate("focal") is None
     assert [r.learning_rate for r in schedule.missing()] == list(LEARNING_RATES)
     done = complete(schedule, lambda wanted: {4e-3: 0.7}.get(wanted.learning_rate, 0.5))
-    assert schedule.learning_rate("ap") == 4e-3
-    assert [(r.learning_rate, r.seed) for r in done[-2:]] == [(4e-3, 1), (4e-3, 2)]
+    assert schedule.learning_rate("focal") == 4e-3
+    assert [(r.learning_rate, r.seed) for r in done[3:]] == [(4e-3, 1), (4e-3, 2)]
     assert len(done) == len(LEARNING_RATES) + 2
+
+
+def test_long_runs_take_the_rate_of_the_short_ones(store):
+    schedule = Schedule(store, ["ap"], range(2), ITERATIONS)
+    done = complete(schedule, lambda wanted: {4e-3: 0.7}.get(wanted.learning_rate, 0.5))
+    long = [r for r in done if r.iterations != ITERATIONS]
+    assert [(r.learning_rate, r.seed, r.iterations) for r in long] == [(4e-3, s, LONGER * ITERATIONS) for s in (0, 1)]
+    assert done[-2:] == long
 
 
 @pytest.mark.parametrize(("best", "rate"), [(8e-3, 8e-3), (16e-3, 16e-3), (1e-3, 1e-3), (2e-3, 2e-3)])
 def test_the_search_is_widened_until_the_best_lies_inside(store, best, rate):
-    schedule = Schedule(store, ["ap"], range(1), ITERATIONS)
+    schedule = Schedule(store, ["focal"], range(1), ITERATIONS)
     done = complete(schedule, lambda wanted: 1 / (1 + abs(math.log2(wanted.learning_rate / best))))
-    assert schedule.learning_rate("ap") == rate
+    assert schedule.learning_rate("focal") == rate
     tried = sorted(r.learning_rate for r in done)
     assert tried[0] < rate < tried[-1]
 
 
 def test_the_search_ends(store):
-    schedule = Schedule(store, ["ap"], range(1), ITERATIONS)
+    schedule = Schedule(store, ["focal"], range(1), ITERATIONS)
     done = complete(schedule, lambda wanted: wanted.learning_rate)
     assert len(done) == len(LEARNING_RATES) + MAX_EXTENSIONS
 
@@ -99,8 +107,8 @@ def test_an_interrupted_experiment_goes_on_where_it_was(store):
 
 
 def test_runs_of_another_length_do_not_count(store):
-    complete(Schedule(store, ["ap"], range(1), ITERATIONS))
-    assert len(Schedule(store, ["ap"], range(1), ITERATIONS + 1).missing()) == len(LEARNING_RATES)
+    complete(Schedule(store, ["focal"], range(1), ITERATIONS))
+    assert len(Schedule(store, ["focal"], range(1), ITERATIONS + 1).missing()) == len(LEARNING_RATES)
 
 
 def test_losses_on_scores_are_torchvisions():
@@ -250,7 +258,7 @@ def test_the_command_reports_into_the_document_and_draws(store, tmp_path, capsys
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert text.count("\n| --- |") == 5
+    assert text.count("\n| --- |") == 6
     assert {p.name for p in (tmp_path / "images").iterdir()} == {"experiments-balance.png", "experiments-weights.png"}
     assert "Table 5" in capsys.readouterr().out
     assert report.fill(text, tables.tables(schedule)) == text

@@ -56,7 +56,8 @@ def schedule_of(options: argparse.Namespace) -> Schedule:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    console = Console()
+    # What goes to a file or a pipe has no width of its own.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     schedule = schedule_of(options)
     if not options.report:
         train_missing(schedule, options.jobs, options.device, console)

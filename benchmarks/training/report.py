@@ -50,7 +50,7 @@ def fill(text: str, found: list[Table]) -> str:
 def _print(table: Table, console: Console) -> None:
     shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE)
     for i, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if i else "left")
+        shown.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in table.rows:
         shown.add_row(*row)
     console.print(shown)

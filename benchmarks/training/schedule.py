@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .run import Run
-from .settings import LEARNING_RATES, SETTINGS
+from .settings import LEARNING_RATES, LONG, LONGER, SETTINGS
 
 Record = dict[str, Any]
 MAX_EXTENSIONS = 3
@@ -56,6 +56,8 @@ class Schedule:
         for name in sorted(self.settings, key=lambda name: SETTINGS[name].learning_rate_of is not None):
             for run in [*self._search(SETTINGS[name].learning_rate_of or name), *self.runs(name)]:
                 needed[run] = None
+        for name in LONG:
+            needed |= dict.fromkeys(self.runs(name, LONGER) if name in self.settings else [])
         return [run for run in needed if run not in self.store.records]
 
     def learning_rate(self, name: str) -> float | None:
@@ -66,10 +68,10 @@ class Schedule:
             return None
         return max(precision, key=lambda rate: precision[rate])
 
-    def runs(self, name: str) -> list[Run]:
-        """The runs of every seed that the tables average, as soon as the learning rate is known."""
+    def runs(self, name: str, times: int = 1) -> list[Run]:
+        """The runs of every seed that the tables average, as soon as the learning rate is known, ``times`` as long."""
         rate = self.learning_rate(name)
-        return [] if rate is None else [Run(name, rate, seed, self.iterations) for seed in self.seeds]
+        return [] if rate is None else [Run(name, rate, seed, times * self.iterations) for seed in self.seeds]
 
     def precision(self, name: str) -> dict[float, float]:
         """AP on validation scenes by learning rate, of the runs with the first seed that there are."""

@@ -105,6 +105,8 @@ TABLES = {
     3: ("constant-1", "constant-5", "constant-25", ALRP),
     4: ("initial-1", ALRP, "initial-100"),
 }
+# Rows of table 2 that are also trained longer, at the learning rate of the shorter runs.
+LONG, LONGER = ("ap", ALRP), 3
 LEARNING_RATES = (2e-3, 4e-3, 8e-3)
 """Where the search begins; it goes on by factors of 2 while the best is at an end."""
 

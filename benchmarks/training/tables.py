@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .schedule import Record, Schedule
-from .settings import ALRP, SETTINGS, TABLES
+from .settings import ALRP, LONG, LONGER, SETTINGS, TABLES
 
 METRICS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "AP90": "ap90", "oLRP": "olrp", "rho": "rho"}
 ORDERS = {"as learned": "test", "worst": "worst_order", "best": "best_order"}
@@ -44,6 +44,7 @@ def tables(schedule: Schedule) -> list[Table]:
                 rows.append([_title(number, name), *_metrics(records, "test"), f"{records[0]['learning_rate']:g}"])
         columns = [first, *METRICS, "learning rate"]
         found.append(Table(f"table-{number}", f"Table {number}: {title}", columns, rows))
+    found.append(_long(schedule))
     found.append(_orders(schedule))
     found.append(_learning_rates(schedule))
     return [table for table in found if table.rows]
@@ -55,8 +56,8 @@ def _title(number: int, name: str) -> str:
     return SETTINGS[name].title
 
 
-def _records(schedule: Schedule, name: str) -> list[Record]:
-    runs = schedule.runs(name) if name in schedule.settings else []
+def _records(schedule: Schedule, name: str, times: int = 1) -> list[Record]:
+    runs = schedule.runs(name, times) if name in schedule.settings else []
     records = schedule.store.records
     return [records[run] for run in runs] if all(run in records for run in runs) else []
 
@@ -74,6 +75,16 @@ def spread(values: Iterable[float | None]) -> str:
     if len(hundredths) < 2:
         return f"{hundredths[0]:.1f}"
     return f"{statistics.mean(hundredths):.1f} ± {statistics.stdev(hundredths):.1f}"
+
+
+def _long(schedule: Schedule) -> Table:
+    rows = [
+        [SETTINGS[name].title, *_metrics(records, "test")]
+        for name in LONG
+        if (records := _records(schedule, name, LONGER))
+    ]
+    title = f"Table 2, trained for {LONGER * schedule.iterations} iterations"
+    return Table("table-2-long", title, ["loss", *METRICS], rows)
 
 
 def _orders(schedule: Schedule) -> Table:
