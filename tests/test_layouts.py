@@ -167,3 +167,20 @@ def test_the_same_tensor_as_two_levels(backend):
     (gradient,) = torch.autograd.grad(cls, x)
     whole = evaluate(case.logits.repeat(2), case.labels.repeat(2), errors, backend)
     assert_split_alike(backend, "grad", gradient, whole.grad_logits.view(2, 80).sum(0))
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_labels_in_even_steps_beside_contiguous_logits(backend, per_class):
+    """More logits than one piece has: each gets its gradient, as with labels that lie in a row."""
+    if backend not in ("torch", "numba"):
+        pytest.skip("the others have no pieces")
+    logits = torch.randn(100_000, 3, generator=torch.Generator().manual_seed(0)).view(4, 25_000, 3)
+    wide = torch.full((4, 50_000), 3) if per_class else torch.zeros(4, 25_000, 6, dtype=torch.int64)
+    wide.view(4, -1)[0, :60:2] = 1
+    strided = wide[..., ::2]
+    gradients = []
+    for labels in (strided, strided.contiguous()):
+        x = logits.clone().requires_grad_()
+        alrp_loss(x, labels, torch.full((30,), 0.5), backend=backend).cls.backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)

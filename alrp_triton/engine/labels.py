@@ -66,7 +66,7 @@ class Piece(NamedTuple):
     logits: Tensor
     """``[rows, columns]``"""
     labels: Tensor
-    """``[rows]``"""
+    """``[rows]``, contiguous"""
     out: Tensor
     """A view of the same rows of the tensor to be written, in some shape with as many elements."""
     groups: Tensor | None
@@ -97,7 +97,7 @@ def pieces(
         for x, o, y in zip(*parts, labels.view(-1).split(rows)):
             yield Piece(x, y, o, None)
     elif logits.numel() <= size or labels.dim() == 0:
-        yield Piece(logits.reshape(-1, columns), labels.reshape(-1), out, groups)
+        yield Piece(logits.reshape(-1, columns), _in_a_row(labels), out, groups)
     else:
         step = max(1, size * len(logits) // logits.numel())
         for begin in range(0, len(logits), step):
@@ -106,7 +106,13 @@ def pieces(
             if step == 1:
                 yield from pieces(logits[begin], labels[begin], size, out[begin], grouped)
             else:
-                yield Piece(logits[part].reshape(-1, columns), labels[part].reshape(-1), out[part], grouped)
+                yield Piece(logits[part].reshape(-1, columns), _in_a_row(labels[part]), out[part], grouped)
+
+
+def _in_a_row(labels: Tensor) -> Tensor:
+    """``[rows]``, one after the other in memory: a piece of contiguous logits can then be cut again, whatever shape it
+    is to be written in."""
+    return labels.reshape(-1).contiguous()
 
 
 def rows_at_once(size: int, columns: int) -> int:
