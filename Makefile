@@ -9,7 +9,7 @@ PYTEST_JOBS ?= 2
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo lint test test-kernels test-package bench experiments verify clean
+.PHONY: help venv demo lint test test-kernels test-package fuzz bench experiments verify clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -43,12 +43,19 @@ test: lint test-kernels test-package ## Style, types and all tests
 # What the other backends are held against there, these are held against here.
 KERNEL_TESTS := tests/kernels $(addprefix tests/test_,$(addsuffix .py,\
 	golden figure1 alrp edge_cases layouts theorems family family_calls groups groups_layouts \
-	framework framework_mistakes pair_functions rank_sort rank_sort_module))
+	framework framework_mistakes pair_functions rank_sort rank_sort_module determinism fuzz \
+	modes_functional modes_operators group))
 test-kernels: $(STAMP)
 	set -o pipefail; TRITON_INTERPRET=1 $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup $(KERNEL_TESTS) | tee $(VENV)/test-kernels.log
 
 test-package: $(STAMP)
 	set -o pipefail; $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup --ignore=tests/kernels tests | tee $(VENV)/test-package.log
+
+# Nightly. Another seed: make fuzz FUZZ_SEED=1; what is done is kept, so that it may be interrupted.
+FUZZ_SEED ?= 0
+FUZZ_CASES ?= 100000
+fuzz: $(STAMP) ## Fuzz all losses with hostile input: 100,000 cases, by the hour
+	$(RUN) tests/fuzz.py --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) --jobs $(PYTEST_JOBS) --json $(VENV)/fuzz-$(FUZZ_SEED).json
 
 RESULTS := benchmarks/results
 bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB), redraw the plots, rewrite README's table

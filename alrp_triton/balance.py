@@ -4,8 +4,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.module_tracker import ModuleTracker
 
 __all__ = ["SelfBalance"]
+
+_tracker = ModuleTracker()
+
+
+def _recomputes() -> bool:
+    """Whether this runs within a backward pass. torch.compile, which cannot look, never calls one from there."""
+    return not torch.compiler.is_compiling() and _tracker.is_bw
 
 
 class SelfBalance(nn.Module):
@@ -21,7 +29,8 @@ class SelfBalance(nn.Module):
         loss = cls + balance(cls, loc, has_positives) * loc
 
     An iteration counts if it has positives, the module is in training mode, and (cls + loc)/loc is finite: neither an
-    iteration whose loss overflowed under mixed precision nor one with `loc` = 0 leaves a trace.
+    iteration whose loss overflowed under mixed precision nor one with `loc` = 0 leaves a trace. Nor does activation
+    checkpointing count one twice: what runs within a backward pass is a recomputation, and gets the weight there is.
 
     The state is three buffers (`weight`, float32; `sums`, float64 `[2]`, numerator and denominator of the running
     period's average; `count`, int64, its counted iterations), so it goes into checkpoints, and a run resumed within a
@@ -91,7 +100,7 @@ class SelfBalance(nn.Module):
             # Happens once. A copy to the GPU need not be waited for; one from it must be.
             self.to(loc.device, non_blocking=loc.is_cuda)
         with torch.no_grad():
-            if self.training and has_positives:
+            if self.training and has_positives and not _recomputes():
                 self._count(cls.double(), loc.double())
             # Not the buffer itself: autograd may keep the result for backward, and the buffer is written again.
             return self.weight.clone()

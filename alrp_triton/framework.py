@@ -18,15 +18,20 @@ formulas of this kind; ``alrp_triton.losses.alrp.lrp_error`` is one with further
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from . import reference
 from .engine import Levels, PairFunction, Ranking, Statistics, check_inputs
-from .engine.backends import TRITON_BACKENDS, choose_backend
+from .engine.backends import TRITON_BACKENDS
+from .engine.sums import total
 from .losses import exact
+
+if TYPE_CHECKING:  # not everywhere there
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Formula", "PairFunction", "RankingLoss", "Statistics", "ranking_loss"]
 
@@ -52,6 +57,7 @@ def ranking_loss(
     groups: Tensor | Sequence[Tensor] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
+    group: ProcessGroup | bool | None = None,
 ) -> Tensor:
     r"""L = (1/Z) sum_i l(i), with the error-driven gradient of Algorithm 1.
 
@@ -73,7 +79,7 @@ def ranking_loss(
             :class:`PairFunction`.
         distribution: q, for p(j|i) in proportion to q(n_j - p_i); by default H, the uniform distribution over the false
             positives. One that grows with the difference promotes harder examples.
-        groups: see :func:`alrp_triton.alrp_loss`.
+        groups, group: see :func:`alrp_triton.alrp_loss`. With ``group`` formulas see the positives of all processes.
         backend: see :func:`alrp_triton.alrp_loss`. With ``smoothing`` or ``distribution`` every pair of a positive and
             a logit is looked at, in O(M P) time: on a GPU by the Triton kernels if the functions have a Triton form,
             and otherwise by PyTorch.
@@ -95,6 +101,7 @@ def ranking_loss(
         per_positive=extras,
         num_positives=num_positives,
         eps=eps,
+        group=group,
     )
     _check_formulas(error=error, target=target, normaliser=normaliser)
     error, target = _checked("error", error), None if target is None else _checked("target", target)
@@ -121,18 +128,18 @@ def ranking_loss(
         further = [(extras[key], gradient) for key, gradient in result.grad_extras.items()]
         return exact.attach(result.value, levels, result.grad_logits, further).to(dtype)
 
-    values = {key: value.double() for key, value in extras.items()}
     ranking = Ranking(
         levels,
         num_positives,
         delta=delta,
         ignore_index=ignore_index,
         backend=backend,
-        values=tuple(value.detach() for value in values.values()),
+        values=tuple(extras.values()),
         name=name,
         smoothing=smoothing,
         distribution=distribution,
     )
+    values = {key: value.double() for key, value in zip(extras, ranking.values)}
     if ranking.rank.shape[0] == 0:
         error, target, normaliser = _nothing, None, None
     errors = error(ranking, **values)
@@ -145,7 +152,7 @@ def ranking_loss(
             excess = excess - target(ranking, **values)
         share = share + ranking.poison_where((errors * share).isnan() | ranking.sent(excess, eps)[0].isnan())
     # The value may have a derivative with respect to the extras, of 0 if it does not; that of the scores goes onto a 0.
-    value = (errors * share).sum() + ranking.poison + sum(given[:0].sum() for given in values.values())
+    value = total(errors * share) + ranking.poison + sum(given[:0].sum() for given in values.values())
     return (value + ranking.error_driven(torch.zeros_like(value), excess, share, eps)).to(dtype)
 
 
@@ -153,7 +160,8 @@ class RankingLoss(nn.Module):
     """:func:`ranking_loss` as a module, which holds the formula.
 
     Args:
-        error, target, normaliser, delta, eps, smoothing, distribution, ignore_index, backend: see :func:`ranking_loss`.
+        error, target, normaliser, delta, eps, smoothing, distribution, ignore_index, backend, group: see
+            :func:`ranking_loss`.
     """
 
     def __init__(
@@ -168,6 +176,7 @@ class RankingLoss(nn.Module):
         distribution: Pairs | None = None,
         ignore_index: int = -1,
         backend: str = "auto",
+        group: ProcessGroup | bool | None = None,
     ) -> None:
         super().__init__()
         _check_formulas(error=error, target=target, normaliser=normaliser)
@@ -175,6 +184,7 @@ class RankingLoss(nn.Module):
         self.smoothing = _pair_function("smoothing", smoothing)
         self.distribution = _pair_function("distribution", distribution)
         self.delta, self.eps, self.ignore_index, self.backend = delta, eps, ignore_index, backend
+        self.group = group
 
     def forward(
         self,
@@ -200,6 +210,7 @@ class RankingLoss(nn.Module):
             groups=groups,
             ignore_index=self.ignore_index,
             backend=self.backend,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:
@@ -215,7 +226,8 @@ def _nothing(ranking: Statistics, **extras: Tensor) -> Tensor:
     return ranking.rank
 
 
-_wrapped: dict[Callable[[Tensor, float], Tensor], PairFunction] = {}
+# What wraps a function that is given as such, as long as something holds it.
+_wrapped: WeakValueDictionary[Callable[[Tensor, float], Tensor], PairFunction] = WeakValueDictionary()
 
 
 def _pair_function(name: str, function: Pairs | None) -> PairFunction | None:
@@ -225,13 +237,14 @@ def _pair_function(name: str, function: Pairs | None) -> PairFunction | None:
         raise TypeError(f"{name}: expected a PairFunction or a function, got {type(function).__name__}")
     if not isinstance(function, Hashable):
         return PairFunction(function)
-    if function not in _wrapped:
-        _wrapped[function] = PairFunction(function)
-    return _wrapped[function]
+    wrapped = _wrapped.get(function)
+    if wrapped is None:
+        wrapped = _wrapped[function] = PairFunction(function)
+    return wrapped
 
 
 def _choose_backend(backend: str, levels: Levels, functions: dict[str, PairFunction | None]) -> str:
-    chosen = choose_backend(backend, levels.logits[0].device)
+    chosen = levels.choose_backend(backend)
     lacking = [name for name, function in functions.items() if function is not None and function.triton is None]
     if chosen not in TRITON_BACKENDS or not lacking:
         return chosen

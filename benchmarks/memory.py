@@ -27,7 +27,7 @@ LABELS = {"class": "class index for each anchor, int64", "logit": "0 or 1 for ea
 TARGET_MB = 300
 
 
-def _resident(what: str) -> int:
+def resident(what: str) -> int:
     """Bytes of resident memory: ``"VmRSS"`` now, ``"VmHWM"`` at its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(what + ":"):
@@ -50,12 +50,12 @@ def measure(regime: str, labels: str, args: argparse.Namespace) -> dict[str, Any
         workload = make_workload(regime, num_logits, num_positives, args.seed)
         given = workload.class_labels if labels == "class" else workload.logit_labels()
         _reset_peak()
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         out = alrp_loss(workload.logits, given, workload.loc_errors, backend="torch")
-        forward = _resident("VmHWM") - before
+        forward = resident("VmHWM") - before
         _reset_peak()
         (out.cls + out.loc).backward()
-        backward = _resident("VmHWM") - before
+        backward = resident("VmHWM") - before
         assert workload.logits.grad is not None
         gradient = workload.logits.grad.nbytes
         return {

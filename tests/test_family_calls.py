@@ -182,12 +182,12 @@ def test_modules_say_what_they_were_made_of(problem):
 
 def test_signatures_of_the_family_agree():
     """One form for all: first the tensors, then keywords, with the same names and the same defaults."""
-    shared = ("groups", "ignore_index", "backend")
+    shared = ("groups", "ignore_index", "backend", "group")
     expected = inspect.signature(alrp_loss).parameters
     for function in (ap_loss, ndcg_loss, rank_sort_loss, ranking_loss):
         found = inspect.signature(function).parameters
         assert list(found)[:2] == ["logits", "labels"]
-        assert list(found)[-3:] == list(shared)
+        assert list(found)[-4:] == list(shared)
         for name in shared:
             assert found[name].default == expected[name].default
             assert found[name].kind == inspect.Parameter.KEYWORD_ONLY

@@ -17,6 +17,7 @@ from .inputs import Levels, debug_checks, waits_for_nothing
 from .knots import inverse_width
 from .positives import raise_on_mistakes
 from .steps import MOST_COMPARED
+from .transforms import refuse_vmap
 
 _LEVELS = "Tensor[] logits, Tensor[] labels"
 _TABLES = "Tensor received, Tensor thresholds, Tensor floors, Tensor coefficients, Tensor pos_index, Tensor rows"
@@ -24,7 +25,8 @@ _TABLES = "Tensor received, Tensor thresholds, Tensor floors, Tensor coefficient
 
 def can_fuse(levels: Levels, num_positives: int | None, backend: str) -> bool:
     """Whether :func:`fused_loss` can take these."""
-    return backend == "triton" and not levels.groups and num_positives is not None and num_positives <= MOST_COMPARED
+    one_ranking = not levels.groups and levels.processes is None
+    return backend == "triton" and one_ranking and num_positives is not None and num_positives <= MOST_COMPARED
 
 
 def fused_loss(
@@ -63,6 +65,7 @@ def _kernels(name: str) -> Any:
     return importlib.import_module(f"...kernels.{name}", __name__)
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::evaluate_loss",
     mutates_args=(),
@@ -135,6 +138,7 @@ def _(
     return tuple(like.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes))
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::write_loss_gradient",
     mutates_args=(),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .backends import choose_backend
+from .processes import Processes, telling_failure
+from .transforms import refuse_transforms
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Beyond these, 1 / (2 delta) is no ordinary float32 any more.
@@ -23,6 +28,8 @@ class Levels(NamedTuple):
     labels: list[Tensor]
     groups: Sequence[Tensor] = ()
     """Which ranking each logit, or each row, belongs to; empty where all are ranked together."""
+    processes: Processes | None = None
+    """Those that are ranked together with this one."""
 
     def each(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Logits, labels and groups of each level."""
@@ -38,6 +45,11 @@ class Levels(NamedTuple):
     def compute_dtype(self) -> torch.dtype:
         """The dtype scores are compared in, see :func:`compute_dtype`."""
         return compute_dtype(self.logits[0].dtype)
+
+    def choose_backend(self, backend: str) -> str:
+        """See :func:`.backends.choose_backend`."""
+        with telling_failure(self.processes):
+            return choose_backend(backend, self.logits[0].device, self.processes is None)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -56,6 +68,22 @@ def waits_for_nothing(device: torch.device) -> bool:
 
 
 def check_inputs(
+    logits: Tensor | Sequence[Tensor],
+    labels: Tensor | Sequence[Tensor],
+    *,
+    group: Any = None,
+    **further: Any,
+) -> Levels:
+    """:func:`_check`, which see, for a loss that is ranked with the processes of ``group``: a process group, True for
+    the default one, or None for this process alone. If it raises, the others are told."""
+    if group is None:
+        return _check(logits, labels, **further)
+    processes = Processes(group)
+    with telling_failure(processes):
+        return _check(logits, labels, **further)._replace(processes=processes)
+
+
+def _check(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
     *,
@@ -81,10 +109,13 @@ def check_inputs(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
+        RuntimeError: within a transform of ``torch.func`` or forward-mode differentiation.
     """
     levels = Levels(
         _tensors("logits", logits), _tensors("labels", labels), () if groups is None else _tensors("groups", groups)
     )
+    for name, given in (("logits", levels.logits), ("labels", levels.labels), ("groups", levels.groups)):
+        refuse_transforms(name, given)
     for name, tensors in (("labels", levels.labels), ("groups", levels.groups)):
         if len(tensors) != len(levels.logits) and (name == "labels" or groups is not None):
             raise ValueError(
@@ -110,6 +141,9 @@ def check_inputs(
             )
         if group is not None and group.dtype not in LABEL_DTYPES:
             raise TypeError(f"groups{at}: expected an integer dtype, got {group.dtype}")
+        for what, tensor in (("logits", x), ("labels", y), ("groups", group)):
+            if tensor is not None:
+                _check_layout(f"{what}{at}", tensor)
         if group is not None and group.shape != x.shape and group.shape != x.shape[:-1]:
             raise ValueError(
                 f"groups{at}: expected shape {list(x.shape)} (a group for each logit) or {list(x.shape[:-1])} "
@@ -124,9 +158,14 @@ def check_inputs(
         raise TypeError(f"num_positives: expected an int or None, got {type(num_positives).__name__}")
     if num_positives is not None and num_positives < 0:
         raise ValueError(f"num_positives: expected an int >= 0 or None, got {num_positives}")
+    if num_positives is not None and num_positives > levels.num_logits:
+        raise ValueError(
+            f"num_positives: expected at most one for each of the {levels.num_logits} logits, got {num_positives}"
+        )
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
-    if not eps >= 0:
+    # An int may be larger than any float.
+    if not eps >= 0 or (isinstance(eps, int) and eps > sys.float_info.max):
         raise ValueError(f"eps: expected a number >= 0, got {eps}")
     for name, values in (per_positive or {}).items():
         _check_per_positive(name, values, first.device)
@@ -136,6 +175,8 @@ def check_inputs(
         raise ValueError(f"delta: expected 0 or a number from {DELTAS[0]} to {DELTAS[1]}, got {delta}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
     return levels
 
 
@@ -143,12 +184,19 @@ def _check_per_positive(name: str, values: Tensor, device: torch.device) -> None
     """Check a ``[P]`` float tensor that holds one number for each positive."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")
+    refuse_transforms(name, [values])
     if values.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: expected a floating-point dtype, got {values.dtype}")
+    _check_layout(name, values)
     if values.dim() != 1:
         raise ValueError(f"{name}: expected shape [P], one for each positive, got {list(values.shape)}")
     if values.device != device:
         raise ValueError(f"{name}: expected device {device}, as the logits, got {values.device}")
+
+
+def _check_layout(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}")
 
 
 def _tensors(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -57,6 +57,9 @@ class Knots(NamedTuple):
     """``[P]`` int64: how many positives lie below the beginning of the ramp of positive i."""
     below_end: Tensor
     """``[P]`` int64: how many positives lie below the end of the ramp of positive i; P where all of its group do."""
+    first: Tensor
+    """``[2P]`` int64: for each threshold the first that equals it. Between the two lies nothing; but sums up to the one
+    and up to the other may differ in the last bit, and positives of equal scores must not."""
     threshold_groups: Tensor | None
     """``[2P]`` int64: the group of each threshold."""
     order_groups: Tensor | None
@@ -84,14 +87,20 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
     # One sort tells all: of equals the knots come first, so that what precedes a knot lies below its ramp's beginning
     # or end, and what precedes a score, at or below it. A search for each would be shared out among threads even
     # where there is little to search for, and whoever has work next would meet them still waiting for more.
-    knots = torch.cat([lower, upper])
-    _, permutation, _ = lexicographic.sort(torch.cat([knots, pos_logits]), None if groups is None else groups.repeat(3))
+    # They come by score, so that of equal knots, too, that of the lower positive is first, whatever their flat order:
+    # what is summed over the knots has the same bits then.
+    knots, ascending = torch.cat([lower, upper]), pos_logits.argsort(stable=True)
+    ascending = (ascending + num_pos * torch.arange(3, device=ascending.device)[:, None]).view(-1)
+    _, permutation, _ = lexicographic.sort(
+        torch.cat([knots, pos_logits])[ascending], None if groups is None else groups.repeat(3)[ascending]
+    )
+    permutation = ascending[permutation]
     place = _inverse(permutation)
     scores_up_to = (permutation >= 2 * num_pos).cumsum(0)[place]
-    below_begin, below_end, own = scores_up_to.chunk(3)
+    below_begin, below_end, own = scores_up_to.view(3, num_pos).unbind()
     own = own - 1
     rank_of, bucket = place[: 2 * num_pos] - scores_up_to[: 2 * num_pos], place[2 * num_pos :] - own
-    begin, end = (rank_of + 1).chunk(2)
+    begin, end = (rank_of + 1).view(2, num_pos).unbind()
     order, by_threshold = _inverse(own), _inverse(rank_of)
     thresholds, order_groups, threshold_groups = knots[by_threshold], None, None
     if groups is not None:
@@ -105,7 +114,8 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
     gaps = (floors[1:].roll(-1) - floors[1:]).clamp_(0, 2 * delta)
     if threshold_groups is not None:
         gaps = gaps.masked_fill(threshold_groups.roll(-1) != threshold_groups, 0)
-    coordinate = F.pad(-suffix_sums(gaps[None], threshold_groups)[0, :-1], (1, 0))
+    first = _first_of_equals(thresholds, threshold_groups)
+    coordinate = F.pad(-suffix_sums(gaps[None], threshold_groups)[0, first], (1, 0))
     rounding = (_finite(lower).double() - _finite(pos_logits).double()) + delta
 
     return Knots(
@@ -121,6 +131,7 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
         place=coordinate[bucket] + (_finite(pos_logits).double() - floors[bucket]),
         below_begin=below_begin,
         below_end=below_end,
+        first=first,
         threshold_groups=threshold_groups,
         order_groups=order_groups,
     )
@@ -140,7 +151,7 @@ def buckets_of(values: Tensor, thresholds: Tensor) -> Tensor:
     """``[n]`` int64: how many thresholds lie at or below each value, for values other than NaN."""
     # bucketize takes NaN for the lowest of all; put +inf there instead and cap what counted it.
     above = thresholds.isnan()
-    found = torch.bucketize(values, thresholds.masked_fill(above, torch.inf), right=True)
+    found = torch.bucketize(values.contiguous(), thresholds.masked_fill(above, torch.inf), right=True)
     return torch.minimum(found, (~above).sum())
 
 
@@ -174,9 +185,18 @@ def false_positives(knots: Knots, counts: Tensor, offsets: Tensor) -> Tensor:
     """
     moment = offsets + counts * knots.coordinate
     suffix = suffix_sums(torch.stack([counts, moment])[:, 1:], knots.threshold_groups)
-    found = _partial_sums(knots, suffix, knots.begin - 1, knots.end - 1)[0]
+    found = _partial_sums(knots, suffix, knots.first[knots.begin - 1], knots.first[knots.end - 1])[0]
     # Less than the fixed point of pass 1 resolves is rounding, and a loss would divide by it.
     return torch.where(found < 1e-10, 0.0, found)
+
+
+def _first_of_equals(thresholds: Tensor, groups: Tensor | None) -> Tensor:
+    """See :attr:`Knots.first`."""
+    differs = thresholds[1:] != thresholds[:-1]
+    if groups is not None:
+        differs = differs | (groups[1:] != groups[:-1])
+    places = torch.arange(thresholds.shape[0], device=thresholds.device)
+    return torch.cat([places[:1], torch.where(differs, places[1:], 0)]).cummax(0).values
 
 
 def ramp_coefficients(knots: Knots, weights: Tensor) -> Tensor:
@@ -184,7 +204,7 @@ def ramp_coefficients(knots: Knots, weights: Tensor) -> Tensor:
 
     In bucket b, g(t) = level[b] + slope[b] * u, with u = (t - floor[b]) / (2 delta), and u = 0 for delta = 0.
     """
-    num_pos = len(weights)
+    num_pos = weights.shape[0]
     zero = torch.zeros_like(weights)
     at_begin = torch.stack([zero, weights, weights * knots.ramp_begin])
     at_end = torch.stack([weights, -weights, -weights * knots.ramp_begin])
@@ -221,7 +241,7 @@ def _next_above(values: Tensor) -> Tensor:
 
 def _inverse(permutation: Tensor) -> Tensor:
     """Where each index stands."""
-    places = torch.arange(len(permutation), device=permutation.device)
+    places = torch.arange(permutation.shape[0], device=permutation.device)
     return torch.empty_like(permutation).scatter_(0, permutation, places)
 
 

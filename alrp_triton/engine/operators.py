@@ -19,6 +19,8 @@ from .backends import LINEAR_BACKENDS
 from .fixed_point import fraction_bits
 from .inputs import Levels
 from .knots import Ramps
+from .pairs import pair_function
+from .transforms import refuse_vmap
 
 # Schemas are written out, since the oldest supported PyTorch does not read list[Tensor] from annotations.
 _LEVELS = "Tensor[] logits, Tensor[] labels, Tensor[] groups"
@@ -32,6 +34,7 @@ def _backend(name: str) -> Any:
     return importlib.import_module(f".backends.{name}", __package__)
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::find_positives",
     mutates_args=(),
@@ -69,6 +72,7 @@ def _(
     )
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::highest_in_row",
     mutates_args=(),
@@ -84,10 +88,12 @@ def _(logits: list[Tensor], labels: list[Tensor], pos_index: Tensor, ignore_inde
     return pos_index.new_empty(pos_index.shape, dtype=Levels(logits, labels).compute_dtype)
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::count_negatives",
     mutates_args=(),
-    schema=f"({_LEVELS}, {_THRESHOLDS}, Tensor pos_logits, Tensor? pos_groups, {_SETTINGS}) -> (Tensor, Tensor)",
+    schema=f"({_LEVELS}, {_THRESHOLDS}, Tensor pos_logits, Tensor? pos_groups, {_SETTINGS}, SymInt? num_logits=None)"
+    " -> (Tensor, Tensor)",
 )
 def count_negatives(
     logits: list[Tensor],
@@ -101,11 +107,13 @@ def count_negatives(
     ignore_index: int,
     backend: str,
     function: str,
+    num_logits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pass 1: what the negatives add up to, as int64 in which ``[0, -1]`` counts NaN; and the unit of its fixed
-    point, a float64 scalar (a tensor, so that a compiled graph does not depend on the number of logits)."""
+    point, a float64 scalar (a tensor, so that a compiled graph does not depend on the number of logits). ``num_logits``
+    is M of all processes, whose totals are going to be added; None where there is but this one."""
     levels = Levels(logits, labels, groups)
-    bits = fraction_bits(levels.num_logits)
+    bits = fraction_bits(levels.num_logits if num_logits is None else num_logits)
     ramps = Ramps(thresholds, threshold_groups, delta, function)
     totals = _backend(backend).count_negatives(levels, ramps, pos_logits, pos_groups, ignore_index, 2.0**bits)
     return totals, torch.full((), 2.0**-bits, dtype=torch.float64, device=totals.device)
@@ -124,12 +132,14 @@ def _(
     ignore_index: int,
     backend: str,
     function: str,
+    num_logits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     rows, buckets = (2, 1) if backend in LINEAR_BACKENDS else (1, 2)
     totals = thresholds.new_empty((rows, thresholds.shape[0] + buckets + 1), dtype=torch.int64)
     return totals, thresholds.new_empty((), dtype=torch.float64)
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::attach_gradient",
     mutates_args=(),
@@ -160,6 +170,7 @@ def _(values: Tensor, *further: Any) -> Tensor:
     return torch.empty_like(values)
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::write_gradient",
     mutates_args=(),
@@ -197,6 +208,8 @@ def _(grad_output: Tensor, logits: list[Tensor], *further: Any) -> list[Tensor]:
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, logits, labels, groups, *tables, ctx.delta, ctx.ignore_index, ctx.backend, ctx.function = inputs
     ctx.num_levels, ctx.num_groups = len(logits), len(groups)
+    # Held, since backward asks for it by its key, maybe when nothing else holds it.
+    ctx.held = pair_function(ctx.function) if ctx.function else None
     ctx.save_for_backward(*logits, *labels, *groups, *tables)
 
 
@@ -211,6 +224,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 attach_gradient.register_autograd(_backward, setup_context=_keep)
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::attach_computed",
     mutates_args=(),
@@ -226,6 +240,7 @@ def _(value: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
     return torch.empty_like(value)
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::scale_gradients",
     mutates_args=(),

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .transforms import refuse_vmap
+
 _TABLE = "Tensor pos_logits, Tensor thresholds, Tensor begin, Tensor end"
 
 
@@ -15,6 +17,7 @@ def _kernels(name: str) -> Any:
     return importlib.import_module(f"...kernels.{name}", __name__)
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::place_knots", mutates_args=(), schema="(Tensor pos_logits, float delta) -> (Tensor, Tensor, Tensor)"
 )
@@ -31,6 +34,7 @@ def _(pos_logits: Tensor, delta: float) -> tuple[Tensor, Tensor, Tensor]:
     return pos_logits.new_empty((2 * num_pos,)), begin, end
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::rank",
     mutates_args=(),
@@ -57,6 +61,7 @@ def _(pos_logits: Tensor, *further: Any) -> tuple[Tensor, Tensor]:
     return pos_logits.new_empty((3, num_pos), dtype=torch.float64), pos_logits.new_empty((), dtype=torch.float64)
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::pair_sums",
     mutates_args=(),
@@ -90,6 +95,7 @@ def _transpose(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 pair_sums.register_autograd(_transpose, setup_context=_keep_scores)
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::ramp_coefficients",
     mutates_args=(),
@@ -110,6 +116,7 @@ def _(
     return weights.new_empty((weights.shape[0], 2, 2 * weights.shape[1] + 1))
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::send",
     mutates_args=(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -12,14 +13,15 @@ from torch import Tensor
 # Pairs held at once.
 _PAIRS_PER_BLOCK = 1 << 20
 
-_known: dict[str, PairFunction] = {}
+# Weak, so that one made in every iteration goes when the iteration's graph does, with all that its function holds.
+_known: WeakValueDictionary[str, PairFunction] = WeakValueDictionary()
 _numbers = itertools.count()
 
 
 class PairFunction:
     """A function f(x, delta) of differences x = s_j - s_i, with values in [0, 1]; what lies outside is clamped.
 
-    Make it once, not in every iteration: it stays registered under :attr:`key` as long as the process lives.
+    It can be found under :attr:`key` as long as something holds it: a criterion, or the graph of a loss.
 
     Args:
         torch: computes f for a tensor of differences, elementwise, and a number delta; for equal scores x is 0, also
@@ -47,6 +49,10 @@ class PairFunction:
 
     def __repr__(self) -> str:
         return f"PairFunction({self.key})"
+
+    def __reduce__(self) -> tuple[type[PairFunction], tuple[Any, ...]]:
+        # A copy, here or in another process, is one of its own, known under a key of its own.
+        return PairFunction, (self.torch, self.triton)
 
 
 def pair_function(key: str) -> PairFunction:
@@ -83,7 +89,7 @@ def pair_blocks(
     Yields:
         Indices of some positives ``[I]``, and the function of them and all scores, ``[I, n]`` float64; 0 across groups.
     """
-    everyone = torch.arange(len(pos_logits), device=pos_logits.device)
+    everyone = torch.arange(pos_logits.shape[0], device=pos_logits.device)
     for i in everyone.split(max(1, held // max(len(scores), 1))):
         pairs = function(scores, pos_logits[i], delta).double()
         if groups is not None and pos_groups is not None:
@@ -118,6 +124,6 @@ class PairSums:
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Some positives i, and f(p_k - p_i) for them and all k: ``[I, P]`` float64, 0 for k = i."""
         logits, groups = self.pos_logits, self.pos_groups
-        everyone = torch.arange(len(logits), device=logits.device)
+        everyone = torch.arange(logits.shape[0], device=logits.device)
         for i, pairs in pair_blocks(self.function, logits, groups, logits, groups, self.delta, _PAIRS_PER_BLOCK):
             yield i, pairs.masked_fill(everyone == i[:, None], 0)

@@ -3,6 +3,7 @@ gradient."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from .backends import LINEAR_BACKENDS, pairwise_form
 from .inputs import Levels
 from .knots import ramp_at_0
 from .pairs import PairFunction, PairSums
+from .processes import telling_failure
 from .steps import make_steps, poison_of, sent_of
 
 
@@ -48,7 +50,8 @@ class Ranking:
     A loss reads :attr:`num_false_positives`, :attr:`rank_positive`, :attr:`rank` and :attr:`num_positives`, sums any
     values over the positives with :meth:`sums_above` and :meth:`sums_sorted`, and hands what it makes of them to
     :meth:`error_driven`. With groups each is a ranking of its own, and :attr:`share` makes sums over all positives
-    means over the groups.
+    means over the groups. Where several processes rank together, P is the number of positives of all, and each holds
+    all statistics; :meth:`own` is the part of this process.
 
     Args:
         levels: checked logits, labels and groups.
@@ -56,7 +59,8 @@ class Ranking:
         delta: half width of the ramp H.
         ignore_index: label of what takes part in nothing.
         backend: ``"torch"``, ``"numba"``, ``"triton"`` or ``"pairwise"``.
-        values: further numbers of the loss, in which a NaN is to make everything NaN.
+        values: further numbers of the loss, one for each positive, in which a NaN is to make everything NaN; see
+            :attr:`values`.
         name: the argument that said how many positives there are, for errors.
         smoothing: takes the place of the ramp.
         distribution: q(x_ij), to which the shares p(j|i) of negatives in the error of a positive are proportional; by
@@ -77,13 +81,34 @@ class Ranking:
         distribution: PairFunction | None = None,
     ) -> None:
         self.levels, self.delta, self.ignore_index = levels, float(delta), ignore_index
+        if num_positives is None and torch.compiler.is_compiling():
+            # Every shape that follows would depend on data. Where graphs may break, one does here.
+            raise RuntimeError(f"{name}: expected an int where a whole graph is compiled or exported, got None")
         # As operators take them, and without a derivative.
         self._detached = [level.detach() for level in levels.logits], levels.labels, list(levels.groups)
+        self.pos_index, pos_logits, self.pos_groups = self._find_positives(num_positives, name, backend)
+        # Of this process alone.
+        self._own_positives = pos_logits, self.pos_groups
+        #: ``values``, of the positives of all processes: differentiable with respect to those of this one.
+        self.values: Sequence[Tensor] = values
+        self._meeting = None
+        if levels.processes is not None:
+            settings = {
+                "delta": self.delta,
+                "logits": pos_logits.dtype == torch.float64,
+                "groups": bool(levels.groups),
+                "extras": len(values),
+                # Integers of one form cannot be added to those of another.
+                "smoothing": smoothing is not None,
+                "distribution": distribution is not None,
+                "backend": backend in LINEAR_BACKENDS,
+            }
+            self._meeting = levels.processes.meet(len(pos_logits), levels.num_logits, settings)
+            pos_logits, *self.values = self._meeting.gather([pos_logits, *values])
+            if self.pos_groups is not None:
+                (self.pos_groups,) = self._meeting.gather([self.pos_groups])
+        values = tuple(value.detach() for value in self.values)
         with torch.no_grad():
-            self.pos_index, pos_logits, pos_groups = operators.find_positives(
-                *self._detached, num_positives, ignore_index, name, backend
-            )
-            self.pos_groups = pos_groups if levels.groups else None
             self.steps = make_steps(pos_logits, self.delta, self.pos_groups, backend)
             self._pairs = None if smoothing is None else PairSums(smoothing, pos_logits, self.pos_groups, self.delta)
             # The pass that shares errors out: its backend and its function.
@@ -102,6 +127,14 @@ class Ranking:
                 self._spread = self.num_false_positives
             #: How many positives the ranking of positive i has, P where there are no groups.
             self.num_positives, self._num_groups = self.steps.sizes()
+
+    def own(self, of_all: Tensor) -> Tensor:
+        """Of ``[..., P]`` numbers, those that belong to positives of this process."""
+        return of_all if self._meeting is None else of_all[..., self._meeting.own]
+
+    def gather(self, *columns: Tensor) -> Sequence[Tensor]:
+        """``[P]`` numbers of all processes from those of this one, as :attr:`values` are; all have to call it."""
+        return columns if self._meeting is None else self._meeting.gather(columns)
 
     @property
     def share(self) -> Tensor:
@@ -189,6 +222,9 @@ class Ranking:
 
     def _attach(self, values: Tensor, coefficients: Tensor, pos_gradients: Tensor) -> Tensor:
         backend, function = self._spreading
+        if self._meeting is not None:
+            # What DistributedDataParallel takes the mean of.
+            coefficients, pos_gradients = coefficients * self._meeting.size, pos_gradients * self._meeting.size
         attached: Tensor = operators.attach_gradient(
             values.detach(),
             self.levels.logits,
@@ -196,10 +232,20 @@ class Ranking:
             *self._thresholds(backend),
             coefficients,
             self.pos_index,
-            pos_gradients,
+            self.own(pos_gradients),
             *self._settings(backend, function),
         )
         return attached
+
+    def _find_positives(
+        self, num_positives: int | None, name: str, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Flat index, logit and group of each positive of this process; no groups: None."""
+        with torch.no_grad(), telling_failure(self.levels.processes):
+            pos_index, pos_logits, pos_groups = operators.find_positives(
+                *self._detached, num_positives, self.ignore_index, name, backend
+            )
+        return pos_index, pos_logits, pos_groups if self.levels.groups else None
 
     def _rank(
         self,
@@ -228,11 +274,11 @@ class Ranking:
         totals, unit = operators.count_negatives(
             *self._detached,
             *self._thresholds(backend),
-            self.steps.pos_logits,
-            self.pos_groups,
+            *self._own_positives,
             *self._settings(backend, function),
+            None if self._meeting is None else self._meeting.num_logits,
         )
-        return totals, unit
+        return totals if self._meeting is None else self._meeting.add(totals), unit
 
     def _of_pairs(self, totals: Tensor, unit: Tensor, function: PairFunction | None) -> Tensor:
         """The sum over the negatives of a function of pairs, for each positive."""
@@ -254,7 +300,7 @@ class Ranking:
         compares in any case, because of groups or of another function, it does not."""
         pos_logits = self.steps.pos_logits
         if function is not None or self.pos_groups is not None:
-            return torch.zeros(2, len(pos_logits), dtype=torch.float64, device=pos_logits.device)
+            return torch.zeros(2, pos_logits.shape[0], dtype=torch.float64, device=pos_logits.device)
         return torch.stack([pos_logits == torch.inf, pos_logits == -torch.inf]) * ramp_at_0(self.delta)
 
 

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import lexicographic
 from .backends import TRITON_BACKENDS
 from .inputs import waits_for_nothing
 from .knots import inverse_width
 from .pairs import differences, pair_blocks
+from .transforms import refuse_vmap
 
 # Pairs held at once: on the CPU they and their temporaries stay in the cache, on a GPU they hide the launches.
 _PAIRS_PER_BLOCK, _PAIRS_PER_BLOCK_ON_DEVICE = 1 << 16, 1 << 22
@@ -23,6 +25,15 @@ _POSITIVES = "Tensor pos_logits, Tensor values, Tensor? pos_groups"
 _SETTINGS = "float delta, str backend"
 
 
+def sorting_order(pos_logits: Tensor, values: Tensor, pos_groups: Tensor | None) -> Tensor:
+    """``[P]`` int64: the positives by group, score and value. What is summed over them in this order has the same bits
+    whatever their flat order."""
+    by_value = values.argsort(stable=True)
+    groups = None if pos_groups is None else pos_groups[by_value]
+    return by_value[lexicographic.sort(pos_logits[by_value], groups)[1]]
+
+
+@refuse_vmap
 @torch.library.custom_op("alrp_triton::sorting_sums", mutates_args=(), schema=f"({_POSITIVES}, {_SETTINGS}) -> Tensor")
 def sorting_sums(pos_logits: Tensor, values: Tensor, pos_groups: Tensor | None, delta: float, backend: str) -> Tensor:
     """Sums over what stands above each positive, itself included with H(0): ``[5, P]`` float64.
@@ -56,6 +67,7 @@ def _(pos_logits: Tensor, values: Tensor, pos_groups: Tensor | None, delta: floa
     return pos_logits.new_empty((5, pos_logits.shape[0]), dtype=torch.float64)
 
 
+@refuse_vmap
 @torch.library.custom_op(
     "alrp_triton::sorting_received",
     mutates_args=(),

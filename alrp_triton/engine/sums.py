@@ -34,6 +34,12 @@ def suffix_sums(rows: Tensor, groups: Tensor | None = None) -> Tensor:
     return prefix_sums(rows.flip(1), None if groups is None else groups.flip(0)).flip(1)
 
 
+def total(values: Tensor) -> Tensor:
+    """The sum of ``[n]`` float64, added up from the smallest on: the same bits in whatever order they come, and on any
+    number of threads."""
+    return prefix_sums(values.sort().values[None])[0, -1]
+
+
 def running_max(values: Tensor, groups: Tensor | None = None) -> Tensor:
     """The largest value up to each place: ``[n] -> [n]``."""
     if groups is None:

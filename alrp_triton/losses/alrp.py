@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,13 @@ from .. import reference
 from ..balance import SelfBalance
 from ..boxes import BoxError, box_error, check_box_error
 from ..engine import Levels, Ranking, Statistics, check_inputs
-from ..engine.backends import choose_backend
 from ..engine.fused import can_fuse, fused_loss
 from ..engine.inputs import compute_dtype
+from ..engine.sums import total
 from . import exact
+
+if TYPE_CHECKING:  # not everywhere there
+    from torch.distributed import ProcessGroup
 
 LOC_RANKINGS = ("sorted", "smooth")
 # Stands for a new SelfBalance(): one written into the signature would be shared by all losses.
@@ -59,6 +62,7 @@ def alrp_loss(
     groups: Tensor | Sequence[Tensor] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
+    group: ProcessGroup | bool | None = None,
 ) -> ALRPLossOutput:
     r"""aLRP Loss (equation 9), exact, in O(M log P) time for M logits and P positives.
 
@@ -87,6 +91,12 @@ def alrp_loss(
         ignore_index: the label of logits that take part in nothing.
         backend: ``"auto"`` (triton on a GPU, else torch), ``"torch"``, ``"numba"`` (compiled for the CPU),
             ``"triton"``, ``"pairwise"`` or ``"reference"``.
+        group: a ``torch.distributed`` process group, or True for the default one: rank the logits of all its processes
+            together, exactly, as if they were passed at once, process after process. All have to call, with the same
+            settings; any may be without positives, negatives, or logits. ``cls`` and ``loc`` are then those of all, the
+            same in each process, and ``rank`` has this process's positives. Gradients come multiplied by the number of
+            processes, so that the mean that DistributedDataParallel takes is the gradient of the whole. Not with
+            ``"reference"``. None for this process alone.
 
     Returns:
         ``ALRPLossOutput(cls, loc, rank)``. Float64 for float64 logits, else float32; score gradients have the logits'
@@ -97,7 +107,8 @@ def alrp_loss(
         TypeError, ValueError: for a wrong type, shape, device, dtype or value, naming the argument. A wrong number of
             ``loc_errors`` or a label out of range raises on the CPU; on a GPU it makes the loss NaN, or raises with the
             environment variable ``ALRP_TRITON_DEBUG=1``.
-        RuntimeError: when differentiated twice with respect to the logits.
+        RuntimeError: when differentiated twice with respect to the logits; within ``torch.func.vmap``, ``grad`` and
+            the like, and in forward-mode differentiation, saying what to use instead.
     """
     levels = check_inputs(
         logits,
@@ -107,10 +118,11 @@ def alrp_loss(
         groups=groups,
         per_positive={"loc_errors": loc_errors},
         eps=eps,
+        group=group,
     )
     if loc_ranking not in LOC_RANKINGS:
         raise ValueError(f"loc_ranking: expected one of {LOC_RANKINGS}, got {loc_ranking!r}")
-    backend = choose_backend(backend, levels.logits[0].device)
+    backend = levels.choose_backend(backend)
     if backend == "reference":
         return _reference(levels, loc_errors, delta, eps, loc_ranking, ignore_index)
 
@@ -127,19 +139,19 @@ def alrp_loss(
             name=name,
         )
         return ALRPLossOutput(cls, loc, rank)
-    errors = loc_errors.detach().double()
     ranking = Ranking(
         levels,
         num_positives,
         delta=delta,
         ignore_index=ignore_index,
         backend=backend,
-        values=(errors,),
+        values=(loc_errors,),
         name=name,
     )
     with torch.no_grad():
+        errors = ranking.values[0].double()
         rank, share = ranking.rank, ranking.share
-        cls = (ranking.num_false_positives / rank * share).sum() + ranking.poison
+        cls = total(ranking.num_false_positives / rank * share) + ranking.poison
         # l(i) - l*(i), in which i's own error cancels.
         excess = (ranking.num_false_positives + ranking.sums_above(errors)) / rank
         # loc is linear in the errors: E_k counts once for k itself and for each positive that k stands above.
@@ -148,8 +160,8 @@ def alrp_loss(
         else:
             received = ranking.sums_sorted_received(share / rank)
     cls = ranking.error_driven(cls, excess, share, eps)
-    loc = (loc_errors.double() * received).sum() + ranking.poison
-    return _output(levels, cls, loc, rank)
+    loc = total(ranking.values[0].double() * received) + ranking.poison
+    return _output(levels, cls, loc, ranking.own(rank))
 
 
 def _reference(
@@ -182,7 +194,8 @@ class ALRPLoss(nn.Module):
             returns the ``[P]`` localisation errors, see :func:`alrp_triton.boxes.box_error`.
         self_balance: a :class:`SelfBalance`, a constant weight >= 0 for the localisation component, or None for 1. By
             default a new ``SelfBalance()``, whose ``step_epoch()`` is to be called after each epoch.
-        eps, loc_ranking, ignore_index, backend: see :func:`alrp_loss`.
+        eps, loc_ranking, ignore_index, backend, group: see :func:`alrp_loss`. With ``group`` the self-balancing weight
+            is common to all its processes.
 
     Raises:
         TypeError, ValueError: naming the argument; wrong values of those of :func:`alrp_loss` raise in ``forward``.
@@ -199,6 +212,7 @@ class ALRPLoss(nn.Module):
         loc_ranking: str = "sorted",
         ignore_index: int = -1,
         backend: str = "auto",
+        group: ProcessGroup | bool | None = None,
     ) -> None:
         super().__init__()
         if self_balance is _NEW:
@@ -213,6 +227,7 @@ class ALRPLoss(nn.Module):
         self.delta, self.tau, self.box_error = delta, tau, box_error
         self.self_balance = self_balance
         self.eps, self.loc_ranking, self.ignore_index, self.backend = eps, loc_ranking, ignore_index, backend
+        self.group = group
 
     def forward(
         self,
@@ -243,9 +258,11 @@ class ALRPLoss(nn.Module):
             groups=groups,
             ignore_index=self.ignore_index,
             backend=self.backend,
+            group=self.group,
         )
         if isinstance(self.self_balance, SelfBalance):
-            loc = loc * self.self_balance(cls, loc, errors.shape[0] > 0)
+            # Another process may have positives; where none has, there is no ratio to be counted.
+            loc = loc * self.self_balance(cls, loc, errors.shape[0] > 0 or self.group is not None)
         elif self.self_balance is not None:
             loc = loc * self.self_balance
         return ALRPLossOutput(cls, loc, rank)

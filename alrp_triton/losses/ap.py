@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .. import reference
 from ..engine import Ranking, Statistics
 from .scores import ScoreLoss, score_loss
+
+if TYPE_CHECKING:  # not everywhere there
+    from torch.distributed import ProcessGroup
 
 
 def ap_error(ranking: Statistics, interpolated: bool) -> Tensor:
@@ -33,6 +37,7 @@ def ap_loss(
     groups: Tensor | Sequence[Tensor] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
+    group: ProcessGroup | bool | None = None,
 ) -> Tensor:
     r"""AP Loss, exact, in O(M log P) time for M logits and P positives.
 
@@ -41,12 +46,12 @@ def ap_loss(
     gradient is error-driven: each positive sends one minus its precision to its false positives.
 
     Args:
-        logits, labels, groups, ignore_index, backend: see :func:`alrp_loss`.
+        logits, labels, groups, ignore_index, backend, group: see :func:`alrp_loss`.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step.
         interpolated: take for the precision at i the largest among i and the positives below it, as the published code
             does and as the AP of detection benchmarks is defined.
         num_positives: P, where the caller knows it. Otherwise the positives are counted, for which the host has to wait
-            for a GPU, and which ``torch.compile(fullgraph=True)`` refuses.
+            for a GPU, and which ``torch.compile(fullgraph=True)`` and ``torch.export`` refuse.
 
     Returns:
         A scalar: float64 for float64 logits, else float32. 0, attached to the graph, without positives.
@@ -72,6 +77,7 @@ def ap_loss(
         groups=groups,
         ignore_index=ignore_index,
         backend=backend,
+        group=group,
     )
 
 
@@ -79,12 +85,20 @@ class APLoss(ScoreLoss):
     """AP Loss as a module.
 
     Args:
-        delta, interpolated, ignore_index, backend: see :func:`ap_loss`.
+        delta, interpolated, ignore_index, backend, group: see :func:`ap_loss`.
     """
 
     function = ap_loss
 
     def __init__(
-        self, delta: float = 1.0, interpolated: bool = True, *, ignore_index: int = -1, backend: str = "auto"
+        self,
+        delta: float = 1.0,
+        interpolated: bool = True,
+        *,
+        ignore_index: int = -1,
+        backend: str = "auto",
+        group: ProcessGroup | bool | None = None,
     ) -> None:
-        super().__init__(delta=delta, interpolated=interpolated, ignore_index=ignore_index, backend=backend)
+        super().__init__(
+            delta=delta, interpolated=interpolated, ignore_index=ignore_index, backend=backend, group=group
+        )

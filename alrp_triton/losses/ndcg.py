@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from .. import reference
 from ..engine import Ranking, Statistics
 from ..engine.sums import prefix_sums
 from .scores import ScoreLoss, score_loss
+
+if TYPE_CHECKING:  # not everywhere there
+    from torch.distributed import ProcessGroup
 
 
 def ideal_gain(ranking: Statistics) -> Tensor:
@@ -45,6 +49,7 @@ def ndcg_loss(
     groups: Tensor | Sequence[Tensor] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
+    group: ProcessGroup | bool | None = None,
 ) -> Tensor:
     r"""NDCG Loss, exact, in O(M log P) time for M logits and P positives.
 
@@ -57,7 +62,7 @@ def ndcg_loss(
     for ``delta=0`` without ties, else what the smoothed ranks of positives closer than delta leave of the ideal gain.
 
     Args:
-        logits, labels, groups, ignore_index, backend: see :func:`alrp_loss`.
+        logits, labels, groups, ignore_index, backend, group: see :func:`alrp_loss`.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step.
         num_positives: see :func:`ap_loss`.
 
@@ -78,6 +83,7 @@ def ndcg_loss(
         groups=groups,
         ignore_index=ignore_index,
         backend=backend,
+        group=group,
     )
 
 
@@ -92,10 +98,17 @@ class NDCGLoss(ScoreLoss):
     """NDCG Loss as a module.
 
     Args:
-        delta, ignore_index, backend: see :func:`ndcg_loss`.
+        delta, ignore_index, backend, group: see :func:`ndcg_loss`.
     """
 
     function = ndcg_loss
 
-    def __init__(self, delta: float = 1.0, *, ignore_index: int = -1, backend: str = "auto") -> None:
-        super().__init__(delta=delta, ignore_index=ignore_index, backend=backend)
+    def __init__(
+        self,
+        delta: float = 1.0,
+        *,
+        ignore_index: int = -1,
+        backend: str = "auto",
+        group: ProcessGroup | bool | None = None,
+    ) -> None:
+        super().__init__(delta=delta, ignore_index=ignore_index, backend=backend, group=group)

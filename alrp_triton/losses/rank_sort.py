@@ -7,7 +7,7 @@ K. Oksuz, B. C. Cam, E. Akbas and S. Kalkan, "Rank & Sort Loss for Object Detect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from .. import boxes, reference
 from ..boxes import BoxError, box_error, check_box_error
 from ..engine import Levels, Ranking, check_inputs
-from ..engine.backends import choose_backend
 from ..engine.fused import can_fuse, fused_loss
 from ..engine.knots import ramp_at_0
 from ..engine.operators import highest_in_row
-from ..engine.sorting import sorting_received, sorting_sums
+from ..engine.sorting import sorting_order, sorting_received, sorting_sums
+from ..engine.sums import total
 from . import exact
+
+if TYPE_CHECKING:  # not everywhere there
+    from torch.distributed import ProcessGroup
 
 # What adds up to less than this sends no gradient, as in the published code.
 _EPS = 1e-10
@@ -58,6 +61,7 @@ def rank_sort_loss(
     groups: Tensor | Sequence[Tensor] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
+    group: ProcessGroup | bool | None = None,
 ) -> RankSortOutput:
     r"""Rank & Sort Loss, exact, in O(M log P + P^2) time for M logits and P positives.
 
@@ -72,7 +76,7 @@ def rank_sort_loss(
     lower IoU above it.
 
     Args:
-        logits, labels, groups, ignore_index, backend: see :func:`alrp_loss`.
+        logits, labels, groups, ignore_index, backend, group: see :func:`alrp_loss`.
         ious: ``[P]``, usually in [0, 1]: of each positive with its object, in the flat order of the positives. Taken as
             constants. A positive of IoU 0 remains a positive.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step.
@@ -84,38 +88,50 @@ def rank_sort_loss(
     Raises:
         TypeError, ValueError, RuntimeError: see :func:`alrp_loss`.
     """
-    return _rank_sort(logits, labels, ious, delta, groups, ignore_index, backend)[0]
+    levels = _check(logits, labels, ious, delta, groups, ignore_index, group)
+    return _rank_sort(levels, ious, delta, ignore_index, backend)[0]
 
 
-def _rank_sort(
+def _check(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
     ious: Tensor,
     delta: float,
     groups: Tensor | Sequence[Tensor] | None,
     ignore_index: int,
-    backend: str,
-) -> tuple[RankSortOutput, Levels, Tensor]:
-    """The loss, the checked levels, and the flat indices of the positives ``[P]``."""
-    levels = check_inputs(
-        logits, labels, delta=delta, ignore_index=ignore_index, groups=groups, per_positive={"ious": ious}
+    group: ProcessGroup | bool | None,
+) -> Levels:
+    return check_inputs(
+        logits,
+        labels,
+        delta=delta,
+        ignore_index=ignore_index,
+        groups=groups,
+        per_positive={"ious": ious},
+        group=group,
     )
+
+
+def _rank_sort(
+    levels: Levels, ious: Tensor, delta: float, ignore_index: int, backend: str
+) -> tuple[RankSortOutput, Tensor, Ranking | None]:
+    """The loss, the flat indices of this process's positives, and the ranking if it was made step by step."""
     dtype = levels.compute_dtype
-    backend = choose_backend(backend, levels.logits[0].device)
+    backend = levels.choose_backend(backend)
     if backend == "reference":
         flat = exact.flatten(levels, ignore_index, ious.shape[0], "ious")
         result = reference.rank_sort(*flat[:2], ious.detach(), delta=delta, groups=flat[2])
         ranked = exact.attach(result.ranking, levels, result.grad_ranking)
         ordered = exact.attach(result.sorting, levels, result.grad_sorting)
         pos_index = (flat[1] == 1).nonzero().squeeze(1)
-        return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), levels, pos_index
+        return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), pos_index, None
 
     num_positives, values = ious.shape[0], ious.detach().to(dtype)
     if can_fuse(levels, num_positives, backend):
         ranked, ordered, _, pos_index = fused_loss(
             "rank_sort", levels, num_positives, values, delta=delta, ignore_index=ignore_index, eps=_EPS, name="ious"
         )
-        return RankSortOutput(ranked, ordered), levels, pos_index
+        return RankSortOutput(ranked, ordered), pos_index, None
     ranking = Ranking(
         levels,
         num_positives,
@@ -125,26 +141,30 @@ def _rank_sort(
         values=(values,),
         name="ious",
     )
+    (values,) = ranking.values
     with torch.no_grad():
         share, itself = ranking.share, ramp_at_0(ranking.delta)
         error = ranking.num_false_positives / (ranking.rank - (1 - itself))
         sent, weights = ranking.sent(error * share, _EPS)
 
-        arguments = ranking.steps.pos_logits, values, ranking.pos_groups
+        order = sorting_order(ranking.steps.pos_logits, values, ranking.pos_groups)
+        groups = None if ranking.pos_groups is None else ranking.pos_groups[order]
+        arguments = ranking.steps.pos_logits[order], values[order], groups
         rank, above, target_rank, target_above, missorted = sorting_sums(*arguments, ranking.delta, backend)
-        sorting_error = above / rank - target_above / target_rank
+        sorting_error = (above / rank - target_above / target_rank) * share[order]
         sends = missorted > _EPS
-        sorting_sent = torch.where(sends, sorting_error * share, 0.0)
+        sorting_sent = torch.where(sends, sorting_error, 0.0)
         sorting_weights = torch.where(sends, sorting_sent / missorted, 0.0)
         received = sorting_received(*arguments, sorting_weights, ranking.delta, backend)
+        sorted_gradient = torch.empty_like(received).index_copy(0, order, received - sorting_sent)
 
-        totals = torch.stack([(error * share).sum(), (sorting_error * share).sum()]) + ranking.poison
+        totals = torch.stack([total(error * share), total(sorting_error)]) + ranking.poison
     ranked, ordered = ranking.attach(
         totals,
-        torch.stack([-sent, received - sorting_sent]),
+        torch.stack([-sent, sorted_gradient]),
         torch.stack([weights, torch.zeros_like(weights)]),
     ).unbind()
-    return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), levels, ranking.pos_index
+    return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), ranking.pos_index, ranking
 
 
 class RankSortLoss(nn.Module):
@@ -158,7 +178,7 @@ class RankSortLoss(nn.Module):
         box_error: ``"iou"``, ``"giou"``, ``"diou"``, ``"ciou"``, or a callable of predicted and target boxes that
             returns ``[P]`` errors, see :func:`alrp_triton.boxes.box_error`. Its scale does not matter.
         self_balance: whether to weight the localisation loss by that ratio.
-        ignore_index, backend: see :func:`alrp_loss`.
+        ignore_index, backend, group: see :func:`alrp_loss`.
     """
 
     def __init__(
@@ -169,13 +189,14 @@ class RankSortLoss(nn.Module):
         *,
         ignore_index: int = -1,
         backend: str = "auto",
+        group: ProcessGroup | bool | None = None,
     ) -> None:
         super().__init__()
         check_box_error(box_error, 0.0)
         if not isinstance(self_balance, bool):
             raise TypeError(f"self_balance: expected a bool, got {type(self_balance).__name__}")
         self.delta, self.box_error, self.self_balance = delta, box_error, self_balance
-        self.ignore_index, self.backend = ignore_index, backend
+        self.ignore_index, self.backend, self.group = ignore_index, backend, group
 
     def forward(
         self,
@@ -197,13 +218,14 @@ class RankSortLoss(nn.Module):
         """
         errors = box_error(pred_boxes, target_boxes, self.box_error, 0.0)
         ious = boxes.iou(pred_boxes.detach(), target_boxes.detach())
-        (ranking, sorting), levels, pos_index = _rank_sort(
-            logits, labels, ious, self.delta, groups, self.ignore_index, self.backend
-        )
+        levels = _check(logits, labels, ious, self.delta, groups, self.ignore_index, self.group)
+        (ranking, sorting), pos_index, ranked = _rank_sort(levels, ious, self.delta, self.ignore_index, self.backend)
         detached = [level.detach() for level in levels.logits]
         scores = highest_in_row(detached, levels.labels, pos_index, self.ignore_index).sigmoid().to(errors.dtype)
-        total = scores.sum()
-        loc = (errors * scores).sum() / total.masked_fill(total < _EPS, 1.0)
+        if ranked is not None:
+            errors, scores = ranked.gather(errors, scores)
+        weight = scores.sum()
+        loc = (errors * scores).sum() / weight.masked_fill(weight < _EPS, 1.0)
         if self.self_balance:
             # Where there is nothing to balance, neither is there a ratio.
             nothing = loc.detach() == 0

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..engine import Ranking, check_inputs
-from ..engine.backends import choose_backend
 from ..engine.fused import can_fuse, fused_loss
+from ..engine.sums import total
 from ..reference import ReferenceScore
 from . import exact
+
+if TYPE_CHECKING:  # not everywhere there
+    from torch.distributed import ProcessGroup
 
 Formula = Callable[[Ranking], tuple[Tensor, Tensor, Tensor]]
 """Of a ranking: l(i), l(i) - l*(i), and what makes a sum of these the loss, ``[P]`` each."""
@@ -29,13 +33,20 @@ def score_loss(
     groups: Tensor | Sequence[Tensor] | None,
     ignore_index: int,
     backend: str,
+    group: ProcessGroup | bool | None,
 ) -> Tensor:
     """The loss of a formula, a scalar; ``from_reference`` is called with flat logits and labels, delta and groups, and
     ``in_kernels`` is the formula's name there."""
     levels = check_inputs(
-        logits, labels, delta=delta, ignore_index=ignore_index, groups=groups, num_positives=num_positives
+        logits,
+        labels,
+        delta=delta,
+        ignore_index=ignore_index,
+        groups=groups,
+        num_positives=num_positives,
+        group=group,
     )
-    backend = choose_backend(backend, levels.logits[0].device)
+    backend = levels.choose_backend(backend)
     if backend == "reference":
         flat = exact.flatten(levels, ignore_index, num_positives, "num_positives")
         result = from_reference(*flat[:2], delta=delta, groups=flat[2])
@@ -45,7 +56,7 @@ def score_loss(
     ranking = Ranking(levels, num_positives, delta=delta, ignore_index=ignore_index, backend=backend)
     with torch.no_grad():
         error, excess, share = formula(ranking)
-        value = (error * share).sum() + ranking.poison
+        value = total(error * share) + ranking.poison
     return ranking.error_driven(value, excess, share).to(levels.compute_dtype)
 
 
@@ -54,7 +65,7 @@ class ScoreLoss(nn.Module):
 
     function: Callable[..., Tensor]
 
-    def __init__(self, **settings: float | int | str) -> None:
+    def __init__(self, **settings: float | int | str | ProcessGroup | None) -> None:
         super().__init__()
         self._names = tuple(settings)
         for name, value in settings.items():
@@ -73,4 +84,5 @@ class ScoreLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments, as ``repr`` shows them."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._names)
+        values = {name: getattr(self, name) for name in self._names}
+        return ", ".join(f"{name}={value!r}" for name, value in values.items() if name != "group" or value is not None)

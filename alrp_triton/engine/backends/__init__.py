@@ -50,9 +50,10 @@ def why_unavailable(backend: str, device: Device) -> str | None:
     return None
 
 
-def choose_backend(backend: str, device: Device) -> str:
+def choose_backend(backend: str, device: Device, alone: bool = True) -> str:
     """The backend that ``backend`` asks for: ``"auto"`` takes triton on a GPU where Triton is present, else torch;
-    numba compiles at its first call, and so is for those who name it.
+    numba compiles at its first call, and so is for those who name it. ``alone``: there are no other processes to rank
+    with.
 
     Raises:
         ValueError: for an unknown name, or a backend that cannot run here (saying why).
@@ -61,6 +62,8 @@ def choose_backend(backend: str, device: Device) -> str:
         raise ValueError(f"backend: expected one of {('auto', *BACKENDS)}, got {backend!r}")
     if backend == "auto":
         return "triton" if device.type == "cuda" and triton_installed() else "torch"
+    if backend == "reference" and not alone:
+        raise ValueError("backend: 'reference' ranks what one process has; got a group")
     reason = why_unavailable(backend, device)
     if reason is not None:
         raise ValueError(f"backend: {backend!r} cannot run on device {str(device)!r}: {reason}")

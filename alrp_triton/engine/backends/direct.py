@@ -27,13 +27,13 @@ def count_negatives(
     """Pass 1: ``[1, P + 3]`` int64, the sum of the function over the negatives for each positive, in fixed point; two
     zeros (see ``backends.pairwise``); and how many negatives are NaN."""
     apply = pair_function(ramps.function)
-    totals = torch.zeros(1, len(pos_logits) + 3, dtype=torch.int64, device=pos_logits.device)
+    totals = torch.zeros(1, len(ramps.thresholds) + 3, dtype=torch.int64, device=ramps.thresholds.device)
     for logits, labels, groups in levels.each():
         per_class = logits.dim() != labels.dim()
         for x, y, _, group in pieces(logits.detach(), labels, _PIECE, groups=groups):
-            scores, group_ids, negative = _spread(x.to(pos_logits.dtype), y, group, per_class, ignore_index)
+            scores, group_ids, negative = _spread(x.to(ramps.thresholds.dtype), y, group, per_class, ignore_index)
             totals[0, -1] += (negative & scores.isnan()).sum()
-            for i, pairs in pair_blocks(apply, scores, group_ids, pos_logits, pos_groups, ramps.delta, _PAIRS):
+            for i, pairs in pair_blocks(apply, scores, group_ids, *ramps[:2], ramps.delta, _PAIRS):
                 counted = torch.where(negative, pairs, 0.0)
                 # A NaN that the function made counts as one that it was given.
                 failed = counted.isnan()

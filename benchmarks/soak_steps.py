@@ -1,0 +1,200 @@
+"""One step of the soak: a loss of the family, forward and backward, on sizes that the number of the step decides."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from alrp_triton import (
+    ALRPLoss,
+    APLoss,
+    NDCGLoss,
+    RankSortLoss,
+    SelfBalance,
+    alrp_loss,
+    ap_loss,
+    ndcg_loss,
+    rank_sort_loss,
+)
+from alrp_triton.compat import aLRPLoss
+from alrp_triton.engine.backends import why_unavailable
+from alrp_triton.framework import RankingLoss, ranking_loss
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_BACKENDS = ("torch", "numba", "triton", "pairwise")
+# A criterion that lives as long as the training does, as users have them.
+_balanced = ALRPLoss(self_balance=SelfBalance(period=100))
+
+
+class Step(NamedTuple):
+    """What a member of the family is called with."""
+
+    logits: list[Tensor]
+    """One to three levels ``[B, rows, C]``, leaves of the graph; together 0 to ``max_logits`` logits."""
+    labels: list[Tensor]
+    """For each logit, or a class index for each row."""
+    values: Tensor
+    """``[P]`` in [0, 1), a leaf: localisation errors or IoUs."""
+    boxes: tuple[Tensor, Tensor]
+    """``[P, 4]`` predicted, a leaf, and target boxes."""
+    arguments: dict[str, Any]
+    """``delta``, ``backend``, ``groups``."""
+
+    @property
+    def given(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits and labels."""
+        return self.logits, self.labels
+
+
+def make_step(number: int, max_logits: int, max_positives: int, device: torch.device, seed: int = 0) -> Step:
+    """Draw the inputs of a step; the same arguments give the same numbers, whatever steps came before."""
+    draw = random.Random(f"soak {seed} {number}")
+    generator = torch.Generator(device).manual_seed(draw.getrandbits(63))
+    num_levels, batch, classes = draw.randint(1, 3), draw.choice((1, 2, 4)), draw.choice((1, 2, 7, 20, 80))
+    # Uniform in the logarithm, with an empty batch now and then.
+    wanted = 0 if draw.random() < 0.05 else int(max_logits ** draw.random())
+    rows = [max(0, wanted // (num_levels * batch * classes) - draw.randint(0, 2)) for _ in range(num_levels)]
+    anchors = batch * sum(rows)
+    num_positives = draw.choice((0, 1, draw.randint(0, max_positives), draw.randint(0, max_positives)))
+    num_positives = min(num_positives, anchors)
+
+    positives = torch.randperm(anchors, generator=generator, device=device)[:num_positives]
+    class_labels = torch.full((anchors,), classes, device=device)
+    class_labels[torch.rand(anchors, generator=generator, device=device) < 0.1] = -1
+    class_labels[positives] = torch.randint(classes, (num_positives,), generator=generator, device=device)
+    labels = [part.view(batch, -1) for part in class_labels.split([batch * n for n in rows])]
+    if draw.random() < 0.5:
+        numbers = torch.arange(classes, device=device)
+        labels = [torch.where(y < 0, y, y == numbers).to(torch.int8) for y in (part[..., None] for part in labels)]
+
+    dtype = draw.choice(_DTYPES)
+    logits = [3 * torch.randn(batch, n, classes, generator=generator, device=device) - 2 for n in rows]
+    corners = 50 * torch.rand(num_positives, 2, generator=generator, device=device)
+    target = torch.cat([corners, corners + 10], 1)
+    pred = target + torch.randn(num_positives, 4, generator=generator, device=device)
+    backends = [name for name in _BACKENDS if why_unavailable(name, device) is None]
+    arguments: dict[str, Any] = {"delta": draw.choice((0.0, 0.5, 1.0)), "backend": draw.choice(backends)}
+    if draw.random() < 0.3:
+        images = torch.arange(batch, device=device)[:, None]
+        arguments["groups"] = [images.expand(batch, n) for n in rows]
+    values = torch.rand(num_positives, generator=generator, device=device).requires_grad_()
+    logits = [level.to(dtype).requires_grad_() for level in logits]
+    return Step(logits, labels, values, (pred.requires_grad_(), target), arguments)
+
+
+def _alrp(step: Step) -> Tensor:
+    output = alrp_loss(*step.given, step.values, **step.arguments)
+    return output.cls + output.loc
+
+
+def _smooth(step: Step) -> Tensor:
+    output = alrp_loss(*step.given, step.values, loc_ranking="smooth", **step.arguments)
+    return output.cls + output.loc
+
+
+def _with_boxes(step: Step) -> Tensor:
+    _balanced.delta, _balanced.backend = step.arguments["delta"], step.arguments["backend"]
+    output = _balanced(*step.given, *step.boxes, step.arguments.get("groups"))
+    return output.cls + output.loc  # type: ignore[no-any-return]
+
+
+def _ap(step: Step) -> Tensor:
+    return ap_loss(*step.given, num_positives=len(step.values), **step.arguments)
+
+
+def _ap_module(step: Step) -> Tensor:
+    # Without P, which has to be found; and a criterion that is made anew.
+    loss: Tensor = APLoss(step.arguments["delta"], backend=step.arguments["backend"])(*step.given)
+    return loss
+
+
+def _ndcg(step: Step) -> Tensor:
+    return ndcg_loss(*step.given, **step.arguments)
+
+
+def _ndcg_module(step: Step) -> Tensor:
+    loss: Tensor = NDCGLoss(backend=step.arguments["backend"])(*step.given)
+    return loss
+
+
+def _rank_sort(step: Step) -> Tensor:
+    output = rank_sort_loss(*step.given, step.values, **step.arguments)
+    return output.ranking + output.sorting
+
+
+def _rank_sort_boxes(step: Step) -> Tensor:
+    output = RankSortLoss(backend=step.arguments["backend"])(*step.given, *step.boxes)
+    return output.cls + output.loc  # type: ignore[no-any-return]
+
+
+def _formula(step: Step) -> Tensor:
+    def error(ranking: Any, weights: Tensor) -> Tensor:
+        return weights * ranking.num_false_positives / ranking.rank  # type: ignore[no-any-return]
+
+    return ranking_loss(*step.given, error, extras={"weights": step.values}, **step.arguments)
+
+
+def _pair_functions(step: Step) -> Tensor:
+    # Functions of PyTorch alone, made anew in each step; one of them holds what is as large as the values.
+    def smoothing(x: Tensor, delta: float) -> Tensor:
+        return torch.sigmoid(x + 0 * step.values.detach().sum().to(x.dtype))
+
+    criterion = RankingLoss(
+        lambda ranking: ranking.num_false_positives / ranking.rank,
+        smoothing=smoothing,
+        distribution=lambda x, delta: torch.sigmoid(x) ** 2,
+    )
+    criterion.backend = step.arguments["backend"] if step.arguments["backend"] in ("torch", "numba") else "torch"
+    loss: Tensor = criterion(*step.given, num_positives=len(step.values), groups=step.arguments.get("groups"))
+    return loss
+
+
+def _compat(step: Step) -> Tensor:
+    level, labels = step.logits[0], step.labels[0]
+    flat = (
+        labels if labels.shape == level.shape else labels[..., None] == torch.arange(level.shape[-1]).to(level.device)
+    )
+    targets = flat.reshape(-1).float()
+    errors = step.values.detach().new_full((int((targets == 1).sum()),), 0.5)
+    return aLRPLoss.apply(level.reshape(-1), targets, errors)[0]
+
+
+MEMBERS: dict[str, Callable[[Step], Tensor]] = {
+    "alrp_loss": _alrp,
+    "alrp_loss, smooth": _smooth,
+    "ALRPLoss": _with_boxes,
+    "ap_loss": _ap,
+    "APLoss": _ap_module,
+    "ndcg_loss": _ndcg,
+    "NDCGLoss": _ndcg_module,
+    "rank_sort_loss": _rank_sort,
+    "RankSortLoss": _rank_sort_boxes,
+    "ranking_loss": _formula,
+    "RankingLoss, pair functions": _pair_functions,
+    "compat.aLRPLoss": _compat,
+}
+"""The family, in the order in which the soak takes them in turn."""
+
+
+def take_step(number: int, max_logits: int, max_positives: int, device: torch.device, seed: int = 0) -> None:
+    """Forward and backward of one member.
+
+    Raises:
+        RuntimeError: for a loss or a gradient that is not finite, or a gradient that is missing.
+    """
+    name = list(MEMBERS)[number % len(MEMBERS)]
+    quadratic = name.endswith("pair functions")
+    step = make_step(number, max_logits, max_positives // 10 if quadratic else max_positives, device, seed)
+    loss = MEMBERS[name](step)
+    loss.backward()
+    # Looked at together, so that a GPU is waited for once.
+    gradients = [step.logits[0].grad] if name == "compat.aLRPLoss" else [level.grad for level in step.logits]
+    if any(gradient is None for gradient in gradients):
+        raise RuntimeError(f"step {number}, {name}: expected a gradient of every level, got none")
+    found = torch.stack([loss.detach().double(), *(g.double().sum() for g in gradients if g is not None)])
+    if not bool(found.isfinite().all()):
+        raise RuntimeError(f"step {number}, {name}: expected finite numbers, got {found.tolist()}")

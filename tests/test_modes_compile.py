@@ -1,0 +1,141 @@
+"""A detector with each loss of the family in one graph of torch.compile, for any sizes; and exported."""
+
+import io
+import warnings
+
+import pytest
+import torch
+from cases import INTERPRETED, random_case
+from checks import assert_close, assert_same_bits
+from modes import MEMBERS, MODULES, Detector, make_batch, step
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim
+
+from alrp_triton import APLoss, NDCGLoss, ap_loss, ndcg_loss
+from alrp_triton.framework import RankingLoss, ranking_loss
+
+# Compiling takes seconds; the interpreter sees the operators in other tests.
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="needs no kernel")
+
+
+def imprecision(ranking):
+    return ranking.num_false_positives / ranking.rank
+
+
+def own_loss(logits, labels, **arguments):
+    return ranking_loss(logits, labels, imprecision, **arguments)
+
+
+def compile_whole(function, backend="aot_eager", dynamic=None):
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend=backend, dynamic=dynamic)
+
+
+@pytest.mark.parametrize(
+    ("member", "backend", "images"),
+    [*((member, "eager", 0) for member in MEMBERS), ("RankSortLoss", "aot_eager", 0), ("ALRPLoss", "eager", 2)],
+)
+def test_one_graph_serves_levels_of_any_size(member, backend, images):
+    """Logits and positives of each level change, and the self-balancing state with them; the graph does not. Scans of
+    groups take as many steps as 2P has binary digits."""
+    counter, eager, model = CompileCounterWithBackend(backend), Detector(member), Detector(member)
+    compiled, counts = compile_whole(model, counter, dynamic=True), []
+    for i, (sizes, num_pos) in enumerate([((20, 13), 9), ((31, 9), 13), ((20, 15), 12)]):
+        batch = make_batch(sizes, num_pos, seed=i, images=images)
+        for one, other in zip(step(model, batch, compiled), step(eager, batch)):
+            assert_close(f"loss of {sizes}", one, other, 2e-7)
+        for one, other in zip(model.state(), eager.state()):
+            assert_close("state", one, other, 1e-6)
+        counts.append(counter.frame_count)
+    # This PyTorch compiles anew when a list's shapes change.
+    assert counts == counts[:1] * 3 or torch.__version__ < "2.7"
+
+
+def test_by_inductor():
+    """Fused by the compiler that torch.compile uses by default, with the state of self-balancing."""
+    eager, model = Detector("ALRPLoss"), Detector("ALRPLoss")
+    compiled = compile_whole(model, "inductor")
+    for seed in range(3):
+        batch = make_batch(seed=seed)
+        for one, other in zip(step(model, batch, compiled), step(eager, batch)):
+            assert_close("loss", one, other, 1e-6)
+    for one, other in zip(model.state(), eager.state()):
+        assert_close("state", one, other, 1e-6)
+    assert len(eager.state()) == 4 + 4 + 3
+
+
+NOT_COUNTED = "num_positives: expected an int where a whole graph is compiled or exported, got None"
+UNCOUNTED = {"ap": ap_loss, "ndcg": ndcg_loss, "own": own_loss}
+by_uncounted = pytest.mark.parametrize("loss", UNCOUNTED.values(), ids=UNCOUNTED)
+
+
+@by_uncounted
+def test_a_whole_graph_says_that_it_needs_the_number_of_positives(loss):
+    case = random_case(60, 6)
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match=NOT_COUNTED):
+        compile_whole(loss, "eager")(*case[1:3])
+
+
+@by_uncounted
+def test_where_a_graph_may_break_they_are_counted(loss):
+    case = random_case(60, 6)
+    torch._dynamo.reset()
+    found = torch.compile(lambda x, y: 2 * loss(x, y), backend="eager")(*case[1:3])
+    assert_same_bits("value", found, 2 * loss(*case[1:3]))
+
+
+def exported(model, batch, strict):
+    rows, positives = Dim("rows", min=2), Dim("positives", min=2)
+    others = [Dim("others", min=2)]
+    first, second = {0: rows}, {0: others[0]}
+    shapes = ([first, second], [first, second], {0: positives}, {0: positives}, None)
+    with warnings.catch_warnings():
+        # That the state of self-balancing is written to, which is meant.
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, tuple(batch), dynamic_shapes=shapes, strict=strict)
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+@pytest.mark.parametrize("member", MODULES)
+def test_an_exported_detector_trains_alike(member, strict):
+    """One program for any number of anchors and positives: the same losses, gradients and self-balancing state."""
+    program = exported(Detector(member), make_batch(), strict)
+    assert "alrp_triton.attach_gradient" in program.graph_module.code
+    model, eager = program.module(), Detector(member)
+    for seed, (sizes, num_pos) in enumerate([((20, 13), 5), ((40, 11), 9), ((17, 30), 2)]):
+        batch = make_batch(sizes, num_pos, seed)
+        found, expected = model(*batch), eager(*batch)
+        for one, other in zip(found, expected):
+            assert_same_bits(f"loss of {sizes}", one.detach(), other.detach())
+        # Before 2.7 an exported program was made for inference.
+        if torch.__version__ >= "2.7":
+            sum(found).backward()
+            sum(expected).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if torch.__version__ >= "2.7":
+        assert len(gradients) == 4
+    for name, gradient in gradients.items():
+        assert_close(name, gradient, dict(eager.named_parameters())[name].grad, 1e-6)
+    for name, buffer in eager.named_buffers():
+        assert_same_bits(name, dict(model.named_buffers())[name], buffer)
+
+
+def test_an_exported_detector_is_saved_and_loaded():
+    buffer = io.BytesIO()
+    torch.export.save(exported(Detector("ALRPLoss"), make_batch(), True), buffer)
+    buffer.seek(0)
+    model = torch.export.load(buffer).module()
+    batch = make_batch((25, 8), 7, seed=4)
+    for one, other in zip(model(*batch), Detector("ALRPLoss")(*batch)):
+        assert_same_bits("loss", one.detach(), other.detach())
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+@pytest.mark.parametrize("criterion", [APLoss(), NDCGLoss(), RankingLoss(imprecision)], ids=lambda c: type(c).__name__)
+def test_export_says_that_it_needs_the_number_of_positives(criterion, strict):
+    case = random_case(30, 3)
+    with pytest.raises(RuntimeError, match=NOT_COUNTED):
+        torch.export.export(criterion, case[1:3], strict=strict)
+    program = torch.export.export(criterion, (*case[1:3], 3), strict=strict)
+    found, expected = program.module()(*case[1:3], 3), criterion(*case[1:3], 3)
+    assert_same_bits("value", found, expected)

@@ -1,0 +1,110 @@
+"""torch.library.opcheck of every registered operator, on what the losses really call them with."""
+
+from functools import partial
+
+import torch
+from cases import INTERPRETED, random_case
+from checks import engine_backends
+from family import FAMILY, weighted_error
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from alrp_triton import RankSortLoss
+from alrp_triton.framework import PairFunction, ranking_loss
+from alrp_triton.losses import alrp, rank_sort, scores
+
+SQUARE = PairFunction(lambda x, delta: (x / (2 * delta) + 0.5).clamp(0, 1) ** 2)
+# What only kernels compute, which run here in Triton's interpreter.
+BY_KERNELS = {"place_knots", "rank", "pair_sums", "ramp_coefficients", "send", "evaluate_loss", "write_loss_gradient"}
+# What kernels have no part in.
+BY_THE_REFERENCE = {"attach_computed", "scale_gradients"}
+# Where a loss meets autograd: which argument the logits are.
+DIFFERENTIABLE = {"attach_gradient": 1, "attach_computed": 1, "evaluate_loss": 0}
+
+
+def registered():
+    """The names of all operators there are."""
+    names = torch._C._dispatch_get_all_op_names()
+    return {name.split("::")[1] for name in names if name.startswith("alrp_triton::")}
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the calls of our operators, of each the first with arguments of its form."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "alrp_triton":
+            key = function._schema.name.split("::")[1], str([form(argument) for argument in args])
+            self.calls.setdefault(key, (function, args))
+        return function(*args, **(kwargs or {}))
+
+
+def form(argument):
+    """The type of an argument, and of tensors the dtype."""
+    if isinstance(argument, (list, tuple)):
+        return [form(each) for each in argument]
+    return argument.dtype if isinstance(argument, torch.Tensor) else type(argument)
+
+
+def run_everything(backend):
+    """Every way through the engine: each loss, of one ranking and of groups, and what looks at pairs."""
+    case = random_case(50, 6)
+    groups = torch.arange(50) % 2
+
+    def differentiate(function, *given, **arguments):
+        x = case.logits.clone().requires_grad_()
+        loss = function(x, case.labels, *given, backend=backend, **arguments)
+        sum(loss.values() if isinstance(loss, dict) else [loss]).sum().backward()
+
+    for member in FAMILY:
+        for grouped in ({}, {"groups": groups}):
+
+            def total(x, labels, values, member=member, **arguments):
+                found = member.loss(x, labels, values, **arguments)
+                return {name: found[name] for name in member.components}
+
+            differentiate(total, member.values(case), **grouped)
+    if not INTERPRETED and backend != "reference":
+        pairs = {"smoothing": SQUARE, "distribution": SQUARE, "extras": {"weights": case.loc_errors}}
+        differentiate(ranking_loss, weighted_error, **pairs)
+    corners = torch.rand(6, 2)
+    boxes = torch.cat([corners, corners + 1], 1)
+    output = RankSortLoss(backend=backend)(case.logits.clone().requires_grad_(), case.labels, boxes, boxes)
+    (output.cls + output.loc).backward()
+
+
+def recorded(backends, monkeypatch):
+    recorder = Recorder()
+    with recorder:
+        for backend in backends:
+            run_everything(backend)
+        if INTERPRETED:
+            # The way step by step, which further formulas and groups take.
+            for module in (alrp, rank_sort, scores):
+                monkeypatch.setattr(module, "can_fuse", lambda *given: False)
+            run_everything("triton")
+    return recorder.calls
+
+
+def with_leaves(name, args):
+    """Arguments of which those that have a derivative require one, and no others."""
+    args = tree_map_only(torch.Tensor, torch.Tensor.detach, args)
+    if name not in DIFFERENTIABLE:
+        return args
+    at = DIFFERENTIABLE[name]
+    return (*args[:at], [x.detach().clone().requires_grad_() for x in args[at]], *args[at + 1 :])
+
+
+def test_every_operator_is_called_and_passes(monkeypatch):
+    """A new operator that no loss here calls fails, as does one without a fake, or with a wrong one."""
+    backends = [*engine_backends(), *([] if INTERPRETED else ["reference"])]
+    calls = recorded(backends, monkeypatch)
+    expected = registered() - (BY_THE_REFERENCE if INTERPRETED else BY_KERNELS)
+    assert {name for name, _ in calls} == expected
+    # Tables that kernels search are filled up with NaN.
+    monkeypatch.setattr(torch.testing, "assert_close", partial(torch.testing.assert_close, equal_nan=True))
+    for (name, _), (function, args) in calls.items():
+        torch.library.opcheck(function, with_leaves(name, args))
