@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from . import reference
 from .engine import Levels, PairFunction, Ranking, Statistics, check_inputs
 from .engine.backends import TRITON_BACKENDS
+from .engine.processes import outside_graphs
 from .engine.sums import total
 from .losses import exact
 
@@ -41,6 +42,7 @@ Formula = Callable[..., Tensor]
 Pairs = PairFunction | Callable[[Tensor, float], Tensor]
 
 
+@outside_graphs
 def ranking_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],

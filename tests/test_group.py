@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from cases import INTERPRETED, NAN, Case, all_cases, random_case
 from family import ALRP, FAMILY, Results, assert_agree, evaluate
 from processes import Pool, group_of
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
 
 from alrp_triton import ALRPLoss, APLoss, NDCGLoss, RankSortLoss, alrp_loss, ap_loss
@@ -263,6 +265,24 @@ def test_a_mistake_in_one_process_raises_in_all(pool, mistake):
     assert_as_alone(pool, "integers", 3, BACKENDS[0])
 
 
+def mistaken_boxes(rank: int, module: type[nn.Module]) -> str:
+    boxes = torch.tensor([[0.0, 0, 1, 1]] * 10)
+    try:
+        module(group=True)(torch.randn(20), torch.tensor([1, 0] * 10), boxes, boxes[:5] if rank == 1 else boxes)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+@pytest.mark.parametrize("module", [ALRPLoss, RankSortLoss])
+def test_boxes_that_do_not_fit_in_one_process_raise_in_all(pool, module):
+    """They are looked at before the processes meet."""
+    for rank, said in enumerate(pool.run(mistaken_boxes, module)):
+        assert said.startswith("ValueError: target_boxes" if rank == 1 else "RuntimeError: group: process 1 raised"), (
+            said
+        )
+
+
 @pytest.mark.parametrize(("mistake", "named"), [("delta", "delta"), ("dtype", "logits"), ("groups", "groups")])
 def test_processes_that_disagree_are_told(pool, mistake, named):
     for said in pool.run(mistaken, mistake):
@@ -391,6 +411,73 @@ def test_data_parallel_training_is_that_of_one_process(pool, name):
         for key, value in state.items():
             torch.testing.assert_close(their_state[key], value, rtol=1e-4, atol=1e-6)
             assert torch.equal(their_state[key], found[0][1][key])
+
+
+class Scaled(nn.Module):
+    """Something to compile before the loss, and after it."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, logits: Tensor, *rest: Tensor) -> Tensor:
+        out = self.criterion(logits * 2, *rest)
+        return (out if isinstance(out, Tensor) else out.cls + out.loc) * 3
+
+
+def compiled(rank: int, whole: bool) -> dict[str, Any]:
+    """Steps with other numbers of positives each, compiled and not; and how many graphs there were after each, and
+    functions that were compiled."""
+    same, graphs = [], []
+    for criterion in [*modules_for(True)[:2], APLoss(group=True)]:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        counter, plain = CompileCounter(), Scaled(criterion)
+        graphs.append([])
+        fast = torch.compile(plain, backend=counter, fullgraph=whole)
+        for seed in range(5):
+            given = small_batch(criterion, 10 * seed + rank)
+            try:
+                found = [run_small(module, given) for module in (fast, plain)]
+            except torch._dynamo.exc.Unsupported as error:
+                return {"refused": str(error)}
+            same += [torch.equal(one, other) for one, other in zip(*found)]
+            graphs[-1].append((counter.frame_count, torch._dynamo.utils.counters["frames"]["total"]))
+    return {"same": same, "graphs": graphs}
+
+
+def small_batch(module: nn.Module, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits, corners = (torch.randn(20, 3, generator=generator), torch.rand(4 + seed % 7, 2, generator=generator))
+    labels = torch.full((20,), 3)
+    labels[: len(corners)] = 1
+    boxes = torch.cat([corners, corners + 1], 1)
+    return [logits, labels] if isinstance(module, APLoss) else [logits, labels, boxes + 0.1, boxes]
+
+
+def run_small(module: Any, given: list[Tensor]) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() if x.is_floating_point() else x for x in given[:3]]
+    loss = module(*leaves, *given[3:])
+    loss.backward()
+    return [loss.detach(), *(x.grad for x in leaves if x.grad is not None)]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the compiler is the same, whatever the kernels do")
+def test_compiled_the_loss_stays_outside_of_the_graph(pool):
+    for found in pool.run(compiled, False):
+        assert found["same"] == [True] * (3 + 3 + 2) * 5
+        for counts in found["graphs"]:
+            # One before the loss and one after it, which are made once more when the way around the loss is known; then
+            # nothing is compiled anew, whatever the number of positives.
+            assert counts[0][0] == 2
+            assert counts[2:] == [counts[2]] * 3
+            assert counts[2][0] <= 4
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the compiler is the same, whatever the kernels do")
+def test_one_whole_graph_is_refused(pool):
+    for found in pool.run(compiled, True):
+        assert "ALRPLoss.forward" in found["refused"]
 
 
 def traffic(rank: int, sizes: list[int], num_positives: int) -> list[int]:

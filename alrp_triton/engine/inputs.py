@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .backends import choose_backend
-from .processes import Processes, telling_failure
+from .processes import Processes, processes_of, telling_failure
 from .transforms import refuse_transforms
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -76,9 +76,7 @@ def check_inputs(
 ) -> Levels:
     """:func:`_check`, which see, for a loss that is ranked with the processes of ``group``: a process group, True for
     the default one, or None for this process alone. If it raises, the others are told."""
-    if group is None:
-        return _check(logits, labels, **further)
-    processes = Processes(group)
+    processes = processes_of(group)
     with telling_failure(processes):
         return _check(logits, labels, **further)._replace(processes=processes)
 

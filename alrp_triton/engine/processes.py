@@ -12,14 +12,17 @@ processes, arrives at the gradient of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 _HERE, _FAILED = 0.0, 1.0
 
 
@@ -89,6 +92,11 @@ class Processes:
         return everyone
 
 
+def processes_of(group: Any) -> Processes | None:
+    """The processes of a group, which may be True for the default one, or None for no others."""
+    return None if group is None else Processes(group)
+
+
 @contextmanager
 def telling_failure(processes: Processes | None) -> Iterator[None]:
     """Where what is done inside raises, the other processes are told; None if there are none."""
@@ -98,6 +106,24 @@ def telling_failure(processes: Processes | None) -> Iterator[None]:
         if processes is not None:
             processes.fail()
         raise
+
+
+def outside_graphs(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Decorate a loss with an argument ``group``, or a method of a module that holds one: with a group
+    ``torch.compile`` breaks its graph around the call, which then runs as it would without. How large the tables are
+    is heard from the others, and no graph can wait for that."""
+
+    @wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        holder = args[0] if args else None
+        group = holder.group if isinstance(holder, nn.Module) else kwargs.get("group")
+        if group is None or not torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        # Not once for all, above: it imports the compiler.
+        eager: Callable[_Arguments, _Result] = torch.compiler.disable(function)
+        return eager(*args, **kwargs)
+
+    return call
 
 
 class Meeting:

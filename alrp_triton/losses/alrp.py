@@ -19,6 +19,7 @@ from ..boxes import BoxError, box_error, check_box_error
 from ..engine import Levels, Ranking, Statistics, check_inputs
 from ..engine.fused import can_fuse, fused_loss
 from ..engine.inputs import compute_dtype
+from ..engine.processes import outside_graphs, processes_of, telling_failure
 from ..engine.sums import total
 from . import exact
 
@@ -51,6 +52,7 @@ def lrp_target(ranking: Statistics, loc_errors: Tensor) -> Tensor:
     return loc_errors / ranking.rank
 
 
+@outside_graphs
 def alrp_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
@@ -229,6 +231,7 @@ class ALRPLoss(nn.Module):
         self.eps, self.loc_ranking, self.ignore_index, self.backend = eps, loc_ranking, ignore_index, backend
         self.group = group
 
+    @outside_graphs
     def forward(
         self,
         logits: Tensor | Sequence[Tensor],
@@ -247,7 +250,8 @@ class ALRPLoss(nn.Module):
         Returns:
             ``ALRPLossOutput``; ``loc`` comes multiplied by the self-balancing weight. Train on ``cls + loc``.
         """
-        errors = box_error(pred_boxes, target_boxes, self.box_error, self.tau)
+        with telling_failure(processes_of(self.group)):
+            errors = box_error(pred_boxes, target_boxes, self.box_error, self.tau)
         cls, loc, rank = alrp_loss(
             logits,
             labels,
@@ -272,4 +276,6 @@ class ALRPLoss(nn.Module):
         names = ["delta", "tau", "box_error", "eps", "loc_ranking", "ignore_index", "backend"]
         if not isinstance(self.self_balance, SelfBalance):
             names.insert(3, "self_balance")
+        if self.group is not None:
+            names.append("group")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

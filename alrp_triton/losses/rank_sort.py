@@ -18,6 +18,7 @@ from ..engine import Levels, Ranking, check_inputs
 from ..engine.fused import can_fuse, fused_loss
 from ..engine.knots import ramp_at_0
 from ..engine.operators import highest_in_row
+from ..engine.processes import outside_graphs, processes_of, telling_failure
 from ..engine.sorting import sorting_order, sorting_received, sorting_sums
 from ..engine.sums import total
 from . import exact
@@ -52,6 +53,7 @@ class RankSortLossOutput(NamedTuple):
         return self.ranking + self.sorting
 
 
+@outside_graphs
 def rank_sort_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
@@ -198,6 +200,7 @@ class RankSortLoss(nn.Module):
         self.delta, self.box_error, self.self_balance = delta, box_error, self_balance
         self.ignore_index, self.backend, self.group = ignore_index, backend, group
 
+    @outside_graphs
     def forward(
         self,
         logits: Tensor | Sequence[Tensor],
@@ -216,8 +219,9 @@ class RankSortLoss(nn.Module):
         Returns:
             ``RankSortLossOutput(ranking, sorting, loc)``; train on ``cls + loc``, the sum of the three.
         """
-        errors = box_error(pred_boxes, target_boxes, self.box_error, 0.0)
-        ious = boxes.iou(pred_boxes.detach(), target_boxes.detach())
+        with telling_failure(processes_of(self.group)):
+            errors = box_error(pred_boxes, target_boxes, self.box_error, 0.0)
+            ious = boxes.iou(pred_boxes.detach(), target_boxes.detach())
         levels = _check(logits, labels, ious, self.delta, groups, self.ignore_index, self.group)
         (ranking, sorting), pos_index, ranked = _rank_sort(levels, ious, self.delta, self.ignore_index, self.backend)
         detached = [level.detach() for level in levels.logits]
@@ -234,5 +238,7 @@ class RankSortLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments, as ``repr`` shows them."""
-        names = ("delta", "box_error", "self_balance", "ignore_index", "backend")
+        names = ["delta", "box_error", "self_balance", "ignore_index", "backend"]
+        if self.group is not None:
+            names.append("group")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
