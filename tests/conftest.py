@@ -1,10 +1,17 @@
 """One thread for each process: the tensors here are small, and pytest-xdist has processes enough."""
 
-import sys
-from typing import Any
+from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
 import torch
 from cases import INTERPRETED
+
+if TYPE_CHECKING:
+    from processes import Pool
 
 torch.set_num_threads(1)
 
@@ -27,3 +34,13 @@ if INTERPRETED:
         return self.rewrite()(*args, **kwargs)
 
     interpreter.InterpretedFunction.__call__ = call
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """Processes that rank together; started once, for the worker that has their tests."""
+    from processes import SIZE, Pool
+
+    pool = Pool(SIZE, tmp_path_factory.mktemp("store") / "store")
+    yield pool
+    pool.close()

@@ -1,21 +1,37 @@
-"""Several processes with a process group between them, which run a test's functions side by side."""
+"""Several processes with a process group between them, which run a test's functions side by side; and what it means
+that they rank as one."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+from cases import INTERPRETED, Case, all_cases
+from family import FAMILY, Results, assert_agree, evaluate
+from torch import Tensor
 
 # One that hangs fails its test soon.
 TIMEOUT = timedelta(seconds=60)
+# What a module of such tests is marked by.
+MARKS = [
+    pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo"),
+    pytest.mark.xdist_group("processes"),  # which are then started once
+]
+SIZE = 4
+HALF = (torch.float16, torch.bfloat16)
+BACKENDS = ("triton", "pairwise") if INTERPRETED else ("torch", "numba")
+CASES = {case.name: case for case in all_cases()}
+# Three times a gradient, rounded, is not three times the rounded one.
+ROUNDED = ["errors_bfloat16", *(name for name, case in CASES.items() if case.logits.dtype in HALF)]
 
 
 class Pool:
@@ -73,6 +89,54 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
     dist.destroy_process_group()
 
 
-def shards(parts: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
-    """The part of this process; of those that have none, an empty one."""
-    return parts[rank] if rank < len(parts) else parts[0][:0]
+def cut(case: Case, values: Tensor, size: int, seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Logits, labels and values of each process: uneven parts of the case, the last of them empty."""
+    generator = torch.Generator().manual_seed(seed)
+    inner = torch.randint(len(case.logits) + 1, (max(size - 2, 0),), generator=generator).sort().values.tolist()
+    ends = [*inner, len(case.logits), len(case.logits)][:size] if size > 1 else [len(case.logits)]
+    parts, begin, first = [], 0, 0
+    for end in ends:
+        count = int((case.labels[begin:end] == 1).sum())
+        parts.append((case.logits[begin:end], case.labels[begin:end], values[first : first + count]))
+        begin, first = end, first + count
+    return parts
+
+
+def together(found: list[Results], size: int) -> Results:
+    """Of what the processes found, scalars, which have to be the same, and the rest in a row; gradients as
+    DistributedDataParallel makes them."""
+    results = {}
+    for name, first in found[0].items():
+        parts = [one[name] for one in found]
+        if first.dim() == 0:
+            assert all(torch.equal(part, first) or (part.isnan() and first.isnan()) for part in parts), name
+            results[name] = first
+        else:
+            results[name] = torch.cat(parts) / (size if " by " in name else 1)
+    return results
+
+
+def family_of(rank: int, name: str, size: int, backend: str, settings: dict[str, Any]) -> list[Results] | None:
+    """In a process: every member for its part of a case."""
+    if rank >= size:
+        return None
+    results = []
+    for member in FAMILY:
+        part = cut(CASES[name], member.values(CASES[name]), size)[rank]
+        results.append(evaluate(member, *part, backend, group=group_of(size), **settings))
+    return results
+
+
+def assert_as_alone(pool: Pool, name: str, size: int, backend: str, **settings: Any) -> None:
+    found = [one for one in pool.run(family_of, name, size, backend, settings) if one is not None]
+    assert len(found) == size
+    for member, *of_member in zip(FAMILY, *found):
+        expected = evaluate(member, *CASES[name][1:3], member.values(CASES[name]), backend, **settings)
+        said = f"{member.name}, {name}, {size} processes"
+        joined = together(of_member, size)
+        # Statistics are the same integers, so that what is made of them is the same, whoever counted.
+        for component in member.components:
+            if backend != "triton":  # which alone takes other kernels
+                torch.testing.assert_close(joined[component], expected[component], rtol=0, atol=0, equal_nan=True)
+        if name not in ROUNDED:
+            assert_agree(joined, expected, said=said)

@@ -114,7 +114,7 @@ def outside_graphs(function: Callable[_Arguments, _Result]) -> Callable[_Argumen
     is heard from the others, and no graph can wait for that."""
 
     @wraps(function)
-    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+    def call_outside_graphs(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         holder = args[0] if args else None
         group = holder.group if isinstance(holder, nn.Module) else kwargs.get("group")
         if group is None or not torch.compiler.is_compiling():
@@ -123,7 +123,7 @@ def outside_graphs(function: Callable[_Arguments, _Result]) -> Callable[_Argumen
         eager: Callable[_Arguments, _Result] = torch.compiler.disable(function)
         return eager(*args, **kwargs)
 
-    return call
+    return call_outside_graphs
 
 
 class Meeting:

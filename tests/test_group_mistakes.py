@@ -1,0 +1,128 @@
+"""One ranking over several processes, one of which has a NaN, a wrong argument, or other settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import NAN, random_case
+from processes import BACKENDS, MARKS, SIZE, assert_as_alone, cut, group_of
+from torch import Tensor, nn
+
+from alrp_triton import ALRPLoss, RankSortLoss, alrp_loss, ap_loss
+
+pytestmark = MARKS
+
+
+def poisoned(rank: int, parts: list[Any], where: str) -> dict[str, Tensor]:
+    logits, labels, values = (part.clone() for part in parts[rank])
+    if rank == 1:
+        (logits if where == "logits" else values)[0] = NAN
+    logits.requires_grad_()
+    values.requires_grad_()
+    out = alrp_loss(logits, labels, values, group=True)
+    (out.cls + out.loc).backward()
+    return {"cls": out.cls.detach(), "loc": out.loc.detach(), "logits": logits.grad, "values": values.grad}
+
+
+@pytest.mark.parametrize("where", ["logits", "values"])
+def test_a_nan_in_one_process_is_seen_in_all(pool, where):
+    case = random_case(300, 60, ignored=0.0, seed=8)
+    for found in pool.run(poisoned, cut(case, case.loc_errors, SIZE), where):
+        assert all(value.isnan().all() for value in found.values()), found
+
+
+def mistaken(rank: int, mistake: str) -> str:
+    logits, labels, errors = torch.randn(20), torch.tensor([1, 0] * 10), torch.rand(10)
+    settings: dict[str, Any] = {"group": True}
+    if rank == 1 and mistake == "label":
+        labels[0] = 7
+    elif rank == 1 and mistake == "count":
+        errors = errors[:5]
+    elif rank == 1 and mistake == "type":
+        errors = errors.long()
+    elif mistake == "delta":
+        settings["delta"] = 1.0 + rank
+    elif rank == 1 and mistake == "dtype":
+        logits = logits.double()
+    elif rank == 1 and mistake == "groups":
+        settings["groups"] = torch.zeros(20, dtype=torch.int64)
+    elif rank == 1 and mistake == "backend":
+        settings["backend"] = "reference"
+    try:
+        alrp_loss(logits, labels, errors, **settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+@pytest.mark.parametrize("mistake", ["label", "count", "type", "backend"])
+def test_a_mistake_in_one_process_raises_in_all(pool, mistake):
+    """None is left waiting for the one that raised, and the group can still be used."""
+    for rank, said in enumerate(pool.run(mistaken, mistake)):
+        if rank == 1:
+            assert said.startswith(("ValueError", "TypeError")), said
+        else:
+            assert said == "RuntimeError: group: process 1 raised an error, so that there is nothing to rank with"
+    assert_as_alone(pool, "integers", 3, BACKENDS[0])
+
+
+def mistaken_boxes(rank: int, module: type[nn.Module]) -> str:
+    boxes = torch.tensor([[0.0, 0, 1, 1]] * 10)
+    try:
+        module(group=True)(torch.randn(20), torch.tensor([1, 0] * 10), boxes, boxes[:5] if rank == 1 else boxes)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+@pytest.mark.parametrize("module", [ALRPLoss, RankSortLoss])
+def test_boxes_that_do_not_fit_in_one_process_raise_in_all(pool, module):
+    """They are looked at before the processes meet."""
+    for rank, said in enumerate(pool.run(mistaken_boxes, module)):
+        assert said.startswith("ValueError: target_boxes" if rank == 1 else "RuntimeError: group: process 1 raised"), (
+            said
+        )
+
+
+@pytest.mark.parametrize(("mistake", "named"), [("delta", "delta"), ("dtype", "logits"), ("groups", "groups")])
+def test_processes_that_disagree_are_told(pool, mistake, named):
+    for said in pool.run(mistaken, mistake):
+        assert said.startswith(f"ValueError: {named}: expected the same in every process of the group")
+
+
+def outside(rank: int) -> str:
+    group = group_of(2)
+    try:
+        ap_loss(torch.randn(6), torch.tensor([1, 0] * 3), group=group)
+    except ValueError as error:
+        return str(error)
+    return "ranked"
+
+
+def test_a_group_is_for_its_members(pool):
+    said = pool.run(outside)
+    assert said[:2] == ["ranked"] * 2
+    assert said[2:] == ["group: expected a group that this process is in"] * 2
+
+
+def test_a_group_has_to_be_one():
+    arguments = torch.randn(6), torch.tensor([1, 0] * 3)
+    with pytest.raises(ValueError, match="group: expected torch\\.distributed to be initialised"):
+        ap_loss(*arguments, group=True)
+
+
+def wrong_groups(rank: int) -> list[str]:
+    said = []
+    for group in (False, "gloo", 3):
+        try:
+            ap_loss(torch.randn(6), torch.tensor([1, 0] * 3), group=group)
+        except TypeError as error:
+            said.append(str(error))
+    return said
+
+
+def test_what_is_no_group_is_refused(pool):
+    for said in pool.run(wrong_groups):
+        assert said == [f"group: expected a process group, True or None, got {name}" for name in ("bool", "str", "int")]

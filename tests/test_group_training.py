@@ -1,0 +1,156 @@
+"""One ranking over several processes in training: DistributedDataParallel, copies, and what is sent."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from cases import INTERPRETED, Case, random_case
+from processes import MARKS, SIZE, cut
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from alrp_triton import ALRPLoss, APLoss, NDCGLoss, RankSortLoss, alrp_loss
+from alrp_triton.framework import RankingLoss
+
+pytestmark = MARKS
+
+
+def precision_error(ranking: Any) -> Tensor:
+    return ranking.num_false_positives / ranking.rank
+
+
+def modules_for(group: Any) -> list[nn.Module]:
+    scores = [APLoss(group=group), NDCGLoss(group=group), RankingLoss(precision_error, group=group)]
+    return [ALRPLoss(group=group), RankSortLoss(group=group), *scores]
+
+
+def copies(rank: int) -> list[str]:
+    def group(module: nn.Module) -> Any:
+        return module.group
+
+    kept = [group(copy.deepcopy(module)) is True for module in modules_for(True)]
+    kept += [group(pickle.loads(pickle.dumps(module))) is True for module in modules_for(True)]
+    return [str(all(kept)), *(repr(module) for module in modules_for(True))]
+
+
+def test_modules_with_the_default_group_can_be_copied(pool):
+    for kept, *_ in pool.run(copies):
+        assert kept == "True"
+
+
+class Detector(nn.Module):
+    """Scores and boxes of each row; boxes of positives are compared with targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 16)
+        self.scores, self.boxes = nn.Linear(16, 3), nn.Linear(16, 4)
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(rows).tanh()
+        corners = self.boxes(features)
+        return self.scores(features), torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:].exp()], 1)
+
+
+CRITERIA = {"alrp": ALRPLoss, "rank_sort": RankSortLoss}
+
+
+def train(
+    model: nn.Module, criterion: nn.Module, rows: Tensor, labels: Tensor, targets: Tensor
+) -> tuple[list[float], dict[str, Tensor]]:
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    losses = []
+    for step in range(6):
+        # Each step other rows, so that the number of positives changes.
+        x, y, t = rows[step::6], labels[step::6], targets[step::6]
+        scores, boxes = model(x)
+        out = criterion(scores, y, boxes[y < 3], t[y < 3])
+        optimizer.zero_grad()
+        (out.cls + out.loc).backward()
+        optimizer.step()
+        losses.append(float(out.cls + out.loc))
+        if step % 2 and hasattr(criterion.self_balance, "step_epoch"):
+            criterion.self_balance.step_epoch()
+    plain = model.module if isinstance(model, DistributedDataParallel) else model
+    return losses, {**plain.state_dict(), **criterion.state_dict()}
+
+
+def train_together(rank: int, name: str, rows: Tensor, labels: Tensor, targets: Tensor, ends: list[int]) -> Any:
+    torch.manual_seed(0)
+    model = DistributedDataParallel(Detector())
+    part = slice(ends[rank], ends[rank + 1])
+    return train(model, CRITERIA[name](group=True), rows[part], labels[part], targets[part])
+
+
+@pytest.mark.parametrize("name", list(CRITERIA))
+def test_data_parallel_training_is_that_of_one_process(pool, name):
+    """DistributedDataParallel takes the mean of gradients; losses, weights and self-balancing are those of one process
+    with all rows. One process has no positives, another a single row in each step."""
+    generator = torch.Generator().manual_seed(4)
+    ends = [0, 60, 66, 96, 192]
+    rows = torch.randn(192, 6, generator=generator)
+    labels = torch.randint(0, 9, (192,), generator=generator).clamp(max=3)
+    labels[66:96] = 3
+    corners = torch.randn(192, 2, generator=generator)
+    targets = torch.cat([corners, corners + 1], 1)
+
+    found = pool.run(train_together, name, rows, labels, targets, ends)
+    # Step by step each process takes every sixth of its rows, and so does one with all of them.
+    torch.manual_seed(0)
+    losses, state = train(Detector(), CRITERIA[name](), rows, labels, targets)
+    for theirs, their_state in found:
+        assert theirs == found[0][0]
+        assert theirs == pytest.approx(losses, rel=1e-5)
+        assert their_state.keys() == state.keys()
+        for key, value in state.items():
+            torch.testing.assert_close(their_state[key], value, rtol=1e-4, atol=1e-6)
+            assert torch.equal(their_state[key], found[0][1][key])
+
+
+def traffic(rank: int, sizes: list[int], num_positives: int) -> list[int]:
+    """Bytes that this process gives to collectives, for each number of logits."""
+    sent = []
+    all_gather, all_reduce = dist.all_gather, dist.all_reduce
+    try:
+        dist.all_gather = lambda out, x, **rest: sent.append(x.nbytes) or all_gather(out, x, **rest)
+        dist.all_reduce = lambda x, **rest: sent.append(x.nbytes) or all_reduce(x, **rest)
+        found = []
+        for size in sizes:
+            sent.clear()
+            labels = (torch.arange(size) < num_positives).long()
+            logits = torch.randn(size, requires_grad=True)
+            out = alrp_loss(logits, labels, torch.rand(num_positives), group=True)
+            (out.cls + out.loc).backward()
+            found.append(sum(sent))
+    finally:
+        dist.all_gather, dist.all_reduce = all_gather, all_reduce
+    return found
+
+
+def test_traffic_does_not_grow_with_the_logits(pool):
+    """16 numbers; score and error of each positive here; and two integers for each bucket of all positives."""
+    num_positives = 20
+    sizes = [100, 1000] if INTERPRETED else [100, 100_000]
+    for found in pool.run(traffic, sizes, num_positives):
+        total = SIZE * num_positives
+        assert found == [8 * (16 + 2 * num_positives + 2 * (2 * total + 2))] * len(sizes)
+
+
+def backward_alone(rank: int, case: Case) -> tuple[float, bool]:
+    """Nobody waits for another in backward: process 0 differentiates, the others do not."""
+    logits, labels, values = cut(case, case.loc_errors, SIZE)[rank]
+    logits = logits.clone().requires_grad_()
+    out = alrp_loss(logits, labels, values, group=True)
+    if rank == 0:
+        out.cls.backward()
+    return out.cls.item(), logits.grad is not None
+
+
+def test_backward_needs_no_communication(pool):
+    found = pool.run(backward_alone, random_case(200, 20, seed=9))
+    assert [done for _, done in found] == [True, False, False, False]
