@@ -35,14 +35,15 @@ ROUNDED = ["errors_bfloat16", *(name for name, case in CASES.items() if case.log
 
 
 class Pool:
-    """``size`` processes with a gloo group of all, and of the first 1, 2, ... of them (:func:`group_of`)."""
+    """``size`` processes with a group of all, and of the first 1, 2, ... of them (:func:`group_of`); with NCCL each
+    has a GPU of its own."""
 
-    def __init__(self, size: int, store: Path) -> None:
+    def __init__(self, size: int, store: Path, backend: str = "gloo") -> None:
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
         for rank in range(size):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, str(store), theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, size, store.as_uri(), theirs, backend), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(mine)
@@ -74,10 +75,12 @@ def group_of(size: int) -> Any:
     return _groups[size]
 
 
-def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
+def _serve(rank: int, size: int, store: str, pipe: Connection, backend: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=TIMEOUT)
+    if "nccl" in backend:
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, init_method=store, rank=rank, world_size=size, timeout=TIMEOUT)
     for n in range(1, size + 1):
         _groups[n] = dist.new_group(list(range(n)), timeout=TIMEOUT)
     while (task := pipe.recv()) is not None:
