@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import INTERPRETED, Case, random_case
-from processes import MARKS, SIZE, cut
+from family import FAMILY, evaluate
+from processes import BACKENDS, MARKS, SIZE, cut
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -112,9 +113,9 @@ def test_data_parallel_training_is_that_of_one_process(pool, name):
             assert torch.equal(their_state[key], found[0][1][key])
 
 
-def traffic(rank: int, sizes: list[int], num_positives: int) -> list[int]:
+def traffic(rank: int, at: int, sizes: list[int], num_positives: int) -> list[int]:
     """Bytes that this process gives to collectives, for each number of logits."""
-    sent = []
+    member, sent = FAMILY[at], []
     all_gather, all_reduce = dist.all_gather, dist.all_reduce
     try:
         dist.all_gather = lambda out, x, **rest: sent.append(x.nbytes) or all_gather(out, x, **rest)
@@ -123,22 +124,23 @@ def traffic(rank: int, sizes: list[int], num_positives: int) -> list[int]:
         for size in sizes:
             sent.clear()
             labels = (torch.arange(size) < num_positives).long()
-            logits = torch.randn(size, requires_grad=True)
-            out = alrp_loss(logits, labels, torch.rand(num_positives), group=True)
-            (out.cls + out.loc).backward()
+            evaluate(member, torch.randn(size), labels, torch.rand(num_positives), BACKENDS[0], group=True)
             found.append(sum(sent))
     finally:
         dist.all_gather, dist.all_reduce = all_gather, all_reduce
     return found
 
 
-def test_traffic_does_not_grow_with_the_logits(pool):
-    """16 numbers; score and error of each positive here; and two integers for each bucket of all positives."""
+@pytest.mark.parametrize("at", range(len(FAMILY)), ids=[member.name for member in FAMILY])
+def test_traffic_does_not_grow_with_the_logits(pool, at):
+    """16 numbers; the score of each positive here, and what the loss takes beside it; and two integers for each bucket
+    of all positives."""
     num_positives = 20
     sizes = [100, 1000] if INTERPRETED else [100, 100_000]
-    for found in pool.run(traffic, sizes, num_positives):
+    columns = 2 if FAMILY[at].takes else 1
+    for found in pool.run(traffic, at, sizes, num_positives):
         total = SIZE * num_positives
-        assert found == [8 * (16 + 2 * num_positives + 2 * (2 * total + 2))] * len(sizes)
+        assert found == [8 * (16 + columns * num_positives + 2 * (2 * total + 2))] * len(sizes)
 
 
 def backward_alone(rank: int, case: Case) -> tuple[float, bool]:

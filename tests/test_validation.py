@@ -5,7 +5,7 @@ import torch
 from cases import INTERPRETED, NAN, random_case
 from checks import assert_same_results, backends, evaluate
 
-from alrp_triton import alrp_loss
+from alrp_triton import alrp_loss, ap_loss
 
 LOGITS = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, -0.5])
 LABELS = torch.tensor([1, 0, 0, -1, 1, 0])
@@ -27,7 +27,10 @@ WRONG_TYPES = [
     ("logits", {"logits": LOGITS.long()}),
     ("logits", {"logits": LOGITS.to(torch.complex64)}),
     (r"logits\[1\]", {"logits": [LOGITS, LOGITS.double()], "labels": [LABELS, LABELS]}),
+    ("logits", {"logits": LOGITS.to_sparse()}),
+    (r"logits\[1\]", {"logits": [LOGITS, LOGITS.to_sparse()], "labels": [LABELS, LABELS]}),
     ("labels", {"labels": None}),
+    ("labels", {"labels": LABELS.to_sparse()}),
     ("labels", {"labels": 1}),
     ("labels", {"labels": LABELS.float()}),
     ("labels", {"labels": LABELS == 1}),
@@ -35,6 +38,8 @@ WRONG_TYPES = [
     (r"labels\[0\]", {"logits": [LOGITS], "labels": [[1, 0, 0, -1, 1, 0]]}),
     ("loc_errors", {"loc_errors": None}),
     ("loc_errors", {"loc_errors": [0.25, 0.75]}),
+    ("loc_errors", {"loc_errors": ERRORS.to_sparse()}),
+    ("groups", {"groups": LABELS.to_sparse()}),
     ("loc_errors", {"loc_errors": torch.tensor([0, 1])}),
     ("delta", {"delta": None}),
     ("delta", {"delta": "1"}),
@@ -82,6 +87,9 @@ WRONG_VALUES = [
     ("delta", {"delta": float("inf")}),
     ("eps", {"eps": -1e-9}),
     ("eps", {"eps": NAN}),
+    ("eps", {"eps": 10**400}),
+    ("ignore_index", {"ignore_index": 2**63}),
+    ("ignore_index", {"ignore_index": -(2**63) - 1}),
     ("loc_ranking", {"loc_ranking": "hard"}),
     ("loc_ranking", {"loc_ranking": None}),
     ("backend", {"backend": "cuda"}),
@@ -101,6 +109,14 @@ def test_wrong_type(name, changed, backend):
 def test_wrong_value(name, changed, backend):
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         call(**{"backend": backend, **changed})
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_more_positives_than_logits_are_refused_before_anything_is_allocated(backend):
+    with pytest.raises(
+        ValueError, match=r"^num_positives: expected at most one for each of the 6 logits, got 1000000000000"
+    ):
+        ap_loss(LOGITS, LABELS, num_positives=10**12, backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["triton", "pairwise"])
