@@ -180,27 +180,27 @@ def _agree(name: str, actual: Tensor, wanted: Tensor, problem: Problem, slack: f
 
 
 def _judge_extreme(problem: Problem, found: Results, ask: Any, values: Tensor) -> str:
-    """What depends on extreme values is told by asking for two others that stand in the same order."""
+    """What depends on extreme values is told by asking for others that stand in the same order: two that are near to
+    the rest, and one that is far, which shows what depends on them by a little."""
     usual = values[values.abs() <= LARGEST_VALUE]
     top = float(usual.abs().max()) if len(usual) else 1.0
 
-    def instead(step: int) -> Tensor:
-        extreme = values.sign() * (top + step)
-        return torch.where(values.abs() <= LARGEST_VALUE, values, extreme)
+    def instead(extreme: float) -> Tensor:
+        return torch.where(values.abs() <= LARGEST_VALUE, values, values.sign() * extreme)
 
-    one, other = instead(1), instead(2)
-    first, second = ask(one), ask(other)
+    one = instead(top + 1)
+    first, second, far = ask(one), ask(instead(top + 2)), ask(instead(max(1e200, 2 * top)))
     slack = Slack(problem, first, one)
     for name, actual in found.items():
         if name.endswith("by logits") and slack.at_the_gate:
             continue
         kept = _asked_for(problem) if name.endswith("by logits") else ...
         limits = torch.finfo(actual.dtype)
-        actual, a, b = actual[kept].double(), first[name][kept], second[name][kept]
+        actual, a, b, c = actual[kept].double(), first[name][kept], second[name][kept], far[name][kept]
         if actual.numel() == 0:
             continue
         moved, largest = (b - a).abs(), torch.maximum(a.abs().max(), b.abs().max())
-        independent = moved <= 1e-13 * largest
+        independent = (moved <= 1e-13 * largest) & ((c - a).abs() <= 1e-6 * a.abs().max())
         depends = moved > 1e-6 * largest
         wrong = depends & actual.isfinite() & (actual.abs() < 1e100)
         wrong |= (

@@ -75,10 +75,10 @@ def test_opcheck_of_sorting(grouped):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_opcheck_of_computed_gradients(dtype):
     leaves = [torch.randn(4, 3).to(dtype).requires_grad_(), torch.randn(5).to(dtype).requires_grad_()]
-    gradients = [torch.randn(4, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
-    value = torch.tensor(0.5, dtype=torch.float64)
-    torch.library.opcheck(operators.attach_computed, (value, leaves, gradients))
-    torch.library.opcheck(operators.scale_gradients, (value, [x.detach() for x in leaves], gradients))
+    gradients = [torch.randn(2, 4, 3, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)]
+    values = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    torch.library.opcheck(operators.attach_computed, (values, leaves, gradients))
+    torch.library.opcheck(operators.scale_gradients, (values, [x.detach() for x in leaves], gradients))
 
 
 def test_every_operator_is_checked_above():

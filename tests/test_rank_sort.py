@@ -8,8 +8,9 @@ from cases import INF, INTERPRETED, random_case
 from checks import assert_close, assert_same_bits, backends
 from family import RANK_SORT, assert_agree, evaluate, of_case
 
-from alrp_triton import rank_sort_loss
+from alrp_triton import rank_sort_loss, reference
 from alrp_triton.engine import sorting
+from alrp_triton.verify import relative_errors
 
 # By name, since ``backends.torch`` is PyTorch itself, which that package imports.
 torch_backend = importlib.import_module("alrp_triton.engine.backends.torch")
@@ -119,6 +120,19 @@ def test_ious_are_constants(backend):
     ranking, sorting = rank_sort_loss(case.logits, case.labels, ious, backend=backend)
     assert not ranking.requires_grad
     assert not sorting.requires_grad
+
+
+@by_backend
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_the_gradient_of_both_components_is_rounded_once(dtype, backend):
+    case = random_case(300, 30, dtype=dtype)
+    ious = RANK_SORT.values(case)
+    exact = reference.rank_sort(case.logits, case.labels, ious, delta=0.5)
+    x = case.logits.clone().requires_grad_()
+    sum(rank_sort_loss(x, case.labels, ious, backend=backend)).backward()
+    # Beyond what rounding to the nearest explains, which one of two rounded numbers would not be.
+    error, worst = relative_errors(x.grad, exact.grad_ranking + exact.grad_sorting)
+    assert max(error, worst) < 1e-6
 
 
 @by_backend

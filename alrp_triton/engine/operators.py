@@ -228,16 +228,17 @@ attach_gradient.register_autograd(_backward, setup_context=_keep)
 @torch.library.custom_op(
     "alrp_triton::attach_computed",
     mutates_args=(),
-    schema="(Tensor value, Tensor[] logits, Tensor[] gradients) -> Tensor",
+    schema="(Tensor values, Tensor[] logits, Tensor[] gradients) -> Tensor",
 )
-def attach_computed(value: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    """``value``, with a derivative with respect to the logits that is given whole (for the reference)."""
-    return value.clone()
+def attach_computed(values: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """``values`` ``[K]``, with derivatives ``[K, ...]`` with respect to the logits that are given whole (for the
+    reference)."""
+    return values.clone()
 
 
 @attach_computed.register_fake
-def _(value: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    return torch.empty_like(value)
+def _(values: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    return torch.empty_like(values)
 
 
 @refuse_vmap
@@ -247,11 +248,11 @@ def _(value: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
     schema="(Tensor grad_output, Tensor[] logits, Tensor[] gradients) -> Tensor[]",
 )
 def scale_gradients(grad_output: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-    """``grad_output`` times each of the gradients, rounded once to the dtype of the logits.
+    """The sum over K of ``grad_output`` ``[K]`` times each of the gradients, rounded once to the dtype of the logits.
 
     The logits are there to be depended on: differentiating twice must raise here, too.
     """
-    scaled = [gradient * grad_output.to(gradient.dtype) for gradient in gradients]
+    scaled = [sum(row * factor for row, factor in zip(each, grad_output.to(each.dtype))) for each in gradients]
     return [torch.empty_like(x).copy_(gradient) for x, gradient in zip(logits, scaled)]
 
 

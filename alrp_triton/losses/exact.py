@@ -26,11 +26,17 @@ def flatten(
     return logits, labels, groups
 
 
-def attach(value: Tensor, levels: Levels, grad_logits: Tensor, further: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
-    """``value`` with a derivative with respect to the levels' logits, given flat ``[M]``, and to further tensors, each
-    given beside the tensor."""
+def attach(
+    values: Tensor, levels: Levels, grad_logits: Tensor, further: Sequence[tuple[Tensor, Tensor]] = ()
+) -> Tensor:
+    """``values``, a scalar or ``[K]``, with a derivative with respect to the levels' logits, given flat ``[M]`` or
+    ``[K, M]``, and to further tensors, each given beside the tensor. However many are differentiated together, what the
+    logits get is rounded once."""
+    if values.dim() == 0:
+        return attach(values[None], levels, grad_logits[None], [(x, gradient[None]) for x, gradient in further])[0]
     sizes = [level.numel() for level in levels.logits]
-    gradients = [gradient.view(x.shape) for gradient, x in zip(grad_logits.split(sizes), levels.logits)]
+    parts = grad_logits.split(sizes, dim=1)
+    gradients = [part.view(len(values), *x.shape) for part, x in zip(parts, levels.logits)]
     tensors, derivatives = [tensor for tensor, _ in further], [derivative for _, derivative in further]
-    attached: Tensor = attach_computed(value, [*levels.logits, *tensors], [*gradients, *derivatives])
+    attached: Tensor = attach_computed(values, [*levels.logits, *tensors], [*gradients, *derivatives])
     return attached

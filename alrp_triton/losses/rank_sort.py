@@ -123,8 +123,8 @@ def _rank_sort(
     if backend == "reference":
         flat = exact.flatten(levels, ignore_index, ious.shape[0], "ious")
         result = reference.rank_sort(*flat[:2], ious.detach(), delta=delta, groups=flat[2])
-        ranked = exact.attach(result.ranking, levels, result.grad_ranking)
-        ordered = exact.attach(result.sorting, levels, result.grad_sorting)
+        values = torch.stack([result.ranking, result.sorting])
+        ranked, ordered = exact.attach(values, levels, torch.stack([result.grad_ranking, result.grad_sorting])).unbind()
         pos_index = (flat[1] == 1).nonzero().squeeze(1)
         return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), pos_index, None
 
