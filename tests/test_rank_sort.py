@@ -147,6 +147,18 @@ def test_ious_of_any_dtype_and_stride(dtype, backend):
             assert_same_bits(name, tensor, expected[name])
 
 
+@by_backend
+def test_ious_are_compared_as_precisely_as_scores(backend):
+    """Equal in float32 they are equal, whatever float64 says of them; every backend has to see the same order."""
+    case = random_case(100, 12)
+    ious = RANK_SORT.values(case).double()
+    ious[1::2] = ious[::2] * (1 + 1e-12)
+    for logits, same in ((case.logits, True), (case.logits.double(), False)):
+        found = evaluate(RANK_SORT, logits, case.labels, ious, backend)
+        rounded = evaluate(RANK_SORT, logits, case.labels, ious.float(), backend)
+        assert torch.equal(found["sorting by logits"], rounded["sorting by logits"]) == same
+
+
 @pytest.mark.skipif(INTERPRETED, reason="of the torch backend")
 @by_delta
 @pytest.mark.parametrize("held", [1, 100, 1000])

@@ -80,7 +80,7 @@ def rank_sort_loss(
     Args:
         logits, labels, groups, ignore_index, backend, group: see :func:`alrp_loss`.
         ious: ``[P]``, usually in [0, 1]: of each positive with its object, in the flat order of the positives. Taken as
-            constants. A positive of IoU 0 remains a positive.
+            constants, and compared in float32 unless the logits are float64. A positive of IoU 0 remains a positive.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step.
 
     Returns:
@@ -122,7 +122,7 @@ def _rank_sort(
     backend = levels.choose_backend(backend)
     if backend == "reference":
         flat = exact.flatten(levels, ignore_index, ious.shape[0], "ious")
-        result = reference.rank_sort(*flat[:2], ious.detach(), delta=delta, groups=flat[2])
+        result = reference.rank_sort(*flat[:2], ious.detach().to(dtype), delta=delta, groups=flat[2])
         values = torch.stack([result.ranking, result.sorting])
         ranked, ordered = exact.attach(values, levels, torch.stack([result.grad_ranking, result.grad_sorting])).unbind()
         pos_index = (flat[1] == 1).nonzero().squeeze(1)
