@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +26,9 @@ from alrp_triton import ALRPLoss, APLoss, RankSortLoss, SelfBalance
 from alrp_triton.boxes import box_error
 from alrp_triton.engine.backends import numba_installed
 
-STEPS = 30
+STEPS = 24
 # Not alike, so that checkpoints are written within periods.
-SAVED_EVERY, PERIOD, EPOCH = 4, 7, 9
+SAVED_EVERY, PERIOD, EPOCH = 4, 6, 9
 CLASSES = 3
 BACKENDS = ["torch", *(["numba"] if numba_installed() else [])]
 Say = Callable[[str, int], None]
@@ -113,9 +114,11 @@ CRITERIA: dict[str, Callable[..., nn.Module]] = {
     # Alone: the mean of its boxes would be that of one process.
     "APLoss": lambda backend, group: APAndBoxes(backend),
 }
-ALONE = [(name, backend, half) for name in CRITERIA for backend in BACKENDS for half in (False, True)]
-TOGETHER = [("ALRPLoss", backend, half) for backend in BACKENDS for half in (False, True)]
-TOGETHER.append(("RankSortLoss", "torch", False))
+FORMS = [(backend, half) for backend in BACKENDS for half in (False, True)]
+# What costs a step, costs it in every process: the first and the last form stand for all where it is enough.
+ALONE = [(name, *form) for name in ("ALRPLoss", "RankSortLoss") for form in FORMS]
+ALONE += [("APLoss", *form) for form in (FORMS[0], FORMS[-1])]
+TOGETHER = [("ALRPLoss", *FORMS[0]), ("ALRPLoss", *FORMS[-1]), ("RankSortLoss", *FORMS[0])]
 # One that leaves its criterion out of the checkpoints, which therefore has to end elsewhere.
 FORGETFUL = "ALRPLoss, forgetful"
 
@@ -191,6 +194,23 @@ def train(folder: Path, say: Say = lambda what, number: None, rank: int = 0, siz
             save(path, trainings, number, say)
     if size > 1:
         dist.destroy_process_group()
+
+
+def serve(folder: str, rank: int, size: int, pipe: Connection) -> None:
+    """In a process: train, and say how far it is. A checkpoint half written waits for its answer, so that a kill finds
+    it so; a step does not wait for its own answer, but for that of the one before, so that a kill finds it at work,
+    and still not long past."""
+    waiting = 0
+
+    def say(what: str, number: int) -> None:
+        nonlocal waiting
+        pipe.send((what, number))
+        waiting += 1
+        while waiting > (what == "step"):
+            pipe.recv()
+            waiting -= 1
+
+    train(Path(folder), say, rank, size)
 
 
 if __name__ == "__main__":
