@@ -1,0 +1,251 @@
+"""A training that is killed, over and over, and started again ends with the bits of one that never was."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import killed
+import pytest
+import torch
+import torch.distributed as dist
+from cases import INTERPRETED
+from killed import FORGETFUL, SAVED_EVERY, STEPS
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = [
+    pytest.mark.skipif(INTERPRETED, reason="kernels have no state; there is nothing to kill them for"),
+    pytest.mark.xdist_group("killed"),  # the trainings are then run once
+]
+together = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+BY_SIGNAL = -signal.SIGKILL if hasattr(signal, "SIGKILL") else 1
+"""The exit status of a process that was killed; on Windows it is any other's."""
+PRELOADED = ["torch._dynamo", "torch.nn.parallel.distributed", "alrp_triton.engine.operators", "numba"]
+# No process is silent for so long, however busy the machine.
+PATIENCE = 120
+Event = tuple[str, int]
+
+
+class Kill(NamedTuple):
+    """When to kill whom."""
+
+    after: Event
+    """What the first of the victims has said; see ``killed.train``."""
+    victims: tuple[int, ...] = (0,)
+    found: int = 0
+    """Step of the checkpoint that the killed run has to leave."""
+
+
+class Run(NamedTuple):
+    """What was seen of a run."""
+
+    events: list[list[Event]]
+    statuses: list[int | None]
+    checkpoint: dict[str, Any] | None
+    """Afterwards; None where there is none."""
+    half_written: bool
+
+
+# A kill before any checkpoint, kills within a step, and one when half of a checkpoint is on disk.
+KILLS = [
+    Kill(("step", 2)),
+    Kill(("step", 2 * SAVED_EVERY + 1), found=2 * SAVED_EVERY),
+    Kill(("writing", 4 * SAVED_EVERY), found=3 * SAVED_EVERY),
+    Kill(("step", STEPS - 3), found=STEPS - SAVED_EVERY),
+]
+# One process of two, either, whereupon the other raises; and both, when one writes.
+KILLS_TOGETHER = [
+    Kill(("step", 2 * SAVED_EVERY + 1), (1,), found=2 * SAVED_EVERY),
+    Kill(("writing", 4 * SAVED_EVERY), (0, 1), found=3 * SAVED_EVERY),
+    Kill(("step", STEPS - 3), (0,), found=STEPS - SAVED_EVERY),
+]
+
+
+def start(folder: Path, size: int) -> tuple[list[Any], dict[Connection, int]]:
+    """So many processes, and pipes to them by rank."""
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        # Each process is new, but what takes long to import is there already.
+        context.set_forkserver_preload(PRELOADED)
+    (folder / "store").unlink(missing_ok=True)  # where the processes of the run before found one another
+    processes, pipes = [], {}
+    for rank in range(size):
+        mine, theirs = context.Pipe()
+        processes.append(context.Process(target=killed.serve, args=(str(folder), rank, size, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()
+        pipes[mine] = rank
+    return processes, pipes
+
+
+def run(folder: Path, kill: Kill | None = None, size: int = 1) -> Run:
+    """Train in so many processes, to the end or until they are killed."""
+    processes, pipes = start(folder, size)
+    events: list[list[Event]] = [[] for _ in processes]
+    moment, heard = random.Random(str(kill)).random(), time.monotonic()
+    while pipes:
+        ready = wait(list(pipes), PATIENCE)
+        assert ready, f"no word from processes {list(pipes.values())} after {events}"
+        for pipe in ready:
+            rank = pipes[pipe]
+            try:
+                event = pipe.recv()
+                events[rank].append(event)
+                if kill is not None and event == kill.after and rank == kill.victims[0]:
+                    # Somewhere in what it does next, which takes about as long as what it did last.
+                    time.sleep(moment * (time.monotonic() - heard))
+                    for victim in kill.victims:
+                        processes[victim].kill()
+                else:
+                    pipe.send(None)
+            except (EOFError, OSError):  # it has ended
+                del pipes[pipe]
+            heard = time.monotonic()
+    for process in processes:
+        process.join(PATIENCE)
+    path = folder / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True) if path.exists() else None
+    return Run(events, [process.exitcode for process in processes], checkpoint, path.with_suffix(".part").exists())
+
+
+def never_killed(folder: Path, size: int) -> dict[str, Any]:
+    """The last checkpoint of a training that nothing interrupts."""
+    folder.mkdir()
+    found = run(folder, size=size)
+    assert found.statuses == [0] * size
+    assert found.events[0][0] == ("from", 0)
+    assert found.checkpoint is not None
+    return found.checkpoint
+
+
+class Story(NamedTuple):
+    """A training that was never killed, and one that was."""
+
+    expected: dict[str, Any]
+    runs: list[Run]
+    ended: dict[str, Any]
+
+
+def story(folder: Path, kills: list[Kill], size: int) -> Story:
+    expected = never_killed(folder / "never", size)
+    (folder / "killed").mkdir()
+    runs = [run(folder / "killed", kill, size) for kill in kills]
+    if size == 1:
+        # Last by the command itself: nothing is left but the folder.
+        command = [sys.executable, str(ROOT / "tests" / "killed.py"), str(folder / "killed")]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    else:
+        runs.append(run(folder / "killed", size=size))
+        assert runs[-1].statuses == [0] * size
+    return Story(expected, runs, torch.load(folder / "killed" / "checkpoint.pt", weights_only=True))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return story(tmp_path_factory.mktemp("alone"), KILLS, 1)
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return story(tmp_path_factory.mktemp("of_two"), KILLS_TOGETHER, 2)
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """Where two checkpoints are not the same, bit for bit."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        if list(one) != list(other):
+            yield f"{where}: {list(one)} and {list(other)}"
+        for key in one.keys() & other.keys():
+            yield from differences(one[key], other[key], f"{where} {key}".strip())
+    elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        if one.dtype != other.dtype or one.shape != other.shape or one.numpy().tobytes() != other.numpy().tobytes():
+            yield where
+    elif one != other:
+        yield where
+
+
+def assert_killed_midway(found: Story, kills: list[Kill]) -> None:
+    done = 0
+    for kill, killed_run in zip(kills, found.runs):
+        for victim in kill.victims:
+            assert killed_run.statuses[victim] == BY_SIGNAL
+        first = killed_run.events[kill.victims[0]]
+        # It went on where the kill before had left the checkpoint, and came as far as it was to be killed, or a step.
+        assert first[0] == ("from", done)
+        assert kill.after in first
+        assert max(number for _, number in first) <= kill.after[1] + 1 < STEPS
+        assert killed_run.half_written == (kill.after[0] == "writing")
+        checkpoint = killed_run.checkpoint
+        done = checkpoint["step"] if checkpoint else 0
+        assert done == kill.found < kill.after[1]
+        if checkpoint:
+            # It lay within a period: some of it had been counted.
+            states = [training.get("criterion", {}) for training in checkpoint["trainings"].values()]
+            counts = [int(state["self_balance.count"]) for state in states if state]
+            assert counts
+            assert all(0 < count < max(killed.PERIOD, killed.EPOCH) for count in counts), counts
+    assert found.ended["step"] == found.expected["step"] == STEPS
+
+
+def assert_same_end(found: Story, name: str) -> None:
+    expected, ended = (checkpoint["trainings"][name] for checkpoint in (found.expected, found.ended))
+    assert list(differences(expected, ended)) == []
+    assert len(ended["losses"]) == STEPS
+    assert torch.tensor(ended["losses"]).isfinite().all()
+    assert len(set(ended["losses"])) > STEPS // 2
+
+
+def assert_forgetting_shows(found: Story) -> None:
+    """What is held against one another above would differ."""
+    expected, ended = (checkpoint["trainings"][FORGETFUL] for checkpoint in (found.expected, found.ended))
+    said = list(differences(expected, ended))
+    assert "losses" in said
+    assert any(where.startswith("model") for where in said)
+    # Never killed, it has nothing to remember, and is like the one that does not forget.
+    faithful = found.expected["trainings"]["ALRPLoss, torch, float32"]
+    assert list(differences(expected, {key: faithful[key] for key in expected})) == []
+
+
+def test_a_training_is_killed_midway(alone):
+    assert_killed_midway(alone, KILLS)
+
+
+@pytest.mark.parametrize("name", killed.names(1))
+def test_a_killed_training_ends_with_the_same_bits(alone, name):
+    assert_same_end(alone, name)
+
+
+def test_without_the_state_of_the_criterion_it_would_not(alone):
+    assert_forgetting_shows(alone)
+
+
+@together
+def test_processes_that_rank_together_are_killed_midway(of_two):
+    assert_killed_midway(of_two, KILLS_TOGETHER)
+    for kill, killed_run in zip(KILLS_TOGETHER, of_two.runs):
+        for rank in {0, 1} - set(kill.victims):
+            # It does not wait for ever, nor go on alone.
+            assert killed_run.statuses[rank] not in (0, BY_SIGNAL)
+
+
+@together
+@pytest.mark.parametrize("name", killed.names(2))
+def test_killed_processes_that_rank_together_end_with_the_same_bits(of_two, name):
+    assert_same_end(of_two, name)
+
+
+@together
+def test_without_the_state_of_the_criterion_processes_that_rank_together_would_not(of_two):
+    assert_forgetting_shows(of_two)
