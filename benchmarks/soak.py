@@ -227,7 +227,7 @@ def _run(args: argparse.Namespace, last: Sample | None, device: torch.device) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, draw and judge; returns 1 where something grows."""
+    """Run, draw and judge; returns 1 where something grows, 2 where that cannot be told, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=100_000, help="in all (default: %(default)s)")
     parser.add_argument("--every", type=int, default=500, help="steps between two samples (default: %(default)s)")
@@ -255,7 +255,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows += [(f"{s.step:,}", f"{s.resident_mb:.1f}", s.objects, s.tensors, f"{s.device_mb:.1f}") for s in samples[-1:]]
     print_table("Memory", ["steps", "resident, MB", "objects", "tensors", "on the GPU, MB"], rows)
     draw(samples, args.output)
-    claims = verdict(samples, min(args.steps // 5, 10_000) if args.warm_up is None else args.warm_up)
+    try:
+        claims = verdict(samples, min(args.steps // 5, 10_000) if args.warm_up is None else args.warm_up)
+    except ValueError as error:
+        print(f"no verdict: {error}; take more steps in one go", file=sys.stderr)
+        return 2
     print_claims(claims)
     return 0 if all(entry["met"] for entry in claims) else 1
 

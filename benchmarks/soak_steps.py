@@ -55,9 +55,10 @@ def make_step(number: int, max_logits: int, max_positives: int, device: torch.de
     draw = random.Random(f"soak {seed} {number}")
     generator = torch.Generator(device).manual_seed(draw.getrandbits(63))
     num_levels, batch, classes = draw.randint(1, 3), draw.choice((1, 2, 4)), draw.choice((1, 2, 7, 20, 80))
-    # Uniform in the logarithm, with an empty batch now and then.
-    wanted = 0 if draw.random() < 0.05 else int(max_logits ** draw.random())
-    rows = [max(0, wanted // (num_levels * batch * classes) - draw.randint(0, 2)) for _ in range(num_levels)]
+    # Uniform in the logarithm, with an empty batch, or a level, now and then.
+    most = max(1, max_logits // (num_levels * batch * classes))
+    empty = draw.random() < 0.05
+    rows = [0 if empty or draw.random() < 0.05 else int(most ** draw.random()) for _ in range(num_levels)]
     anchors = batch * sum(rows)
     num_positives = draw.choice((0, 1, draw.randint(0, max_positives), draw.randint(0, max_positives)))
     num_positives = min(num_positives, anchors)

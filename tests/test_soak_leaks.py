@@ -224,3 +224,8 @@ def test_the_command_stops_and_goes_on(run, tmp_path) -> None:
     assert run("--steps", "1300", "--every", "100", step=interrupted)[0] == 130
     assert [entry.step for entry in soak.read(tmp_path / "soak.csv")] == [100, 200]
     assert run("--steps", "1300", "--every", "100") == (0, list(range(201, 1301)))
+
+
+def test_the_command_without_enough_samples_gives_no_verdict(run, capsys) -> None:
+    assert run("--steps", "300", "--every", "100")[0] == 2
+    assert "no verdict: samples: expected 8" in capsys.readouterr().err
