@@ -35,7 +35,9 @@ class Processes:
     """
 
     def __init__(self, group: Any) -> None:
-        if not dist.is_available() or not dist.is_initialized():
+        if not dist.is_available():
+            raise ValueError("group: expected a PyTorch that has torch.distributed; this one was built without")
+        if not dist.is_initialized():
             raise ValueError("group: expected torch.distributed to be initialised, by init_process_group")
         if group is not True and not isinstance(group, dist.ProcessGroup):
             if group is dist.GroupMember.NON_GROUP_MEMBER:
