@@ -12,8 +12,7 @@ processes, arrives at the gradient of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -91,15 +90,19 @@ class Processes:
         return everyone
 
 
-@contextmanager
-def telling_failure(processes: Processes | None) -> Iterator[None]:
+class telling_failure:
     """Where what is done inside raises, the other processes are told; None if there are none."""
-    try:
-        yield
-    except Exception:
-        if processes is not None:
-            processes.fail()
-        raise
+
+    # No generator, into which torch.compile does not look before PyTorch 2.7.
+    def __init__(self, processes: Processes | None) -> None:
+        self._processes = processes
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._processes is not None and kind is not None and issubclass(kind, Exception):
+            self._processes.fail()
 
 
 class Meeting:
