@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from . import reference
 from .engine import Levels, PairFunction, Ranking, Statistics, check_inputs
 from .engine.backends import TRITON_BACKENDS
+from .engine.inputs import compute_dtype
 from .engine.processes import outside_graphs
 from .engine.sums import total
 from .losses import exact
@@ -111,7 +112,7 @@ def ranking_loss(
     name, num_positives = _count(extras, num_positives)
     smoothing, distribution = _pair_function("smoothing", smoothing), _pair_function("distribution", distribution)
     backend = _choose_backend(backend, levels, {"smoothing": smoothing, "distribution": distribution})
-    dtype = levels.compute_dtype
+    dtype = compute_dtype(levels.logits[0].dtype)
     if backend == "reference":
         flat_logits, flat_labels, flat_groups = exact.flatten(levels, ignore_index, num_positives, name)
         result = reference.ranking_loss(
@@ -266,7 +267,7 @@ def _count(extras: dict[str, Tensor], num_positives: int | None) -> tuple[str, i
     known = {name: values.shape[0] for name, values in extras.items()}
     if num_positives is not None:
         known["num_positives"] = num_positives
-    first = next(iter(known), "num_positives")
+    first = [*known, "num_positives"][0]
     for name, length in known.items():
         if length != known[first]:
             raise ValueError(f"{name}: expected as many as {first}, {known[first]}, got {length}")

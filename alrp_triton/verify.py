@@ -155,7 +155,7 @@ def interpreted(backends: Iterable[str]) -> Iterator[Row]:
     # The interpreter computes by NumPy, which warns of infinities that are part of a case.
     command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", __name__, *backends]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:

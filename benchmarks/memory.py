@@ -29,7 +29,7 @@ TARGET_MB = 300
 
 def resident(what: str) -> int:
     """Bytes of resident memory: ``"VmRSS"`` now, ``"VmHWM"`` at its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(what + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status: no {what}")
@@ -38,7 +38,7 @@ def resident(what: str) -> int:
 def _reset_peak() -> None:
     """Let the peak begin anew; where that is not allowed the earlier peak stays, which can only add to the result."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError as error:
         print(f"cannot reset the peak ({error}); the result is an upper bound", file=sys.stderr)
 
@@ -101,7 +101,7 @@ def main() -> None:
         for regime in args.regimes:
             # Of an option given twice the last counts.
             case = [*command, "--regimes", regime, "--labels", labels]
-            done = subprocess.run(case, check=True, stdout=subprocess.PIPE, text=True, env=settings)
+            done = subprocess.run(case, check=True, stdout=subprocess.PIPE, encoding="utf-8", env=settings)
             result = json.loads(done.stdout)
             results.append(result)
             sizes = ("logits_mb", "labels_mb", "gradient_mb", "before_mb", "forward_mb", "backward_mb")

@@ -41,7 +41,7 @@ def _commit() -> str | None:
     """The checkout's commit, "-dirty" where tracked files differ from it; None outside a checkout."""
     describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
@@ -50,7 +50,7 @@ def _commit() -> str | None:
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -92,5 +92,5 @@ def print_claims(claims: Sequence[dict[str, Any]]) -> None:
 def write(path: Path, results: dict[str, Any]) -> None:
     """Results as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"written to {path}")

@@ -300,7 +300,7 @@ def _innermost(code: list[tuple[int, str]]) -> int | None:
 
 
 def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([BINARIES / tool, *arguments], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([BINARIES / tool, *arguments], check=True, capture_output=True, encoding="utf-8").stdout
 
 
 def main() -> None:
@@ -323,7 +323,7 @@ def main() -> None:
         table.add_row(*("" if v is None else f"{v:.1f}" if isinstance(v, float) else str(v) for v in row))
     Console(width=120).print(table)
     if arguments.output:
-        arguments.output.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
+        arguments.output.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

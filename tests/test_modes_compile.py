@@ -65,6 +65,9 @@ def test_by_inductor():
 
 
 NOT_COUNTED = "num_positives: expected an int where a whole graph is compiled or exported, got None"
+if torch.__version__ < "2.7":
+    # It does not tell which error there was.
+    NOT_COUNTED += "|Observed exception"
 UNCOUNTED = {"ap": ap_loss, "ndcg": ndcg_loss, "own": own_loss}
 by_uncounted = pytest.mark.parametrize("loss", UNCOUNTED.values(), ids=UNCOUNTED)
 
@@ -85,7 +88,8 @@ def test_where_a_graph_may_break_they_are_counted(loss):
 
 
 def exported(model, batch, strict):
-    rows, positives = Dim("rows", min=2), Dim("positives", min=2)
+    # Before 2.7 twice as many positives have to be a number, too, and that PyTorch does not find out.
+    rows, positives = Dim("rows", min=2), Dim("positives", min=2, max=1 << 40)
     others = [Dim("others", min=2)]
     first, second = {0: rows}, {0: others[0]}
     shapes = ([first, second], [first, second], {0: positives}, {0: positives}, None)
@@ -99,6 +103,8 @@ def exported(model, batch, strict):
 @pytest.mark.parametrize("member", MODULES)
 def test_an_exported_detector_trains_alike(member, strict):
     """One program for any number of anchors and positives: the same losses, gradients and self-balancing state."""
+    if torch.__version__ < "2.7" and member == "RankSortLoss" and strict:
+        pytest.skip("PyTorch 2.6 does not export Rank & Sort strictly: it makes two graphs of it")
     program = exported(Detector(member), make_batch(), strict)
     assert "alrp_triton.attach_gradient" in program.graph_module.code
     model, eager = program.module(), Detector(member)
@@ -120,6 +126,7 @@ def test_an_exported_detector_trains_alike(member, strict):
         assert_same_bits(name, dict(model.named_buffers())[name], buffer)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="PyTorch 2.6 does not save a graph within one that takes a size")
 def test_an_exported_detector_is_saved_and_loaded():
     buffer = io.BytesIO()
     torch.export.save(exported(Detector("ALRPLoss"), make_batch(), True), buffer)

@@ -1,11 +1,10 @@
-"""What gets built, what it installs, and what importing it does, checked on real artefacts in separate processes."""
+"""What gets built and what it installs, checked on real artefacts in separate processes."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from interpreters import run_python, without
 from packaging.requirements import Requirement
 
 import alrp_triton
@@ -35,30 +35,6 @@ EXTRAS = (
 NOT_SOURCE = ("build", "dist", "demo-output", "__pycache__")
 # The fixtures are then made once, also where several processes share the tests.
 pytestmark = pytest.mark.xdist_group("packaging")
-
-
-def run_python(code: str, cwd: Path, path: Path | None = None, **env: str) -> str:
-    """What ``code`` prints in a new interpreter, which finds packages in ``path`` first, else where this one does."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    env.pop("PYTHONPATH", None)
-    if path is not None:
-        env["PYTHONPATH"] = str(path)
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
-
-
-def without(*packages: str) -> str:
-    """Code that makes an interpreter find none of ``packages``, as where they are not installed."""
-    return f"""
-import importlib.machinery
-find_spec = importlib.machinery.PathFinder.find_spec
-def find_others(name, path=None, target=None):
-    return None if name.partition(".")[0] in {packages!r} else find_spec(name, path, target)
-importlib.machinery.PathFinder.find_spec = find_others
-"""
 
 
 def run_tool(*arguments: str | Path, cwd: Path) -> None:
@@ -211,52 +187,6 @@ def test_kernels_folder_is_no_package_of_its_own() -> None:
     output = run_python(code, cwd=ROOT)
     assert "alrp_triton.kernels" in output
     assert "'kernels'" in output
-
-
-def test_import_is_quiet_and_light(installed: Path, tmp_path: Path) -> None:
-    code = """
-import sys
-import torch
-before = set(sys.modules)
-import alrp_triton
-added = {name.partition(".")[0] for name in set(sys.modules) - before}
-heavy = {"triton", "torchvision", "rich", "numba"}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
-assert not torch.cuda.is_initialized()
-assert added - set(sys.stdlib_module_names) <= {"alrp_triton", "torch", "numpy"}, added
-assert all(hasattr(alrp_triton, name) for name in alrp_triton.__all__)
-assert len(set(alrp_triton.__all__)) == len(alrp_triton.__all__)
-"""
-    assert run_python(code, cwd=tmp_path, path=installed) == ""
-
-
-def test_works_without_triton(installed: Path, tmp_path: Path) -> None:
-    code = """
-import sys
-import torch
-import alrp_triton
-for backend in ("auto", "torch", "reference"):
-    logits = torch.tensor([0.5, -0.5, 0.25, 2.0], requires_grad=True)
-    labels = torch.tensor([1, 0, 1, 0])
-    output = alrp_triton.alrp_loss(logits, labels, torch.tensor([0.2, 0.4]), delta=0, backend=backend)
-    (output.cls + output.loc).backward()
-    # Ranks 2 and 3; one false positive, at 2.0, above both: cls = (1/2 + 1/3)/2, loc = (0.2/2 + (0.4 + 0.2)/3)/2.
-    torch.testing.assert_close(output.cls, torch.tensor(5 / 12))
-    torch.testing.assert_close(output.loc, torch.tensor(0.15))
-    # The positives lose (1/2)/2 and ((1 + 0.2)/3)/2, which the false positive receives.
-    torch.testing.assert_close(logits.grad, torch.tensor([-0.25, 0, -0.2, 0.45]))
-for backend in ("triton", "pairwise"):
-    try:
-        alrp_triton.alrp_loss(logits, labels, torch.tensor([0.2, 0.4]), backend=backend)
-    except ValueError as error:
-        print(error)
-assert "triton" not in sys.modules
-"""
-    lines = run_python(without("triton") + code, cwd=tmp_path, path=installed, TRITON_INTERPRET="1").splitlines()
-    assert len(lines) == 2
-    for line, backend in zip(lines, ["triton", "pairwise"]):
-        assert repr(backend) in line
-        assert "Triton is not installed" in line
 
 
 def test_changelog_tells_of_this_version() -> None:

@@ -22,7 +22,10 @@ LABEL_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 class Levels(NamedTuple):
-    """Logits and labels, level by level."""
+    """Logits and labels, level by level.
+
+    torch.compile does not look into the properties before PyTorch 2.7: they are for what it does not see.
+    """
 
     logits: list[Tensor]
     labels: list[Tensor]
@@ -156,9 +159,10 @@ def _check(
         raise TypeError(f"num_positives: expected an int or None, got {type(num_positives).__name__}")
     if num_positives is not None and num_positives < 0:
         raise ValueError(f"num_positives: expected an int >= 0 or None, got {num_positives}")
-    if num_positives is not None and num_positives > levels.num_logits:
+    num_logits = sum(level.numel() for level in levels.logits)
+    if num_positives is not None and num_positives > num_logits:
         raise ValueError(
-            f"num_positives: expected at most one for each of the {levels.num_logits} logits, got {num_positives}"
+            f"num_positives: expected at most one for each of the {num_logits} logits, got {num_positives}"
         )
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(f"eps: expected a number, got {type(eps).__name__}")

@@ -12,8 +12,7 @@ processes, arrives at the gradient of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -38,7 +37,9 @@ class Processes:
     """
 
     def __init__(self, group: Any) -> None:
-        if not dist.is_available() or not dist.is_initialized():
+        if not dist.is_available():
+            raise ValueError("group: expected a PyTorch that has torch.distributed; this one was built without")
+        if not dist.is_initialized():
             raise ValueError("group: expected torch.distributed to be initialised, by init_process_group")
         if group is not True and not isinstance(group, dist.ProcessGroup):
             if group is dist.GroupMember.NON_GROUP_MEMBER:
@@ -97,15 +98,19 @@ def processes_of(group: Any) -> Processes | None:
     return None if group is None else Processes(group)
 
 
-@contextmanager
-def telling_failure(processes: Processes | None) -> Iterator[None]:
+class telling_failure:
     """Where what is done inside raises, the other processes are told; None if there are none."""
-    try:
-        yield
-    except Exception:
-        if processes is not None:
-            processes.fail()
-        raise
+
+    # No generator, into which torch.compile does not look before PyTorch 2.7.
+    def __init__(self, processes: Processes | None) -> None:
+        self._processes = processes
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._processes is not None and kind is not None and issubclass(kind, Exception):
+            self._processes.fail()
 
 
 def outside_graphs(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:

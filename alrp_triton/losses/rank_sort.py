@@ -16,6 +16,7 @@ from .. import boxes, reference
 from ..boxes import BoxError, box_error, check_box_error
 from ..engine import Levels, Ranking, check_inputs
 from ..engine.fused import can_fuse, fused_loss
+from ..engine.inputs import compute_dtype
 from ..engine.knots import ramp_at_0
 from ..engine.operators import highest_in_row
 from ..engine.processes import outside_graphs, processes_of, telling_failure
@@ -118,7 +119,7 @@ def _rank_sort(
     levels: Levels, ious: Tensor, delta: float, ignore_index: int, backend: str
 ) -> tuple[RankSortOutput, Tensor, Ranking | None]:
     """The loss, the flat indices of this process's positives, and the ranking if it was made step by step."""
-    dtype = levels.compute_dtype
+    dtype = compute_dtype(levels.logits[0].dtype)
     backend = levels.choose_backend(backend)
     if backend == "reference":
         flat = exact.flatten(levels, ignore_index, ious.shape[0], "ious")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import Ranking, check_inputs
 from ..engine.fused import can_fuse, fused_loss
+from ..engine.inputs import compute_dtype
 from ..engine.processes import outside_graphs
 from ..engine.sums import total
 from ..reference import ReferenceScore
@@ -52,14 +53,14 @@ def score_loss(
     if backend == "reference":
         flat = exact.flatten(levels, ignore_index, num_positives, "num_positives")
         result = from_reference(*flat[:2], delta=delta, groups=flat[2])
-        return exact.attach(result.value, levels, result.grad_logits).to(levels.compute_dtype)
+        return exact.attach(result.value, levels, result.grad_logits).to(compute_dtype(levels.logits[0].dtype))
     if num_positives is not None and can_fuse(levels, num_positives, backend):
         return fused_loss(in_kernels, levels, num_positives, delta=delta, ignore_index=ignore_index)[0]
     ranking = Ranking(levels, num_positives, delta=delta, ignore_index=ignore_index, backend=backend)
     with torch.no_grad():
         error, excess, share = formula(ranking)
         value = total(error * share) + ranking.poison
-    return ranking.error_driven(value, excess, share).to(levels.compute_dtype)
+    return ranking.error_driven(value, excess, share).to(compute_dtype(levels.logits[0].dtype))
 
 
 class ScoreLoss(nn.Module):

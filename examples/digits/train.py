@@ -166,7 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
     metrics = {**precision, "training_seconds": round(seconds, 1)}
     settings = {name: value for name, value in vars(options).items() if isinstance(value, (int, float, str))}
     (options.output / "metrics.json").write_text(
-        json.dumps({**metrics, "device": str(options.device), **settings, "history": history}, indent=1) + "\n"
+        json.dumps({**metrics, "device": str(options.device), **settings, "history": history}, indent=1) + "\n",
+        encoding="utf-8",
     )
     if options.checkpoint:
         torch.save(model.state_dict(), options.output / "detector.pt")
