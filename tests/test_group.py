@@ -15,7 +15,7 @@ from alrp_triton import alrp_loss
 from alrp_triton.framework import ranking_loss
 
 pytestmark = MARKS
-FEW = ["integers", "no_positives", "one_positive", "no_negatives", "infinite", "nothing"]
+FEW = ["integers", "no_positives", "infinite", *([] if INTERPRETED else ["one_positive", "no_negatives", "nothing"])]
 # In the interpreter, which is slow, what kernels could take differently.
 CHOSEN = [*FEW, "bfloat16"] if INTERPRETED else list(CASES)
 
@@ -30,14 +30,14 @@ def test_three_processes_rank_as_one_by_the_other_backend(pool, name):
     assert_as_alone(pool, name, 3, BACKENDS[1])
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [4] if INTERPRETED else [1, 2, 4])
 @pytest.mark.parametrize("name", FEW)
 def test_any_number_of_processes_ranks_as_one(pool, name, size):
     assert_as_alone(pool, name, size, BACKENDS[0])
 
 
 @pytest.mark.parametrize("settings", [{"delta": 0.0}, {"delta": 0.3, "upstream": 2.5}])
-@pytest.mark.parametrize("name", ["integers", "two_values"])
+@pytest.mark.parametrize("name", ["two_values"] if INTERPRETED else ["integers", "two_values"])
 def test_settings_hold_in_every_process(pool, name, settings):
     assert_as_alone(pool, name, 3, BACKENDS[0], **settings)
 

@@ -65,7 +65,7 @@ def test_a_mistake_in_one_process_raises_in_all(pool, mistake):
             assert said.startswith(("ValueError", "TypeError")), said
         else:
             assert said == "RuntimeError: group: process 1 raised an error, so that there is nothing to rank with"
-    assert_as_alone(pool, "integers", 3, BACKENDS[0])
+    assert_as_alone(pool, "two_values", 3, BACKENDS[0])
 
 
 def mistaken_boxes(rank: int, module: type[nn.Module]) -> str:

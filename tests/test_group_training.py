@@ -74,7 +74,7 @@ def train(
         optimizer.zero_grad()
         (out.cls + out.loc).backward()
         optimizer.step()
-        losses.append(float(out.cls + out.loc))
+        losses.append((out.cls + out.loc).item())
         if step % 2 and hasattr(criterion.self_balance, "step_epoch"):
             criterion.self_balance.step_epoch()
     plain = model.module if isinstance(model, DistributedDataParallel) else model
