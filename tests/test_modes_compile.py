@@ -103,8 +103,8 @@ def exported(model, batch, strict):
 @pytest.mark.parametrize("member", MODULES)
 def test_an_exported_detector_trains_alike(member, strict):
     """One program for any number of anchors and positives: the same losses, gradients and self-balancing state."""
-    if torch.__version__ < "2.7" and member == "RankSortLoss" and strict:
-        pytest.skip("PyTorch 2.6 does not export Rank & Sort strictly: it makes two graphs of it")
+    if torch.__version__ < "2.12" and member == "RankSortLoss" and strict:
+        pytest.skip("PyTorch 2.6 and 2.9 do not export Rank & Sort strictly: they make two graphs of it")
     program = exported(Detector(member), make_batch(), strict)
     assert "alrp_triton.attach_gradient" in program.graph_module.code
     model, eager = program.module(), Detector(member)

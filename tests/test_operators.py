@@ -197,6 +197,9 @@ def loss_and_gradients(function, case: Case):
 
 
 SIZES = [(90, 9), (90, 7), (90, 30), (90, 1), (90, 0), (120, 11)]
+if torch.__version__ < "2.7":
+    # It does not compile the derivative of padding what is empty: no loss without positives that has one by values.
+    SIZES.remove((90, 0))
 
 
 @pytest.mark.parametrize("backend", engine_backends())
