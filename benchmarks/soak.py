@@ -183,6 +183,7 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     panels = [("resident_mb", "resident memory, MB"), ("objects", "objects of Python"), ("tensors", "tensors alive")]
     if any(entry.device_mb for entry in samples):
@@ -198,6 +199,7 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
         ax.set_xlabel("steps")
         ax.set_ylabel(label)
         ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_formatter("{x:,.0f}")
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)

@@ -81,7 +81,8 @@ def check_inputs(
     the default one, or None for this process alone. If it raises, the others are told."""
     processes = processes_of(group)
     with telling_failure(processes):
-        return _check(logits, labels, **further)._replace(processes=processes)
+        levels = _check(logits, labels, **further)
+    return levels if processes is None else levels._replace(processes=processes)
 
 
 def _check(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 _HERE, _FAILED = 0.0, 1.0
+_eager: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 class Processes:
@@ -124,9 +125,11 @@ def outside_graphs(function: Callable[_Arguments, _Result]) -> Callable[_Argumen
         group = holder.group if isinstance(holder, nn.Module) else kwargs.get("group")
         if group is None or not torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        # Not once for all, above: it imports the compiler.
-        eager: Callable[_Arguments, _Result] = torch.compiler.disable(function)
-        return eager(*args, **kwargs)
+        if function not in _eager:
+            # Once, since PyTorch 2.6 compiles anew for another one; and not before, since it imports the compiler.
+            _eager[function] = torch.compiler.disable(function)
+        result: _Result = _eager[function](*args, **kwargs)
+        return result
 
     return call_outside_graphs
 
