@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from processes import BACKENDS, MARKS, SIZE, cut
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alrp_triton import ALRPLoss, APLoss, NDCGLoss, RankSortLoss, alrp_loss
+from alrp_triton import ALRPLoss, APLoss, NDCGLoss, RankSortLoss, alrp_loss, ap_loss
+from alrp_triton.engine import fixed_point, operators
 from alrp_triton.framework import RankingLoss
 
 pytestmark = MARKS
@@ -141,6 +143,26 @@ def test_traffic_does_not_grow_with_the_logits(pool, at):
     for found in pool.run(traffic, at, sizes, num_positives):
         total = SIZE * num_positives
         assert found == [8 * (16 + columns * num_positives + 2 * (2 * total + 2))] * len(sizes)
+
+
+def resolution(rank: int, sizes: list[int]) -> list[int]:
+    """For how many logits the fixed point of pass 1 has room."""
+    asked = []
+
+    def noted(num_logits: int) -> int:
+        asked.append(num_logits)
+        return fixed_point.fraction_bits(num_logits)
+
+    labels = (torch.arange(sizes[rank]) < 2).long()
+    with patch.object(operators, "fraction_bits", noted):
+        ap_loss(torch.randn(sizes[rank]), labels, backend=BACKENDS[0], group=True)
+    return asked
+
+
+def test_integers_of_all_processes_have_one_unit_and_room_for_their_sum(pool):
+    """The unit depends on the number of logits of all, from 2^26 on; so many do not fit into a test."""
+    sizes = [10, 300, 0, 7]
+    assert pool.run(resolution, sizes) == [[317]] * SIZE
 
 
 def backward_alone(rank: int, case: Case) -> tuple[float, bool]:
