@@ -44,7 +44,7 @@ test: lint test-kernels test-package ## Style, types and all tests
 KERNEL_TESTS := tests/kernels $(addprefix tests/test_,$(addsuffix .py,\
 	golden figure1 alrp edge_cases layouts theorems family family_calls groups groups_layouts \
 	framework framework_mistakes pair_functions rank_sort rank_sort_module determinism fuzz \
-	modes_functional modes_operators group group_mistakes group_training))
+	modes_functional modes_operators group group_training))
 test-kernels: $(STAMP)
 	set -o pipefail; TRITON_INTERPRET=1 $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup $(KERNEL_TESTS) | tee $(VENV)/test-kernels.log
 
