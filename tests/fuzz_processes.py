@@ -65,9 +65,11 @@ class _Worker:
                     return message
                 self.running, self.since, self.used = message, time.monotonic(), _processor_seconds(self.process.pid)
                 return None
-        elif self.process.is_alive() and not self._hangs():
+            return self._lost(hangs=False)
+        hangs = self._hangs()
+        if self.process.is_alive() and not hangs:
             return None
-        return self._lost()
+        return self._lost(hangs)
 
     def _hangs(self) -> bool:
         if self.running < 0:
@@ -75,9 +77,11 @@ class _Worker:
         used = _processor_seconds(self.process.pid) - self.used
         return used > SECONDS or time.monotonic() - self.since > PATIENCE
 
-    def _lost(self) -> Outcome:
+    def _lost(self, hangs: bool) -> Outcome:
         index = self.running if self.running >= 0 else self.left[0]
-        hangs = self.process.is_alive()
+        if not hangs:
+            # Its end of the pipe closes a little before its exit code is known.
+            self.process.join(5)
         self.process.kill()
         self.process.join()
         told = "hangs" if hangs else f"ended its process, exit code {self.process.exitcode}"
