@@ -11,6 +11,7 @@ from processes import BACKENDS, MARKS, SIZE, assert_as_alone, cut, group_of
 from torch import Tensor, nn
 
 from alrp_triton import ALRPLoss, RankSortLoss, alrp_loss, ap_loss
+from alrp_triton.framework import ranking_loss
 
 pytestmark = MARKS
 
@@ -84,6 +85,24 @@ def test_boxes_that_do_not_fit_in_one_process_raise_in_all(pool, module):
         assert said.startswith("ValueError: target_boxes" if rank == 1 else "RuntimeError: group: process 1 raised"), (
             said
         )
+
+
+def weighted(ranking: Any, weights: Tensor, costs: Tensor) -> Tensor:
+    return weights * costs * ranking.num_false_positives / ranking.rank
+
+
+def mistaken_extras(rank: int) -> str:
+    extras = {"weights": torch.rand(10), "costs": torch.rand(9 if rank == 1 else 10)}
+    try:
+        ranking_loss(torch.randn(20), torch.tensor([1, 0] * 10), weighted, extras=extras, group=True)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def test_extras_that_do_not_fit_together_in_one_process_raise_in_all(pool):
+    for rank, said in enumerate(pool.run(mistaken_extras)):
+        assert said.startswith("ValueError: costs" if rank == 1 else "RuntimeError: group: process 1 raised"), said
 
 
 @pytest.mark.parametrize(("mistake", "named"), [("delta", "delta"), ("dtype", "logits"), ("groups", "groups")])
