@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -52,6 +53,20 @@ def run(criterion: torch.nn.Module, inputs: list) -> list[Tensor]:
     losses = criterion(leaves[:-1], labels, leaves[-1], targets, groups)
     gradients = torch.autograd.grad(sum(losses), leaves, allow_unused=True)
     return [*(loss.detach() for loss in losses), *(g for g in gradients if g is not None)]
+
+
+def capture(step: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    """A graph of a step, and the tensors that each replay writes; the step is warmed up on another stream first."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    return graph, captured
 
 
 @contextlib.contextmanager
@@ -144,15 +159,7 @@ def test_capture_and_replay_with_changing_inputs(images, backend, member):
         gradients = torch.autograd.grad(sum(losses), leaves, allow_unused=True)
         return [*(loss.detach() for loss in losses), *(g for g in gradients if g is not None)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            forward_backward()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = forward_backward()
+    graph, captured = capture(forward_backward)
     # Warming up and capturing counted iterations.
     criterion.load_state_dict(state)
     for seed in range(1, 5):
@@ -180,15 +187,7 @@ def test_replays_wait_for_nothing_and_take_infinities_and_nan(backend):
         loss = ap_loss(leaves, labels, num_positives=20, backend=backend)
         return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            forward_backward()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = forward_backward()
+    graph, captured = capture(forward_backward)
     for value in (torch.inf, -torch.inf, torch.nan, 0.0):
         with torch.no_grad():
             logits[0][:, 1] = value
