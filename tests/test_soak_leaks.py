@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -57,9 +58,12 @@ def a_cycle(kept: list[Any], number: int) -> None:
     thing.itself = thing  # type: ignore[attr-defined]
 
 
-def a_kilobyte(kept: list[Any], number: int) -> None:
-    # Written to, each with other bytes: a page that is only reserved is not resident.
-    kept.append(number.to_bytes(4, "little") * 256)
+def a_page(kept: list[Any], number: int) -> None:
+    """Of memory, and no object: one that is only reserved is not resident until it is written to, and none of what the
+    allocator holds since other tests can stand in for it."""
+    if not kept:
+        kept.append(mmap.mmap(-1, 20_000 * mmap.PAGESIZE))
+    kept[0][number * mmap.PAGESIZE] = 1
 
 
 def an_object(kept: list[Any], number: int) -> None:
@@ -84,7 +88,7 @@ def by_one_member(leak: Callable[[list[Any], int], None]) -> Callable[[list[Any]
         (nothing, ()),
         (a_cache, ()),
         (a_cycle, ()),
-        (a_kilobyte, ("resident_mb",)),
+        (a_page, ("resident_mb",)),
         (an_object, ("objects",)),
         (a_tensor, ("objects", "tensors")),
         (by_one_member(an_object), ("objects",)),

@@ -110,7 +110,7 @@ def test_ignored_anchors_of_an_assigner():
 
 
 def test_two_images_are_learned():
-    model = use_alrp(build_retinanet(), ALRPLoss(self_balance=2.0), assigner=ATSS())
+    model = use_alrp(build_retinanet(), ALRPLoss(self_balance=1.0), assigner=ATSS())
     values, found = overfit(model, "retinanet", 60)
     assert found == 1
     assert sum(values[-5:]) / 5 < 0.5 * values[0]

@@ -45,7 +45,7 @@ def test_the_losses_are_those_that_the_detector_had(name, use):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def overfit(model, name, steps, learning_rate=3e-3):
+def overfit(model, name, steps, learning_rate=1e-3):
     """The losses of training on two images, and the share of objects that are then found with the right class."""
     images, targets = batch_for(name, (2, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
@@ -63,7 +63,8 @@ def overfit(model, name, steps, learning_rate=3e-3):
 @every_detector
 @every_use
 def test_two_images_are_learned(name, use):
-    balanced = {"alrp": lambda **options: ALRPLoss(self_balance=2.0, **options), "rank_sort": alrp_triton.RankSortLoss}
+    """At a learning rate and a weight of boxes at which rounding, from which trainings part, does not decide."""
+    balanced = {"alrp": lambda **options: ALRPLoss(self_balance=1.0, **options), "rank_sort": alrp_triton.RankSortLoss}
     options = {}
     if name == "faster_rcnn" and use == "alrp":
         options["rpn_criterion"] = balanced[use](tau=0.7)
@@ -247,6 +248,10 @@ def test_each_call_replaces_what_the_one_before_did(name):
 def test_per_image_is_the_mean_over_the_images_with_objects(name, boxes_per_image):
     rpn = {"rpn_criterion": ALRPLoss(tau=0.7, self_balance=2.0)} if name == "faster_rcnn" else {}
     model = use_alrp(BUILDERS[name](), ALRPLoss(self_balance=2.0), per_image=True, **rpn)
+    with torch.no_grad():
+        for p in model.parameters():
+            # The order of nearly equal scores, which weighs boxes, is not that of other convolutions for one image.
+            p.mul_(3)
     images, targets = batch_for(name, boxes_per_image)
     losses = model(images, targets)
     losses.pop("bbox_ctrness", None)
