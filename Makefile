@@ -9,7 +9,7 @@ PYTEST_JOBS ?= 2
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo lint test test-kernels test-package fuzz bench experiments verify clean
+.PHONY: help venv demo lint test test-kernels test-package nightly fuzz bench experiments verify clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -36,8 +36,12 @@ lint: $(STAMP) ## Style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-test: lint test-kernels test-package ## Style, types and all tests
+test: lint test-kernels test-package ## Style, types and tests
 	@tail -qn 1 $(VENV)/test-kernels.log $(VENV)/test-package.log
+
+# What is left out of it says pyproject.toml, among the markers.
+QUICK ?= --quick
+PYTEST = $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup $(QUICK)
 
 # The kernels, in Triton's interpreter: in a process of its own, since Triton reads the variable when first imported.
 # What the other backends are held against there, these are held against here.
@@ -46,12 +50,16 @@ KERNEL_TESTS := tests/kernels $(addprefix tests/test_,$(addsuffix .py,\
 	framework framework_mistakes pair_functions rank_sort rank_sort_module determinism fuzz \
 	modes_functional modes_operators group group_training))
 test-kernels: $(STAMP)
-	set -o pipefail; TRITON_INTERPRET=1 $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup $(KERNEL_TESTS) | tee $(VENV)/test-kernels.log
+	set -o pipefail; TRITON_INTERPRET=1 $(PYTEST) $(KERNEL_TESTS) | tee $(VENV)/test-kernels.log
 
 test-package: $(STAMP)
-	set -o pipefail; $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup --ignore=tests/kernels tests | tee $(VENV)/test-package.log
+	set -o pipefail; $(PYTEST) --ignore=tests/kernels tests | tee $(VENV)/test-package.log
 
-# Nightly. Another seed: make fuzz FUZZ_SEED=1; what is done is kept, so that it may be interrupted.
+nightly: ## Style, types, all tests with all their cases, and the fuzzer: by the hour
+	$(MAKE) test QUICK=
+	$(MAKE) fuzz
+
+# Another seed: make fuzz FUZZ_SEED=1; what is done is kept, so that it may be interrupted.
 FUZZ_SEED ?= 0
 FUZZ_CASES ?= 100000
 fuzz: $(STAMP) ## Fuzz all losses with hostile input: 100,000 cases, by the hour

@@ -13,6 +13,7 @@ import json
 import re
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -246,9 +247,10 @@ def _pinned(kernel: str, target: str, variant: str, plain: bool) -> configuratio
 def figures(kernel: str, target: str, variant: str = "", **how: Any) -> Figures:
     """Compile one kernel and read its cost; see :func:`compile_kernel` for ``how``."""
     compiled, settings = compile_kernel(kernel, target, variant=variant, **how)
-    registers = spill_bytes = instructions = per_logit = per_pair = None
+    registers, spill_bytes = _usage(compiled.asm)
+    instructions = per_logit = per_pair = None
     if "cubin" in compiled.asm:
-        registers, spill_bytes, code = _read_cubin(compiled.asm["cubin"])
+        code = _disassemble(compiled.asm["cubin"])
         instructions = len(code)
         threads = 32 * settings["num_warps"]
         if "block_p" in settings and kernel != "table":
@@ -257,12 +259,13 @@ def figures(kernel: str, target: str, variant: str = "", **how: Any) -> Figures:
             per_pair = inner and inner / (settings["block"] * at_once / threads)
         elif kernel in ("buckets", "gradient"):
             per_logit = instructions / (settings["block"] / threads)
-    elif "amdgcn" in compiled.asm:
-        text = compiled.asm["amdgcn"]
-        registers = _first(r"\.vgpr_count:\s+(\d+)", text)
-        spill_bytes = 4 * sum(int(n) for n in re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", text))
     shared_bytes = compiled.metadata.shared
     return Figures(target, kernel, variant, registers, spill_bytes, shared_bytes, instructions, per_logit, per_pair)
+
+
+def spilled(kernel: str, target: str, variant: str = "", **how: Any) -> int | None:
+    """Compile one kernel and read how many bytes it spills, which is much quicker than all :func:`figures`."""
+    return _usage(compile_kernel(kernel, target, variant=variant, **how)[0].asm)[1]
 
 
 def _first(pattern: str, text: str) -> int:
@@ -271,17 +274,31 @@ def _first(pattern: str, text: str) -> int:
     return int(found[1])
 
 
-def _read_cubin(cubin: bytes) -> tuple[int, int, list[tuple[int, str]]]:
-    """Registers, bytes of local memory (spills), and the instructions as (address, text) without padding."""
+def _usage(asm: Any) -> tuple[int | None, int | None]:
+    """Registers, and bytes of local memory (spills)."""
+    if "cubin" in asm:
+        text = _of_cubin("-res-usage", asm["cubin"])
+        return _first(r"REG:(\d+)", text), _first(r"LOCAL:(\d+)", text) + _first(r"STACK:(\d+)", text)
+    if "amdgcn" in asm:
+        spills = re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", asm["amdgcn"])
+        return _first(r"\.vgpr_count:\s+(\d+)", asm["amdgcn"]), 4 * sum(int(n) for n in spills)
+    return None, None
+
+
+@cache
+def _disassemble(cubin: bytes) -> list[tuple[int, str]]:
+    """The instructions as (address, text) without padding; takes longer than to compile them."""
+    sass = _of_cubin("-sass", cubin)
+    code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", sass)]
+    return [(at, text) for at, text in code if not text.endswith("NOP")]
+
+
+def _of_cubin(option: str, cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = _run("cuobjdump", "-res-usage", file.name)
-        sass = _run("cuobjdump", "-sass", file.name)
-    registers = _first(r"REG:(\d+)", usage)
-    local = _first(r"LOCAL:(\d+)", usage) + _first(r"STACK:(\d+)", usage)
-    code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", sass)]
-    return registers, local, [(at, text) for at, text in code if not text.endswith("NOP")]
+        command = [str(BINARIES / "cuobjdump"), option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
 
 
 def _innermost(code: list[tuple[int, str]]) -> int | None:
@@ -297,10 +314,6 @@ def _innermost(code: list[tuple[int, str]]) -> int | None:
     found = [(sum(bool(re.match(r"(@\S+ )?[FD](ADD|FMA)", text)) for text in body), len(body)) for body in bodies]
     most = max((operations for operations, _ in found), default=0)
     return min((length for operations, length in found if 2 * operations >= most), default=None) if most else None
-
-
-def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([BINARIES / tool, *arguments], check=True, capture_output=True, encoding="utf-8").stdout
 
 
 def main() -> None:

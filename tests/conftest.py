@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,6 +36,41 @@ if INTERPRETED:
         return self.rewrite()(*args, **kwargs)
 
     interpreter.InterpretedFunction.__call__ = call
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="without nightly tests, and fewer cases of thinned ones")
+
+
+class Thinning:
+    """Which cases of tests ``--quick`` does without.
+
+    Of a thinned test those remain whose parameters' places add up to a multiple of what it is thinned by: each value of
+    a parameter with some of the others, and with three parameters usually each pair of values.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[object, int], dict[str, int]] = defaultdict(dict)
+
+    def leaves_out(self, item: pytest.Item) -> bool:
+        thinned = item.get_closest_marker("thinned")
+        if thinned is None:
+            return item.get_closest_marker("nightly") is not None
+        assert isinstance(item, pytest.Function)
+        total = 0
+        # Of each parametrisation the value's name; pytest numbers combinations, but not values.
+        for i, name in enumerate(item.callspec._idlist):
+            places = self._places[item.function, i]
+            total += places.setdefault(name, len(places))
+        return total % thinned.args[0] != 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        thinning = Thinning()
+        out = [thinning.leaves_out(item) for item in items]
+        config.hook.pytest_deselected(items=list(compress(items, out)))
+        items[:] = [item for item, left_out in zip(items, out) if not left_out]
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from alrp_triton.kernels import buckets, levels
 from alrp_triton.kernels.formulas import FORMULAS
 from alrp_triton.kernels.walk import Walk, make_walk
 
-from benchmarks.static import KERNELS, TARGETS, VARIANTS, compile_kernel, figures
+from benchmarks.static import KERNELS, TARGETS, VARIANTS, compile_kernel, figures, spilled
 
 LINEAR, PAIRWISE = ("buckets", "gradient"), ("pairwise_count", "pairwise_gradient")
 COMPARING = ("arrange", "knots", "table", "rank", "sums", "running_max", "coefficients", "send", "combine")
@@ -41,7 +41,13 @@ GENERAL_REGISTERS = {"buckets": 80, "gradient": 64, "pairwise_count": 128, "pair
 GENERAL_INSTRUCTIONS = {"buckets": 320, "gradient": 290, "pairwise_count": 26, "pairwise_gradient": 26}
 
 
-@pytest.mark.parametrize("target", TARGETS)
+# Together with test_gate.py, which reads the same machine code, in one process for each target.
+by_target = pytest.mark.parametrize(
+    "target", [pytest.param(target, marks=pytest.mark.xdist_group(f"compiled for {target}")) for target in TARGETS]
+)
+
+
+@by_target
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_pinned_configurations_fit_and_do_not_spill(kernel: str, target: str) -> None:
     found = figures(kernel, target)
@@ -55,7 +61,7 @@ def test_pinned_configurations_fit_and_do_not_spill(kernel: str, target: str) ->
         assert cost <= INSTRUCTIONS[kernel]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@by_target
 @pytest.mark.parametrize(
     ("kernel", "variant"), [(kernel, variant) for variant in VARIANTS if variant for kernel in VARIANTS[variant]]
 )
@@ -86,18 +92,20 @@ def test_no_kernel_adds_floats_atomically(kernel: str, variant: str) -> None:
     assert not [line for line in atomics if ".f16" in line or ".f32" in line or ".f64" in line or "bf16" in line]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_compile(dtype: torch.dtype, target: str) -> None:
     for kernel in (*LINEAR, *PAIRWISE, *COMPARING, *FUSED):
         # ptxas may keep one float64 of a thread in memory to have more threads.
-        assert figures(kernel, target, logits=dtype).spill_bytes <= (8 if dtype == torch.float64 else 0)
+        assert spilled(kernel, target, logits=dtype) <= (8 if dtype == torch.float64 else 0)
     for variant in VARIANTS:
         if variant:
             for kernel in VARIANTS[variant]:
                 compile_kernel(kernel, target, variant=variant, logits=dtype)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 @pytest.mark.parametrize("axes", [1, 2, 3, 4])
 @pytest.mark.parametrize("kernel", ["buckets", "gradient", "pairwise_gradient", "positives", "collect"])
@@ -105,10 +113,10 @@ def test_all_layouts_compile(kernel: str, axes: int, target: str) -> None:
     # A narrow and a wide label type are enough: nothing but one load depends on it.
     how = {"axes": axes, "per_class": False, "labels": "u8" if axes % 2 else "i64"}
     # ptxas may keep one number of a thread in memory to have more threads.
-    assert figures(kernel, target, **how).spill_bytes <= (8 if kernel == "gradient" else 0)
+    assert spilled(kernel, target, **how) <= (8 if kernel == "gradient" else 0)
     for variant in ("grouped", "levels"):
         if kernel in VARIANTS[variant]:
-            assert figures(kernel, target, variant, **how).spill_bytes <= 8
+            assert spilled(kernel, target, variant, **how) <= 8
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
@@ -182,4 +190,4 @@ def test_no_size_of_image_makes_a_new_kernel(channels_first: bool, kinds: int, m
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_all_formulas_compile(formula: str, target: str) -> None:
     for kernel in ("errors", "finish"):
-        assert figures(kernel, target, formula=formula).spill_bytes == 0
+        assert spilled(kernel, target, formula=formula) == 0

@@ -32,6 +32,7 @@ def assert_zero_and_attached(logits, labels, backend, **arguments):
     loc.backward()
 
 
+@pytest.mark.thinned(2 if INTERPRETED else 1)
 @pytest.mark.parametrize("delta", [1.0, 0.0])
 @pytest.mark.parametrize("loc_ranking", ["sorted", "smooth"])
 def test_no_positives(loc_ranking, delta, backend):
@@ -87,6 +88,7 @@ def test_everything_ignored(value, backend):
     assert_zero_and_attached([logits], [torch.full((4,), 255, dtype=torch.uint8)], backend, ignore_index=255)
 
 
+@pytest.mark.thinned(2 if INTERPRETED else 1)
 @pytest.mark.parametrize("delta", [1.0, 0.0])
 @pytest.mark.parametrize("loc_ranking", ["sorted", "smooth"])
 @pytest.mark.parametrize("where", ["a negative", "a positive", "an error"])
@@ -143,6 +145,7 @@ def test_infinite_logits_by_hand(backend):
     assert_close("grad_logits", result.grad_logits, torch.cat([-update, torch.tensor(negatives)]), 2e-7)
 
 
+@pytest.mark.thinned(2 if INTERPRETED else 1)
 @pytest.mark.parametrize("delta", [1.0, 0.1, 0.0])
 @pytest.mark.parametrize("case", [c for c in all_cases() if "infin" in c.name], ids=lambda case: case.name)
 def test_infinite_logits_give_no_nan(case, delta, backend):

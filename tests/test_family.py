@@ -40,6 +40,7 @@ def combinations():
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}-{turn[2]}") for turn in turns]
 
 
+@pytest.mark.thinned(1 if INTERPRETED else 5)
 @pytest.mark.parametrize(("case", "member", "backend", "deltas"), combinations())
 def test_agrees_with_reference(case, member, backend, deltas):
     for delta in deltas:

@@ -75,6 +75,7 @@ def outcomes_of(number: int = SHARE, backend: str | None = None) -> list[str]:
     return [outcome.text for outcome in outcomes if outcome.outcome == "FAILED"]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.skipif(INTERPRETED, reason="of the torch backend")
 @pytest.mark.parametrize("fault", ["a value", "a gradient", "an input", "an exception", "no exception", "a lost NaN"])
 def test_finds_planted_faults(fault, monkeypatch):
@@ -127,6 +128,7 @@ def work_badly(pipe, seed, of):
         fuzz_processes.work(pipe, seed, of)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(INTERPRETED, reason="of the fuzzer's processes")
 def test_what_hangs_or_ends_its_process_fails_and_the_rest_goes_on(tmp_path, monkeypatch):
     # More than what the first case in a process spends on imports.

@@ -42,7 +42,14 @@ def test_every_pinned_configuration_is_recorded() -> None:
 
 
 @of_this_compiler
-@pytest.mark.parametrize("configuration", gate.CONFIGURATIONS, ids=" ".join)
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        pytest.param(configuration, id=" ".join(configuration), marks=pytest.mark.xdist_group(f"compiled for {target}"))
+        for configuration in gate.CONFIGURATIONS
+        for target in [configuration.target]
+    ],
+)
 def test_nothing_costs_more_than_recorded(configuration: gate.Compiled) -> None:
     more = gate.worse(RECORD[configuration], configuration.figures())
     assert not more, "if this has to be: python -m benchmarks.gate --record, and say why"

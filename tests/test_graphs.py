@@ -59,6 +59,7 @@ def check(function, sizes, dynamic, groups=0):
     assert counts == counts[:1] * len(sizes) or torch.__version__ < "2.7"
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", ["ap", "rank_sort", "depth", "pairs"])
 def test_one_graph_serves_any_number_of_positives_and_logits(name):
     """Else torch.compile would give up after some eight batches or image sizes."""

@@ -20,16 +20,19 @@ FEW = ["integers", "no_positives", "infinite", *([] if INTERPRETED else ["one_po
 CHOSEN = [*FEW, "bfloat16"] if INTERPRETED else list(CASES)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", CHOSEN)
 def test_three_processes_rank_as_one(pool, name):
     assert_as_alone(pool, name, 3, BACKENDS[0])
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", FEW)
 def test_three_processes_rank_as_one_by_the_other_backend(pool, name):
     assert_as_alone(pool, name, 3, BACKENDS[1])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.skipif(INTERPRETED, reason="kernels are not told how many processes there are")
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("name", FEW)

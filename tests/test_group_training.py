@@ -133,6 +133,7 @@ def traffic(rank: int, at: int, sizes: list[int], num_positives: int) -> list[in
     return found
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("at", range(len(FAMILY)), ids=[member.name for member in FAMILY])
 def test_traffic_does_not_grow_with_the_logits(pool, at):
     """16 numbers; the score of each positive here, and what the loss takes beside it; and two integers for each bucket

@@ -19,6 +19,7 @@ by_delta = pytest.mark.parametrize("delta", [0.5] if INTERPRETED else [0.5, 0.0]
 HUGE = 2**40
 
 
+@pytest.mark.thinned(2)
 @by_backend
 @by_some
 @settings(max_examples=2 if INTERPRETED else 40, deadline=None, derandomize=True)
@@ -53,6 +54,7 @@ def combinations():
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}-{turn[2]}") for turn in turns]
 
 
+@pytest.mark.thinned(1 if INTERPRETED else 3)
 @pytest.mark.parametrize(("case", "member", "backend", "deltas"), combinations())
 def test_every_case_in_three_groups(case, member, backend, deltas):
     """Against the reference, which has groups of its own; scores tie across groups, and some are infinite."""

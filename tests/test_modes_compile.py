@@ -31,6 +31,7 @@ def compile_whole(function, backend="aot_eager", dynamic=None):
     return torch.compile(function, fullgraph=True, backend=backend, dynamic=dynamic)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("member", "backend", "images"),
     [*((member, "eager", 0) for member in MEMBERS), ("RankSortLoss", "aot_eager", 0), ("ALRPLoss", "eager", 2)],
@@ -51,6 +52,7 @@ def test_one_graph_serves_levels_of_any_size(member, backend, images):
     assert counts == counts[:1] * 3 or torch.__version__ < "2.7"
 
 
+@pytest.mark.nightly
 def test_by_inductor():
     """Fused by the compiler that torch.compile uses by default, with the state of self-balancing."""
     eager, model = Detector("ALRPLoss"), Detector("ALRPLoss")
@@ -99,6 +101,7 @@ def exported(model, batch, strict):
         return torch.export.export(model, tuple(batch), dynamic_shapes=shapes, strict=strict)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 @pytest.mark.parametrize("member", MODULES)
 def test_an_exported_detector_trains_alike(member, strict):
@@ -137,6 +140,7 @@ def test_an_exported_detector_is_saved_and_loaded():
         assert_same_bits("loss", one.detach(), other.detach())
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 @pytest.mark.parametrize("criterion", [APLoss(), NDCGLoss(), RankingLoss(imprecision)], ids=lambda c: type(c).__name__)
 def test_export_says_that_it_needs_the_number_of_positives(criterion, strict):

@@ -202,6 +202,7 @@ if torch.__version__ < "2.7":
     SIZES.remove((90, 0))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("backend", engine_backends())
 @pytest.mark.parametrize(
     ("dynamic", "arguments", "sizes"),
@@ -219,6 +220,7 @@ def test_compiled_function(dynamic, arguments, sizes, backend):
             assert_same_bits(f"{num_logits}, {num_pos}", actual, expected)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "sizes", [[(90, 9), (90, 7), (90, 30)], [(90, 9), (130, 9), (70, 9)]], ids=["positives", "logits"]
 )

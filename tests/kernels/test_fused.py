@@ -52,6 +52,7 @@ def scattered(scores: Tensor) -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", SCORES)
 def test_arrangement_is_that_of_the_steps_it_replaces(name: str, dtype: torch.dtype, delta: float) -> None:

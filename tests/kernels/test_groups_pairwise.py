@@ -131,6 +131,7 @@ def test_layouts(layout: str) -> None:
     assert check([make_level(layout)], 0.375, grouped=True).sum() > 0
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("id_dtype", IDS)
 @pytest.mark.parametrize("delta", [0.0, 0.5])
 def test_levels_are_ranked_together(id_dtype: torch.dtype, delta: float) -> None:
@@ -153,12 +154,14 @@ def around(num_pos: int, num_neg: int) -> Level:
     return Level(scores, labels, torch.randint(-2, 2, labels.shape, generator=generator))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("num_pos", "num_neg"), [(0, 5), (1, 1), (31, 33), (32, 32), (33, 95), (129, 63), (257, 1)])
 @pytest.mark.parametrize("function", [None, sigmoid])
 def test_sizes_around_a_block(num_pos: int, num_neg: int, function: object) -> None:
     check([around(num_pos, num_neg)], 0.5, grouped=True, function=function)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("function", IN_TORCH, ids=lambda function: function.__name__)
 def test_functions(function: object, grouped: bool) -> None:

@@ -14,6 +14,7 @@ from alrp_triton import alrp_loss
 pytestmark = pytest.mark.parametrize("backend", ["triton", "pairwise"])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_levels_of_every_layout(backend: str, dtype: torch.dtype) -> None:
     """A channel-first level, a slice of a wider tensor, an expanded row, an empty level, one with per-logit labels."""
