@@ -28,7 +28,7 @@ from . import reference
 from .engine import Levels, PairFunction, Ranking, Statistics, check_inputs
 from .engine.backends import TRITON_BACKENDS
 from .engine.inputs import compute_dtype
-from .engine.processes import outside_graphs, telling_failure
+from .engine.processes import among_processes
 from .engine.sums import total
 from .losses import exact
 
@@ -43,7 +43,7 @@ Formula = Callable[..., Tensor]
 Pairs = PairFunction | Callable[[Tensor, float], Tensor]
 
 
-@outside_graphs
+@among_processes
 def ranking_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
@@ -109,8 +109,7 @@ def ranking_loss(
     _check_formulas(error=error, target=target, normaliser=normaliser)
     error, target = _checked("error", error), None if target is None else _checked("target", target)
     normaliser = None if normaliser is None else _checked("normaliser", normaliser)
-    with telling_failure(levels.processes):
-        name, num_positives = _count(extras, num_positives)
+    name, num_positives = _count(extras, num_positives)
     smoothing, distribution = _pair_function("smoothing", smoothing), _pair_function("distribution", distribution)
     backend = _choose_backend(backend, levels, {"smoothing": smoothing, "distribution": distribution})
     dtype = compute_dtype(levels.logits[0].dtype)

@@ -51,6 +51,8 @@ def mistaken(rank: int, mistake: str) -> str:
         settings["groups"] = torch.zeros(20, dtype=torch.int64)
     elif rank == 1 and mistake == "backend":
         settings["backend"] = "reference"
+    elif rank == 1 and mistake == "loc_ranking":
+        settings["loc_ranking"] = "sort"
     try:
         alrp_loss(logits, labels, errors, **settings)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -58,7 +60,7 @@ def mistaken(rank: int, mistake: str) -> str:
     return "no error"
 
 
-@pytest.mark.parametrize("mistake", ["label", "count", "type", "backend"])
+@pytest.mark.parametrize("mistake", ["label", "count", "type", "backend", "loc_ranking"])
 def test_a_mistake_in_one_process_raises_in_all(pool, mistake):
     """None is left waiting for the one that raised, and the group can still be used."""
     for rank, said in enumerate(pool.run(mistaken, mistake)):

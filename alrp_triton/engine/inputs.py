@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .backends import choose_backend
-from .processes import Processes, processes_of, telling_failure
+from .processes import Processes, processes_of
 from .transforms import refuse_transforms
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -51,8 +51,7 @@ class Levels(NamedTuple):
 
     def choose_backend(self, backend: str) -> str:
         """See :func:`.backends.choose_backend`."""
-        with telling_failure(self.processes):
-            return choose_backend(backend, self.logits[0].device, self.processes is None)
+        return choose_backend(backend, self.logits[0].device, self.processes is None)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -74,27 +73,13 @@ def check_inputs(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
     *,
-    group: Any = None,
-    **further: Any,
-) -> Levels:
-    """:func:`_check`, which see, for a loss that is ranked with the processes of ``group``: a process group, True for
-    the default one, or None for this process alone. If it raises, the others are told."""
-    processes = processes_of(group)
-    with telling_failure(processes):
-        levels = _check(logits, labels, **further)
-    return levels if processes is None else levels._replace(processes=processes)
-
-
-def _check(
-    logits: Tensor | Sequence[Tensor],
-    labels: Tensor | Sequence[Tensor],
-    *,
     delta: float,
     ignore_index: int,
     groups: Tensor | Sequence[Tensor] | None = None,
     per_positive: Mapping[str, Tensor] | None = None,
     num_positives: int | None = None,
     eps: float = 0.0,
+    group: Any = None,
 ) -> Levels:
     """Check everything that can be checked without reading a tensor.
 
@@ -108,6 +93,8 @@ def _check(
         per_positive: by name, ``[P]`` floats, one for each positive.
         num_positives: P, where it is given as such.
         eps: false positives that send nothing, >= 0.
+        group: whose processes rank together with this one: a process group, True for the default one, or its
+            :class:`Processes`. None for this process alone.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -180,7 +167,7 @@ def _check(
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
-    return levels
+    return levels if group is None else levels._replace(processes=processes_of(group))
 
 
 def _check_per_positive(name: str, values: Tensor, device: torch.device) -> None:

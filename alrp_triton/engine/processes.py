@@ -48,6 +48,8 @@ class Processes:
             raise TypeError(f"group: expected a process group, True or None, got {type(group).__name__}")
         self.group = dist.group.WORLD if group is True else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        # Until they have met, the others wait for this process.
+        self._awaited = True
 
     def meet(self, num_positives: int, num_logits: int, settings: dict[str, float]) -> Meeting:
         """Tell the others how much there is here, and hear the same of them.
@@ -61,6 +63,7 @@ class Processes:
             RuntimeError: another process has raised an error, and will not come to rank.
             ValueError: the settings of two processes differ.
         """
+        self._awaited = False
         rows = self._exchange([_HERE, num_positives, num_logits, *settings.values()])
         for process, row in enumerate(rows):
             if row[0] == _FAILED:
@@ -74,8 +77,10 @@ class Processes:
         return Meeting(self, [int(row[1]) for row in rows], sum(int(row[2]) for row in rows))
 
     def fail(self) -> None:
-        """Tell the others, who wait for this process in :meth:`meet`, that it will not come."""
-        self._exchange([_FAILED])
+        """Tell the others, if they still wait for this process in :meth:`meet`, that it will not come."""
+        if self._awaited:
+            self._awaited = False
+            self._exchange([_FAILED])
 
     def _exchange(self, row: Sequence[float], length: int = 16) -> list[list[float]]:
         """The rows of all processes. With NCCL the host waits for the device here; with a group that also has gloo it
@@ -95,12 +100,13 @@ class Processes:
 
 
 def processes_of(group: Any) -> Processes | None:
-    """The processes of a group, which may be True for the default one, or None for no others."""
-    return None if group is None else Processes(group)
+    """The processes of a group, which may be True for the default one, or None for no others; for one call of a loss,
+    within which they may be given instead of the group."""
+    return group if group is None or isinstance(group, Processes) else Processes(group)
 
 
 class telling_failure:
-    """Where what is done inside raises, the other processes are told; None if there are none."""
+    """Where what is done inside raises before the processes have met, the others are told; None if there are none."""
 
     # No generator, into which torch.compile does not look before PyTorch 2.7.
     def __init__(self, processes: Processes | None) -> None:
@@ -112,6 +118,21 @@ class telling_failure:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._processes is not None and kind is not None and issubclass(kind, Exception):
             self._processes.fail()
+
+
+def among_processes(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Decorate a loss with an argument ``group``: where it raises before the processes have met, the others are told;
+    and it is kept :func:`outside_graphs`."""
+
+    @wraps(function)
+    def call_among_processes(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if kwargs.get("group") is None:
+            return function(*args, **kwargs)
+        kwargs["group"] = processes = processes_of(kwargs["group"])
+        with telling_failure(processes):
+            return function(*args, **kwargs)
+
+    return outside_graphs(call_among_processes)
 
 
 def outside_graphs(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:

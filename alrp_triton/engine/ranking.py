@@ -14,7 +14,6 @@ from .backends import LINEAR_BACKENDS, pairwise_form
 from .inputs import Levels
 from .knots import ramp_at_0
 from .pairs import PairFunction, PairSums
-from .processes import telling_failure
 from .steps import make_steps, poison_of, sent_of
 
 
@@ -241,7 +240,7 @@ class Ranking:
         self, num_positives: int | None, name: str, backend: str
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Flat index, logit and group of each positive of this process; no groups: None."""
-        with torch.no_grad(), telling_failure(self.levels.processes):
+        with torch.no_grad():
             pos_index, pos_logits, pos_groups = operators.find_positives(
                 *self._detached, num_positives, self.ignore_index, name, backend
             )

@@ -19,7 +19,7 @@ from ..boxes import BoxError, box_error, check_box_error
 from ..engine import Levels, Ranking, Statistics, check_inputs
 from ..engine.fused import can_fuse, fused_loss
 from ..engine.inputs import compute_dtype
-from ..engine.processes import outside_graphs, processes_of, telling_failure
+from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
 from ..engine.sums import total
 from . import exact
 
@@ -52,7 +52,7 @@ def lrp_target(ranking: Statistics, loc_errors: Tensor) -> Tensor:
     return loc_errors / ranking.rank
 
 
-@outside_graphs
+@among_processes
 def alrp_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],

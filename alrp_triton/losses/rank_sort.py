@@ -7,7 +7,7 @@ K. Oksuz, B. C. Cam, E. Akbas and S. Kalkan, "Rank & Sort Loss for Object Detect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ..engine.fused import can_fuse, fused_loss
 from ..engine.inputs import compute_dtype
 from ..engine.knots import ramp_at_0
 from ..engine.operators import highest_in_row
-from ..engine.processes import outside_graphs, processes_of, telling_failure
+from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
 from ..engine.sorting import sorting_order, sorting_received, sorting_sums
 from ..engine.sums import total
 from . import exact
@@ -54,7 +54,7 @@ class RankSortLossOutput(NamedTuple):
         return self.ranking + self.sorting
 
 
-@outside_graphs
+@among_processes
 def rank_sort_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
@@ -220,11 +220,14 @@ class RankSortLoss(nn.Module):
         Returns:
             ``RankSortLossOutput(ranking, sorting, loc)``; train on ``cls + loc``, the sum of the three.
         """
-        with telling_failure(processes_of(self.group)):
+        processes: Any = processes_of(self.group)
+        with telling_failure(processes):
             errors = box_error(pred_boxes, target_boxes, self.box_error, 0.0)
             ious = boxes.iou(pred_boxes.detach(), target_boxes.detach())
-        levels = _check(logits, labels, ious, self.delta, groups, self.ignore_index, self.group)
-        (ranking, sorting), pos_index, ranked = _rank_sort(levels, ious, self.delta, self.ignore_index, self.backend)
+            levels = _check(logits, labels, ious, self.delta, groups, self.ignore_index, processes)
+            (ranking, sorting), pos_index, ranked = _rank_sort(
+                levels, ious, self.delta, self.ignore_index, self.backend
+            )
         detached = [level.detach() for level in levels.logits]
         scores = highest_in_row(detached, levels.labels, pos_index, self.ignore_index).sigmoid().to(errors.dtype)
         if ranked is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..engine import Ranking, check_inputs
 from ..engine.fused import can_fuse, fused_loss
 from ..engine.inputs import compute_dtype
-from ..engine.processes import outside_graphs
+from ..engine.processes import among_processes
 from ..engine.sums import total
 from ..reference import ReferenceScore
 from . import exact
@@ -23,7 +23,7 @@ Formula = Callable[[Ranking], tuple[Tensor, Tensor, Tensor]]
 """Of a ranking: l(i), l(i) - l*(i), and what makes a sum of these the loss, ``[P]`` each."""
 
 
-@outside_graphs
+@among_processes
 def score_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
