@@ -57,7 +57,7 @@ def test_any_strides(layout, labels_layout, delta, backend):
     assert_same_results(result, expected)
 
 
-@pytest.mark.thinned(2 if INTERPRETED else 1)
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides_with_class_labels(layout, backend):
     logits, classes, _, errors = class_problem()

@@ -113,7 +113,7 @@ def check_inputs(
     if not levels.logits:
         raise ValueError("logits: expected at least one tensor, got an empty sequence")
     first = levels.logits[0]
-    for i, (x, y, group) in enumerate(levels.each()):
+    for i, (x, y, ids) in enumerate(levels.each()):
         at = f"[{i}]" if len(levels.logits) > 1 else ""
         if x.dtype not in FLOAT_DTYPES:
             raise TypeError(f"logits{at}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
@@ -128,17 +128,17 @@ def check_inputs(
                 f"labels{at}: expected shape {list(x.shape)} (a label for each logit) or {list(x.shape[:-1])} "
                 f"(a class index for each row), got {list(y.shape)}"
             )
-        if group is not None and group.dtype not in LABEL_DTYPES:
-            raise TypeError(f"groups{at}: expected an integer dtype, got {group.dtype}")
-        for what, tensor in (("logits", x), ("labels", y), ("groups", group)):
+        if ids is not None and ids.dtype not in LABEL_DTYPES:
+            raise TypeError(f"groups{at}: expected an integer dtype, got {ids.dtype}")
+        for what, tensor in (("logits", x), ("labels", y), ("groups", ids)):
             if tensor is not None:
                 _check_layout(f"{what}{at}", tensor)
-        if group is not None and group.shape != x.shape and group.shape != x.shape[:-1]:
+        if ids is not None and ids.shape != x.shape and ids.shape != x.shape[:-1]:
             raise ValueError(
                 f"groups{at}: expected shape {list(x.shape)} (a group for each logit) or {list(x.shape[:-1])} "
-                f"(for each row), got {list(group.shape)}"
+                f"(for each row), got {list(ids.shape)}"
             )
-        for what, tensor in (("logits", x), ("labels", y), ("groups", group)):
+        for what, tensor in (("logits", x), ("labels", y), ("groups", ids)):
             if tensor is not None and tensor.device != first.device:
                 raise ValueError(
                     f"{what}{at}: expected device {first.device}, as the first logits, got {tensor.device}"
