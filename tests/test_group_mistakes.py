@@ -71,22 +71,27 @@ def test_a_mistake_in_one_process_raises_in_all(pool, mistake):
     assert_as_alone(pool, "two_values", 3, BACKENDS[0])
 
 
-def mistaken_boxes(rank: int, module: type[nn.Module]) -> str:
-    boxes = torch.tensor([[0.0, 0, 1, 1]] * 10)
+def mistaken_module(rank: int, module: type[nn.Module], mistake: str) -> str:
+    labels, boxes = torch.tensor([1, 0] * 10), torch.tensor([[0.0, 0, 1, 1]] * 10)
+    targets = boxes
+    if rank == 1 and mistake == "target_boxes":
+        targets = boxes[:5]
+    elif rank == 1:
+        labels[0] = 7
     try:
-        module(group=True)(torch.randn(20), torch.tensor([1, 0] * 10), boxes, boxes[:5] if rank == 1 else boxes)
+        module(group=True)(torch.randn(20), labels, boxes, targets)
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
 
 
+@pytest.mark.parametrize("mistake", ["target_boxes", "labels"])
 @pytest.mark.parametrize("module", [ALRPLoss, RankSortLoss])
-def test_boxes_that_do_not_fit_in_one_process_raise_in_all(pool, module):
-    """They are looked at before the processes meet."""
-    for rank, said in enumerate(pool.run(mistaken_boxes, module)):
-        assert said.startswith("ValueError: target_boxes" if rank == 1 else "RuntimeError: group: process 1 raised"), (
-            said
-        )
+def test_what_a_module_refuses_in_one_process_raises_in_all(pool, module, mistake):
+    """Boxes are looked at before the function is called."""
+    for rank, said in enumerate(pool.run(mistaken_module, module, mistake)):
+        expected = f"ValueError: {mistake}" if rank == 1 else "RuntimeError: group: process 1 raised"
+        assert said.startswith(expected), said
 
 
 def weighted(ranking: Any, weights: Tensor, costs: Tensor) -> Tensor:
