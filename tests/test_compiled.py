@@ -92,7 +92,7 @@ def test_no_kernel_adds_floats_atomically(kernel: str, variant: str) -> None:
     assert not [line for line in atomics if ".f16" in line or ".f32" in line or ".f64" in line or "bf16" in line]
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_compile(dtype: torch.dtype, target: str) -> None:
@@ -119,6 +119,7 @@ def test_all_layouts_compile(kernel: str, axes: int, target: str) -> None:
             assert spilled(kernel, target, variant, **how) <= 8
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
 def test_the_step_function_and_extreme_numbers_of_positives_compile(target: str) -> None:
     for kernel in (*PAIRWISE, *SORTING):

@@ -66,6 +66,7 @@ def test_one_graph_serves_any_number_of_positives_and_logits(name):
     check(LOSSES[name], [(90, 9), (90, 7), (130, 30)], dynamic=True)
 
 
+@pytest.mark.nightly
 def test_graphs_of_groups():
     """The scans of groups take as many steps as 2P has binary digits, for which there is a graph each."""
     check(LOSSES["ndcg"], [(90, 12), (90, 15), (130, 10)], dynamic=True, groups=3)

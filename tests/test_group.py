@@ -20,7 +20,7 @@ FEW = ["integers", "no_positives", "infinite", *([] if INTERPRETED else ["one_po
 CHOSEN = [*FEW, "bfloat16"] if INTERPRETED else list(CASES)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(2 if INTERPRETED else 3)
 @pytest.mark.parametrize("name", CHOSEN)
 def test_three_processes_rank_as_one(pool, name):
     assert_as_alone(pool, name, 3, BACKENDS[0])

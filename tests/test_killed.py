@@ -222,6 +222,7 @@ def test_a_training_is_killed_midway(alone):
     assert_killed_midway(alone, KILLS)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", killed.names(1))
 def test_a_killed_training_ends_with_the_same_bits(alone, name):
     assert_same_end(alone, name)

@@ -294,6 +294,7 @@ print("alike")
 """
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter changes the language for all threads while it runs")
 @by_backend
 def test_first_use_in_several_threads_at_once(backend):

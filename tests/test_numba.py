@@ -218,6 +218,7 @@ def test_compiles_without_a_break() -> None:
     assert_same_bits("gradient", torch.autograd.grad(cls, x)[0], expected.grad_logits)
 
 
+@pytest.mark.nightly
 @needs_numba
 def test_where_no_folder_can_be_written() -> None:
     """Compiled code is then kept by nobody, and each process compiles anew."""
