@@ -25,7 +25,8 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "$(PYTHON) is older than Python 3.10: name another by PYTHON=...")'
 	@if [ ! -e $@ ] && ls $(VENV)/made-with-* &> /dev/null; then rm -rf $(VENV); fi
 	test -e $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[bench,demo,cli,test,frameworks]'
+	# Not compiled: of the many modules most are never imported.
+	$(RUN) -m pip install --quiet --no-compile $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[bench,demo,cli,test,frameworks]'
 	@touch $@
 
 demo: $(STAMP) ## Train a detector for handwritten digits, evaluate and draw it (demo-output/)
