@@ -13,7 +13,8 @@ SHELL := /bin/bash
 
 VENV := .venv
 RUN := $(VENV)/bin/python
-# One stamp for each choice of Python and constraints, so that another choice makes another environment.
+# One stamp for each choice of Python and constraints, so that another choice makes another environment. Modules are
+# compiled when they are first imported, since most never are.
 STAMP := $(VENV)/made-with-$(notdir $(PYTHON))-$(or $(notdir $(CONSTRAINTS)),newest)
 
 help: ## List the targets
@@ -25,7 +26,6 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "$(PYTHON) is older than Python 3.10: name another by PYTHON=...")'
 	@if [ ! -e $@ ] && ls $(VENV)/made-with-* &> /dev/null; then rm -rf $(VENV); fi
 	test -e $(RUN) || $(PYTHON) -m venv $(VENV)
-	# Not compiled: of the many modules most are never imported.
 	$(RUN) -m pip install --quiet --no-compile $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[bench,demo,cli,test,frameworks]'
 	@touch $@
 
