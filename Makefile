@@ -56,14 +56,14 @@ test-kernels: $(STAMP)
 test-package: $(STAMP)
 	set -o pipefail; $(PYTEST) --ignore=tests/kernels tests | tee $(VENV)/test-package.log
 
-nightly: ## Style, types, all tests with all their cases, and the fuzzer: by the hour
+nightly: ## Style, types, all tests with all their cases, and the fuzzer
 	$(MAKE) test QUICK=
 	$(MAKE) fuzz
 
 # Another seed: make fuzz FUZZ_SEED=1; what is done is kept, so that it may be interrupted.
 FUZZ_SEED ?= 0
 FUZZ_CASES ?= 100000
-fuzz: $(STAMP) ## Fuzz all losses with hostile input: 100,000 cases, by the hour
+fuzz: $(STAMP) ## Fuzz all losses with hostile input: 100,000 cases, ten minutes to an hour
 	$(RUN) tests/fuzz.py --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) --jobs $(PYTEST_JOBS) --json $(VENV)/fuzz-$(FUZZ_SEED).json
 
 RESULTS := benchmarks/results

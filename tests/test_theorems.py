@@ -14,7 +14,7 @@ from plain import PLAIN, Plain
 
 from alrp_triton import alrp_loss
 
-EXAMPLES = 4 if INTERPRETED else 30
+EXAMPLES = 6 if INTERPRETED else 60
 DELTAS = st.sampled_from([1.0, 0.5, 0.1, 0.0, 37.5, 1e-6])
 LOC_RANKINGS = st.sampled_from(["sorted", "smooth"])
 # Scores whose shifts by whole numbers are exact in float32.
