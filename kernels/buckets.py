@@ -105,11 +105,12 @@ def bucket_kernel(
         alone = reaches & (bucket != crowd)
         tl.atomic_add(totals + bucket, tl.full([BLOCK], 1, tl.int64), mask=alone, sem="relaxed")
         tl.atomic_add(totals + num_buckets + 1 + bucket, units, mask=alone, sem="relaxed")
-        # Count and units in one sum.
+        # Count and units in one sum. Without a crowd its bucket may lie beyond the totals.
         both = tl.sum(tl.where(reaches & (bucket == crowd), units + _ONE_MORE, 0))
         count = both >> _UNIT_BITS
-        tl.atomic_add(totals + crowd, count, sem="relaxed")
-        tl.atomic_add(totals + num_buckets + 1 + crowd, both - (count << _UNIT_BITS), sem="relaxed")
+        tl.atomic_add(totals + crowd, count, mask=count > 0, sem="relaxed")
+        units_of_crowd = both - (count << _UNIT_BITS)
+        tl.atomic_add(totals + num_buckets + 1 + crowd, units_of_crowd, mask=count > 0, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["ignore_index"])

@@ -103,7 +103,8 @@ def rank_among(
             if SORTED:
                 counts = inside & ((other > own) | ((other == own) & (k[None, :] >= place)))
                 before += tl.where(counts, value, 0.0)
-        else:
+        elif values is not None:
+            # Triton compiles a loop's body even if it never runs.
             for row in range(0, num_values):
                 value = tl.load(values + row * num_positives + k, mask=there, other=0)
                 nan |= (value != value).to(tl.int32)
