@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 
+from .engine.devices import is_asynchronous
+
 __all__ = ["SelfBalance"]
 
 _tracker = ModuleTracker()
@@ -98,7 +100,7 @@ class SelfBalance(nn.Module):
         self._check(cls, loc, has_positives)
         if self.weight.device != loc.device:
             # Happens once. A copy to the GPU need not be waited for; one from it must be.
-            self.to(loc.device, non_blocking=loc.is_cuda)
+            self.to(loc.device, non_blocking=is_asynchronous(loc.device))
         with torch.no_grad():
             if self.training and has_positives and not _recomputes():
                 self._count(cls.double(), loc.double())

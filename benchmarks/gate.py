@@ -1,10 +1,10 @@
-"""What the kernels may cost, recorded: a change for the worse has to change the record with it.
+"""What the kernels may execute, recorded: a change for the worse has to change the record with it.
 
     python -m benchmarks.gate             compare with the record; exit status 1 if anything is worse
     python -m benchmarks.gate --record    write a new record
 
-No GPU is needed: the kernels are compiled, and registers, spills, shared memory and instructions are read off the
-machine code (:mod:`.static`). They depend on the compiler, so the record holds for one version of Triton.
+No GPU is needed: the kernels run on the virtual GPU, which counts (:mod:`.executed`). The same inputs give the same
+counts, so that nothing is tolerated. They depend on the compiler: the record holds for one version of Triton.
 """
 
 from __future__ import annotations
@@ -15,66 +15,78 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import triton
 
+from .executed import RUNS, Costs, Run
 from .report import print_table
-from .static import VARIANTS, Figures, figures
+from .virtual import TARGETS
 
-RECORD = Path(__file__).parent / "results" / "static.json"
-TARGETS = ("sm_80", "sm_90", "sm_100")
-COSTS = ("registers", "spill_bytes", "shared_bytes", "instructions", "per_logit", "per_pair")
-"""Of each, less is better."""
+RECORD = Path(__file__).parent / "results" / "executed.json"
+Counted = dict[Run, dict[str, Costs]]
+"""By run and kernel."""
 
 
-class Compiled(NamedTuple):
-    """One kernel as it is pinned."""
+class Worse(NamedTuple):
+    """One cost that has grown."""
 
-    target: str
+    run: Run
     kernel: str
-    variant: str
-    dtype: str
+    cost: str
+    before: float | None
+    now: float | None
 
-    def figures(self) -> Figures:
-        """Compile it."""
-        return figures(self.kernel, self.target, self.variant, logits=getattr(torch, self.dtype))
-
-
-# The linear kernels also read half precision as it is.
-CONFIGURATIONS = [
-    Compiled(target, kernel, variant, dtype)
-    for target in TARGETS
-    for dtype in ("float32", "bfloat16")
-    for variant, kernels in VARIANTS.items()
-    for kernel in kernels
-    if dtype == "float32" or kernel in ("buckets", "gradient")
-]
+    def row(self) -> list[str]:
+        """Of a table."""
+        numbers = ("nothing" if number is None else f"{number:g}" for number in (self.before, self.now))
+        return [f"{', '.join(self.run)}: {self.kernel}", self.cost.replace("_", " "), *numbers]
 
 
-def worse(before: dict[str, Any], now: Figures) -> list[str]:
-    """The costs that have grown, as text."""
-    found = ((cost, before.get(cost), getattr(now, cost)) for cost in COSTS)
-    return [f"{cost} {old} -> {new}" for cost, old, new in found if old is not None and (new is None or new > old)]
+def worse(run: Run, before: dict[str, Costs], now: dict[str, Costs]) -> list[Worse]:
+    """The costs that have grown. A kernel that there was not before is one, and so is one that is no longer seen."""
+    found = []
+    for kernel in before.keys() | now.keys():
+        if kernel not in before or kernel not in now:
+            found.append(Worse(run, kernel, "launches", float(kernel in before), float(kernel in now)))
+            continue
+        for cost, old, new in zip(Costs._fields, before[kernel], now[kernel]):
+            if old is not None and (new is None or new > old):
+                found.append(Worse(run, kernel, cost, old, new))
+    return sorted(found, key=lambda entry: entry.kernel)
 
 
-def recorded(path: Path = RECORD) -> tuple[str, dict[Compiled, dict[str, Any]]]:
-    """The record: the version of Triton it holds for, and the costs of each configuration."""
+def recorded(path: Path = RECORD) -> tuple[str, Counted]:
+    """The record: the version of Triton that it holds for, and what was counted."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    return content["triton"], {
-        Compiled(**{name: row[name] for name in Compiled._fields}): row for row in content["configurations"]
-    }
+    counted: Counted = {}
+    for row in content["counted"]:
+        run = Run(*(row[name] for name in Run._fields))
+        counted.setdefault(run, {})[row["kernel"]] = Costs(**{name: row[name] for name in Costs._fields})
+    return content["triton"], counted
 
 
-def record(path: Path = RECORD) -> None:
-    """Write what all configurations cost now."""
-    rows = []
-    for configuration in CONFIGURATIONS:
-        costs = configuration.figures()
-        rows.append(configuration._asdict() | {cost: getattr(costs, cost) for cost in COSTS})
+def record(runs: list[Run], path: Path = RECORD) -> None:
+    """Count, and write what was counted, a line for each kernel of each run."""
+    rows: list[dict[str, Any]] = [
+        {**run._asdict(), "kernel": kernel, **costs._asdict()} for run in runs for kernel, costs in run.costs().items()
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    path.write_text(f'{{"triton": "{triton.__version__}", "configurations": [\n{lines}\n]}}\n', encoding="utf-8")
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    path.write_text(f'{{"triton": "{triton.__version__}", "counted": [\n{lines}\n]}}\n', encoding="utf-8")
     print(f"written to {path}")
+
+
+def compare(runs: list[Run], path: Path = RECORD) -> list[Worse]:
+    """Count, and compare with the record.
+
+    Raises:
+        SystemExit: if the record is of another compiler, or not of all these runs.
+    """
+    version, before = recorded(path)
+    if version != triton.__version__:
+        sys.exit(f"the record is of Triton {version}, this is {triton.__version__}: counts do not compare")
+    if missing := [run for run in runs if run not in before]:
+        sys.exit(f"not recorded: {'; '.join(', '.join(run) for run in missing)}")
+    return [entry for run in runs for entry in worse(run, before[run], run.costs())]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -82,22 +94,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--record", action="store_true", help="write a new record instead of comparing with it")
     parser.add_argument("--file", type=Path, default=RECORD, help="the record (default: %(default)s)")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="compare for this one (default: all)")
     options = parser.parse_args(arguments)
     if options.record:
-        record(options.file)
+        record(RUNS, options.file)
         return
-    version, before = recorded(options.file)
-    if version != triton.__version__:
-        sys.exit(f"the record is of Triton {version}, this is {triton.__version__}: figures do not compare")
-    missing = [configuration for configuration in CONFIGURATIONS if configuration not in before]
-    if missing:
-        sys.exit(f"not recorded: {', '.join(' '.join(configuration) for configuration in missing)}")
-    changes = {configuration: worse(before[configuration], configuration.figures()) for configuration in CONFIGURATIONS}
-    rows = [[" ".join(configuration), "; ".join(costs)] for configuration, costs in changes.items() if costs]
-    if rows:
-        print_table("Worse than recorded", ["target, kernel, variant, dtype", "cost"], rows)
+    runs = [run for run in RUNS if options.target is None or run.target in options.target]
+    if found := compare(runs, options.file):
+        print_table("Worse than recorded", ["kernel", "cost", "recorded", "now"], [entry.row() for entry in found])
         sys.exit(1)
-    print(f"{len(CONFIGURATIONS)} configurations, none worse than recorded")
+    print(f"{len(runs)} runs, nothing worse than recorded")
 
 
 if __name__ == "__main__":

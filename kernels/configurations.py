@@ -85,9 +85,13 @@ def pinned(kernel: str, architecture: str) -> Settings:
 
 
 def architecture_of(device: torch.device) -> str:
-    """``sm_90``, ``gfx942`` and so on; ``interpreter`` for the CPU."""
-    if device.type != "cuda":
+    """``sm_90``, ``gfx942`` and so on; for the CPU ``interpreter``, or what Triton's driver compiles for there."""
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
         return "interpreter"
+    if device.type == "cpu":
+        from triton.runtime import driver
+
+        return f"sm_{driver.active.get_current_target().arch}"
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
         return str(properties.gcnArchName).split(":")[0]

@@ -23,8 +23,6 @@ from .configurations import choose
 
 MOST_LEVELS = 8
 """In one launch; of each, a program looks at every argument."""
-TUPLES = hasattr(tl, "tuple")
-"""Whether this Triton's kernels take tuples (from 3.3 on); else each level has a launch of its own."""
 _UNIT = 16
 # Of the size of an axis, so that its code has 32 bits, as divisions by it have.
 _MOST_CODED = 2**30 - 2
@@ -94,7 +92,7 @@ def join(levels: list[Level]) -> list[list[Level]]:
     by_structure: dict[Hashable, list[Level]] = {}
     for i, level in enumerate(levels):
         if level.num_logits:
-            by_structure.setdefault(level.structure if TUPLES and level.may_be_joined else i, []).append(level)
+            by_structure.setdefault(level.structure if level.may_be_joined else i, []).append(level)
     return [
         alike[begin : begin + MOST_LEVELS]
         for alike in by_structure.values()

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configurations import architecture_of
+
 # Widths 2 delta that a block of positives may extend over to count as close: t and q are then below 3 where H is
 # neither 0 nor 1, and H is right to 3e-7.
 _CLOSE = 2.0
@@ -63,11 +65,8 @@ def is_plain(pos_logits: Tensor, pos_groups: Tensor | None, function: Any) -> bo
 
 def pair_constants(pos_logits: Tensor, inverse_width: float) -> dict[str, Any]:
     """The kernels' arguments that say what H is."""
-    on_nvidia = pos_logits.is_cuda and torch.version.hip is None
-    return {
-        "INVERSE_WIDTH": inverse_width,
-        "SATURATE": on_nvidia and pos_logits.dtype == torch.float32,
-    }
+    on_nvidia = architecture_of(pos_logits.device).startswith("sm_")
+    return {"INVERSE_WIDTH": inverse_width, "SATURATE": on_nvidia and pos_logits.dtype == torch.float32}
 
 
 @cache

@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 MAX_AXES = 4
 _MAX_INNER = 2**31 - 2**17
@@ -114,7 +115,10 @@ def _merge(
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Launches go to the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    if _INTERPRETED.value:
+        return contextlib.nullcontext()
+    guard: contextlib.AbstractContextManager[Any] = driver.active.get_device_interface().device(tensor.device)
+    return guard
 
 
 @triton.jit

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether kernels run in Triton's interpreter, about a thousand times slower than this process runs the rest."""
+"""Whether kernels run in Triton's interpreter."""
+COMPILED_FOR = int(os.environ.get("VIRTUAL_GPU", "0"))
+"""The target that kernels are compiled for, to run on the virtual GPU (tests/virtual_gpu), such as 90 for sm_90; or 0."""
+KERNELS = INTERPRETED or COMPILED_FOR > 0
+"""Whether kernels run at all, either way about a thousand times slower than this process runs the rest."""
+assert not (INTERPRETED and COMPILED_FOR), "TRITON_INTERPRET or VIRTUAL_GPU, not both"
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 FLOAT_MAX = torch.finfo(torch.float32).max
@@ -117,8 +122,8 @@ def _counts() -> list[Case]:
 
 def _edges() -> list[Case]:
     sizes = [127, 128, 129, 1023, 1024, 1025]
-    large = [] if INTERPRETED else [65535, 65536, 65537]
-    crowds = [63, 64, 65, 127, 128, 129] + ([] if INTERPRETED else [511, 513, 1025])
+    large = [] if KERNELS else [65535, 65536, 65537]
+    crowds = [63, 64, 65, 127, 128, 129] + ([] if KERNELS else [511, 513, 1025])
     return [
         *(random_case(size, 3, "early", seed=size) for size in sizes),
         *(random_case(size, 3, "middle", seed=size) for size in large),
@@ -196,7 +201,7 @@ def _errors() -> list[Case]:
 
 def all_cases() -> list[Case]:
     """Every named case; the names are distinct."""
-    size = 300 if INTERPRETED else 2003
+    size = 300 if KERNELS else 2003
     cases = [
         *(random_case(size, 37, regime, name=regime) for regime in REGIMES),
         *_ties(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from cases import INTERPRETED, Case
+from cases import KERNELS, Case
 from torch import Tensor
 
 from alrp_triton import alrp_loss, reference
@@ -14,7 +14,7 @@ from alrp_triton.engine.backends import numba_installed
 
 def backends() -> list[str]:
     """What runs on this CPU in this process: the kernels need one of their own, with Triton's interpreter."""
-    if INTERPRETED:
+    if KERNELS:
         return ["triton", "pairwise"]
     return ["torch", *(["numba"] if numba_installed() else []), "reference"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from cases import INTERPRETED
+from cases import COMPILED_FOR, INTERPRETED
 
 if TYPE_CHECKING:
     from processes import Pool
@@ -36,6 +37,27 @@ if INTERPRETED:
         return self.rewrite()(*args, **kwargs)
 
     interpreter.InterpretedFunction.__call__ = call
+
+
+if COMPILED_FOR:
+    from kernel_session import DEVICE, kernel_session, sound_kernels
+
+    session = contextlib.ExitStack()
+
+    def pytest_configure(config: pytest.Config) -> None:
+        session.enter_context(kernel_session())
+
+    def pytest_unconfigure(config: pytest.Config) -> None:
+        session.close()
+
+    @pytest.fixture(autouse=True)
+    def _sound_kernels() -> Iterator[None]:
+        with sound_kernels():
+            yield
+
+    def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+        counted = ", ".join(f"{number:,} {what}" for what, number in DEVICE.totals.items())
+        terminalreporter.write_line(f"virtual GPU, sm_{COMPILED_FOR}: {counted or 'nothing'}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,6 +93,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         out = [thinning.leaves_out(item) for item in items]
         config.hook.pytest_deselected(items=list(compress(items, out)))
         items[:] = [item for item, left_out in zip(items, out) if not left_out]
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mistakes that only values show are errors; as on a GPU, compiled kernels' tests have to ask for it."""
+    if COMPILED_FOR:
+        monkeypatch.setenv("ALRP_TRITON_DEBUG", "1")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import INTERPRETED
+from cases import KERNELS
 from checks import backends
 from fuzz_cases import draw_problem
 from fuzz_processes import Record, run_many
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.case is not None:
         torch.set_num_threads(1)
         outcome = run_case(given.seed, given.case, of)
-        problem = draw_problem(given.seed, given.case, of, small=INTERPRETED)
+        problem = draw_problem(given.seed, given.case, of, small=KERNELS)
         console.print(outcome.text or describe(problem), markup=False, highlight=False, soft_wrap=True)
         console.print(f"case {outcome.index}: {outcome.member}, {outcome.backend}: {outcome.outcome}", markup=False)
         return int(outcome.outcome == "FAILED")
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def default_backends() -> list[str]:
     """All that run here; those that do the work more often than those that judge or choose."""
     own = [backend for backend in backends() if backend != "reference"]
-    return [*own * 4, *(["reference", "auto"] if not INTERPRETED else [])]
+    return [*own * 4, *(["reference", "auto"] if not KERNELS else [])]
 
 
 def summary(record: Record) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import INTERPRETED
+from cases import KERNELS
 from fuzz_cases import draw_problem
 from fuzz_run import Outcome, describe, name_of, run_case
 
@@ -88,7 +88,7 @@ class _Worker:
         rest = [i for i in self.left if i != index]
         self._start()
         self.give(rest)
-        problem = draw_problem(*self.arguments[:1], index, self.arguments[1], small=INTERPRETED)
+        problem = draw_problem(*self.arguments[:1], index, self.arguments[1], small=KERNELS)
         return Outcome(index, name_of(problem), problem.backend, "FAILED", f"{told}\n{describe(problem)}")
 
     def stop(self) -> None:

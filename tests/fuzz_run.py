@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import fuzz_mistakes
 import torch
-from cases import INTERPRETED
+from cases import KERNELS
 from family import Results
 from fuzz_cases import Problem, bytes_of, draw_problem
 from fuzz_draw import FLOATS, Draw
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
 def run_case(seed: int, index: int, of: Sequence[str]) -> Outcome:
     """Draw one case, run it and judge it; whatever goes wrong is told in the outcome."""
-    problem = draw_problem(seed, index, of, small=INTERPRETED)
+    problem = draw_problem(seed, index, of, small=KERNELS)
     member, backend = name_of(problem), problem.backend
     try:
         outcome = _check(problem, Draw(seed, -1 - index))

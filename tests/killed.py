@@ -176,12 +176,14 @@ def load(path: Path, trainings: dict[str, Training]) -> int:
 
 
 def train(folder: Path, say: Say = lambda what, number: None, rank: int = 0, size: int = 1) -> None:
-    """Go on, or begin, until the last step. ``say`` hears of ("from", steps done), of each ("step", number) that is
-    done, and of ("writing", number) when half of a checkpoint is on disk."""
+    """Go on, or begin, until the last step. ``say`` hears of ("from", steps done), in each step of ("training", number)
+    when it is done for one of the trainings, of ("step", number) when for all, of ("writing", number) when half of a
+    checkpoint is on disk, and of ("end", number) after the last step."""
     torch.set_num_threads(1)
     path = folder / "checkpoint.pt"
     if size > 1:
-        store, timeout = f"file://{folder / 'store'}", timedelta(seconds=60)
+        # One that hangs ends at last; none that waits for another, on a busy machine, takes so long.
+        store, timeout = f"file://{folder / 'store'}", timedelta(minutes=30)
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timeout)
     trainings = make_trainings(size)
     done = load(path, trainings)
@@ -189,24 +191,27 @@ def train(folder: Path, say: Say = lambda what, number: None, rank: int = 0, siz
     for number in range(done + 1, STEPS + 1):
         for training in trainings.values():
             training.step(number, rank)
+            say("training", number)
         say("step", number)
         if rank == 0 and (number % SAVED_EVERY == 0 or number == STEPS):
             save(path, trainings, number, say)
+    say("end", STEPS)
     if size > 1:
         dist.destroy_process_group()
 
 
 def serve(folder: str, rank: int, size: int, pipe: Connection) -> None:
     """In a process: train, and say how far it is. A checkpoint half written waits for its answer, so that a kill finds
-    it so; a step does not wait for its own answer, but for that of the one before, so that a kill finds it at work,
-    and still not long past."""
+    it so, and so does the end, so that no process leaves another alone. The rest does not wait for its own answer, but
+    for that of what was said before, so that a kill finds it at work on what comes next, or before what follows that,
+    however long the kill takes to arrive."""
     waiting = 0
 
     def say(what: str, number: int) -> None:
         nonlocal waiting
         pipe.send((what, number))
         waiting += 1
-        while waiting > (what == "step"):
+        while waiting > (what not in ("writing", "end")):
             pipe.recv()
             waiting -= 1
 

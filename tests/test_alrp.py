@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from cases import INTERPRETED, Case, all_cases, drawn_case, random_case
+from cases import KERNELS, Case, all_cases, drawn_case, random_case
 from checks import (
     EXACT,
     assert_close,
@@ -21,10 +21,10 @@ from alrp_triton import alrp_loss
 from alrp_triton.engine import positives
 from alrp_triton.engine.fixed_point import fraction_bits
 
-DELTAS = [1.0, 0.1, 0.0] if INTERPRETED else [1.0, 0.5, 0.1, 0.0, 37.5, 1e-6]
+DELTAS = [1.0, 0.1, 0.0] if KERNELS else [1.0, 0.5, 0.1, 0.0, 37.5, 1e-6]
 # Pass 1 sums in fixed point with 36 binary places, whatever the dtype.
 TOLERANCES = {torch.float64: 1e-9}
-SPANNING = 3000 if INTERPRETED else 300_000  # logits; more than the torch backend reads at once
+SPANNING = 3000 if KERNELS else 300_000  # logits; more than the torch backend reads at once
 
 
 def assert_agrees(case: Case, backend: str, **arguments) -> None:
@@ -40,7 +40,7 @@ def assert_agrees(case: Case, backend: str, **arguments) -> None:
             assert_close(f"{name}, {arguments}", actual, getattr(expected, name), finest)
 
 
-@pytest.mark.thinned(3 if INTERPRETED else 2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("delta", DELTAS)
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from alrp_triton.benchmarks.measure import measure
 from alrp_triton.benchmarks.peers import BUCKETED, Contender
 from alrp_triton.benchmarks.workloads import REGIMES, Case, Inputs, make_inputs
 from benchmarking import SMALL, eager, right, setting
+from interpreters import start_python
 from torch import Tensor
 
 from alrp_triton import cli
@@ -254,11 +254,13 @@ def test_other_commands_do_not_import_the_benchmarks() -> None:
         "import sys; from alrp_triton import cli; assert cli.main(['info', '--json']) == 0;"
         "print(any(name.startswith('alrp_triton.benchmarks') for name in sys.modules), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = start_python(code)
+    assert done.returncode == 0
     assert done.stderr.split() == ["False"]
 
 
 def test_runs_from_the_repository_root() -> None:
-    command = [sys.executable, "-m", "benchmarks.suite", "--preset", "smoke", "--list"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    code = "import runpy; runpy.run_module('benchmarks.suite', run_name='__main__', alter_sys=True)"
+    done = start_python(code, "--preset", "smoke", "--list", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2

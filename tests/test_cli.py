@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from alrp_triton.kernels import configurations
+from interpreters import start_python
 
 import alrp_triton
 from alrp_triton import cli, info, verify
@@ -26,12 +26,10 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALRP_TRITON_CACHE", str(tmp_path / "settings"))
 
 
-def run_process(*arguments: str, code: str) -> subprocess.CompletedProcess[str]:
+def run_process(*arguments: str, code: str) -> CompletedProcess[str]:
     """``alrp-triton`` in a process of its own, which runs ``code`` first."""
     code = f"import sys\n{code}\nfrom alrp_triton.cli import main\nsys.exit(main())"
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    return start_python(code, *arguments)
 
 
 def words(text: str) -> list[str]:

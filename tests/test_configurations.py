@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from alrp_triton.kernels import configurations
 from alrp_triton.kernels.configurations import CANDIDATES, PINNED, Settings
+from interpreters import start_python
 
 KERNELS = sorted(PINNED)
 
@@ -279,5 +278,5 @@ sys.modules["triton"] = None
 from alrp_triton.kernels import configurations
 assert configurations.pinned("buckets", "sm_90")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = start_python(code)
     assert done.returncode == 0, done.stderr

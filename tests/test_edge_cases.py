@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import INF, INTERPRETED, NAN, Case, all_cases, random_case
-from checks import assert_close, assert_rounded, assert_same_results, backends, evaluate, judge
+from cases import INF, KERNELS, NAN, Case, all_cases, random_case
+from checks import assert_close, assert_rounded, assert_same_bits, assert_same_results, backends, evaluate, judge
 
 from alrp_triton import alrp_loss
 
@@ -32,7 +32,7 @@ def assert_zero_and_attached(logits, labels, backend, **arguments):
     loc.backward()
 
 
-@pytest.mark.thinned(2 if INTERPRETED else 1)
+@pytest.mark.thinned(2 if KERNELS else 1)
 @pytest.mark.parametrize("delta", [1.0, 0.0])
 @pytest.mark.parametrize("loc_ranking", ["sorted", "smooth"])
 def test_no_positives(loc_ranking, delta, backend):
@@ -88,7 +88,7 @@ def test_everything_ignored(value, backend):
     assert_zero_and_attached([logits], [torch.full((4,), 255, dtype=torch.uint8)], backend, ignore_index=255)
 
 
-@pytest.mark.thinned(2 if INTERPRETED else 1)
+@pytest.mark.thinned(2 if KERNELS else 1)
 @pytest.mark.parametrize("delta", [1.0, 0.0])
 @pytest.mark.parametrize("loc_ranking", ["sorted", "smooth"])
 @pytest.mark.parametrize("where", ["a negative", "a positive", "an error"])
@@ -119,6 +119,23 @@ def test_nan_is_not_hidden_where_a_part_is_missing(where, backend):
 
 
 @pytest.mark.parametrize("delta", [1.0, 0.0])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_stretch_in_which_nothing_counts(groups, delta, backend):
+    """Thousands of scores below all ramps, or that reach ramps of another group alone, and a NaN or none among them."""
+    scores = torch.full((4096,), -9.0)
+    labels = torch.zeros(4096, dtype=torch.int64)
+    scores[:64], labels[:64] = torch.linspace(0, 5, 64), 1
+    ids = torch.zeros(4096, dtype=torch.int64)
+    if groups == 2:
+        ids[2048:], labels[2048:2112], scores[2048:2112], scores[3072:] = 1, 1, 20.0, 5.0
+    errors = torch.linspace(0.1, 0.9, int(labels.sum()))
+    arguments = {"delta": delta, "groups": ids if groups == 2 else None}
+    assert_same_bits("cls", evaluate(scores, labels, errors, backend, **arguments).cls, torch.tensor(0.0))
+    scores[2500] = NAN
+    assert evaluate(scores, labels, errors, backend, **arguments).cls.isnan()
+
+
+@pytest.mark.parametrize("delta", [1.0, 0.0])
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e30])
 def test_ignored_logits_have_no_effect(value, delta, backend):
     case = random_case(300, 12, ignored=0.5)
@@ -145,7 +162,7 @@ def test_infinite_logits_by_hand(backend):
     assert_close("grad_logits", result.grad_logits, torch.cat([-update, torch.tensor(negatives)]), 2e-7)
 
 
-@pytest.mark.thinned(2 if INTERPRETED else 1)
+@pytest.mark.thinned(2 if KERNELS else 1)
 @pytest.mark.parametrize("delta", [1.0, 0.1, 0.0])
 @pytest.mark.parametrize("case", [c for c in all_cases() if "infin" in c.name], ids=lambda case: case.name)
 def test_infinite_logits_give_no_nan(case, delta, backend):
@@ -159,7 +176,7 @@ def test_half_precision_underflows_to_nearest(backend):
     labels[0] = 1
     case = Case("", torch.zeros(2001, dtype=torch.float16), labels, torch.tensor([0.25]))
     expected = judge(case).grad_logits
-    for exponent in range(-18, 0, 6 if INTERPRETED else 1):
+    for exponent in range(-18, 0, 6 if KERNELS else 1):
         result = evaluate(*case[1:], backend, upstream=2.0**exponent)
         assert_rounded(f"2^{exponent}", result.grad_logits, expected * 2.0**exponent, 1e-7)
         assert result.cls.dtype == torch.float32

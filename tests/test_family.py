@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import GOLDEN, INF, INTERPRETED, NAN, all_cases, load_golden, random_case
+from cases import GOLDEN, INF, KERNELS, NAN, all_cases, load_golden, random_case
 from checks import assert_close, assert_same_bits, assert_split_alike, backends
 from family import (
     ALRP,
@@ -25,7 +25,7 @@ OTHERS = [member for member in FAMILY if member is not ALRP]
 by_backend = pytest.mark.parametrize("backend", backends())
 by_member = pytest.mark.parametrize("member", OTHERS, ids=repr)
 # Passes over the logits are shared, so in the interpreter not every loss has to go everywhere.
-by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if INTERPRETED else OTHERS, ids=repr)
+by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else OTHERS, ids=repr)
 # Pass 1 sums in fixed point with 36 binary places, whatever the dtype.
 TOLERANCES = {torch.float64: 1e-9}
 
@@ -34,13 +34,13 @@ def combinations():
     """Of everything with everything; in the interpreter each case meets some loss with some delta."""
     cases = all_cases()
     turns = [(case, member, backend, DELTAS) for case in cases for member in OTHERS for backend in backends()]
-    if INTERPRETED:
+    if KERNELS:
         turns = [(case, OTHERS[i % 6], "triton", [DELTAS[i // 6 % 3]]) for i, case in enumerate(cases)]
         turns += [(case, OTHERS[(i + 3) % 6], "pairwise", [DELTAS[i // 12 % 3]]) for i, case in enumerate(cases[::2])]
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}-{turn[2]}") for turn in turns]
 
 
-@pytest.mark.thinned(1 if INTERPRETED else 5)
+@pytest.mark.thinned(1 if KERNELS else 5)
 @pytest.mark.parametrize(("case", "member", "backend", "deltas"), combinations())
 def test_agrees_with_reference(case, member, backend, deltas):
     for delta in deltas:
@@ -51,9 +51,9 @@ def test_agrees_with_reference(case, member, backend, deltas):
 
 @by_backend
 @by_some
-@pytest.mark.parametrize("delta", [1e-30, 1e30] if INTERPRETED else [1e-30, 1e-12, 37.5, 1e12, 1e30])
+@pytest.mark.parametrize("delta", [1e-30, 1e30] if KERNELS else [1e-30, 1e-12, 37.5, 1e12, 1e30])
 def test_deltas_up_to_the_ends_of_their_range(delta, member, backend):
-    names = ("integers",) if INTERPRETED else ("middle", "integers", "tiny", "far_apart")
+    names = ("integers",) if KERNELS else ("middle", "integers", "tiny", "far_apart")
     for case in (case for case in all_cases() if case.name in names):
         assert_agree(of_case(member, case, backend, delta=delta), judge(member, case, delta=delta), said=case.name)
 
@@ -105,9 +105,9 @@ def test_dtypes_of_results(dtype, member, backend):
 @by_backend
 @pytest.mark.parametrize("member", [AP, NDCG, RANK_SORT, WEIGHTED], ids=repr)
 def test_upstream_gradient_scales_before_rounding(member, backend):
-    case = random_case(300 if INTERPRETED else 800, 25, "early", dtype=torch.float16)
+    case = random_case(300 if KERNELS else 800, 25, "early", dtype=torch.float16)
     expected = judge(member, case)
-    for upstream in [2.0**-13] if INTERPRETED else [2.0**-16, 0.3, 2.0**12]:
+    for upstream in [2.0**-13] if KERNELS else [2.0**-16, 0.3, 2.0**12]:
         found = of_case(member, case, backend, upstream=upstream)
         for component, leaf in member.derivatives:
             name = f"{component} by {leaf}"
@@ -125,7 +125,7 @@ def test_no_positives(member, delta, backend):
         ([torch.empty(0, 4)], [torch.empty(0, dtype=torch.int64)]),
         ([torch.full((3, 2), NAN)], [torch.full((3, 2), -1)]),
     ]
-    for logits, labels in problems[: 1 if INTERPRETED else None]:
+    for logits, labels in problems[: 1 if KERNELS else None]:
         for levels in (False, True) if len(logits) == 1 else (True,):
             arguments = (logits, labels) if levels else (logits[0], labels[0])
             found = evaluate(member, *arguments, torch.empty(0), backend, delta=delta)
@@ -139,7 +139,7 @@ def test_no_positives(member, delta, backend):
 def test_nan_that_takes_part_is_never_hidden(where, member, backend):
     if where == "a value" and not member.takes:
         return
-    for regime in ["late"] if INTERPRETED else ["middle", "late"]:
+    for regime in ["late"] if KERNELS else ["middle", "late"]:
         case = random_case(200, 10, regime)
         logits, values = case.logits.clone(), member.values(case).clone()
         if where == "a value":
@@ -171,7 +171,7 @@ def test_nan_is_not_hidden_where_a_part_is_missing(member, backend):
 def test_ignored_logits_have_no_effect(member, backend):
     case = random_case(200, 12, ignored=0.5)
     expected = of_case(member, case, backend, delta=0.5)
-    for value in [NAN] if INTERPRETED else [NAN, INF, -INF, 1e30]:
+    for value in [NAN] if KERNELS else [NAN, INF, -INF, 1e30]:
         changed = case._replace(logits=case.logits.masked_fill(case.labels == -1, value))
         found = of_case(member, changed, backend, delta=0.5)
         for name, tensor in found.items():
@@ -230,13 +230,13 @@ def test_layouts_levels_and_class_labels(member, backend):
 
 
 @by_backend
-@pytest.mark.parametrize("delta", [1.0] if INTERPRETED else [1.0, 0.0])
+@pytest.mark.parametrize("delta", [1.0] if KERNELS else [1.0, 0.0])
 @by_some
 def test_same_bits_in_every_run_and_with_any_threads(member, delta, backend):
-    case = random_case(600 if INTERPRETED else 20_000, 40)
+    case = random_case(600 if KERNELS else 20_000, 40)
     threads, expected = torch.get_num_threads(), of_case(member, case, backend, delta=delta)
     try:
-        for number in [2] if INTERPRETED else [1, 3]:
+        for number in [2] if KERNELS else [1, 3]:
             torch.set_num_threads(number)
             for name, tensor in of_case(member, case, backend, delta=delta).items():
                 assert_same_bits(name, tensor, expected[name])
@@ -258,7 +258,7 @@ def test_inputs_are_not_changed(member, backend):
 
 @by_backend
 @pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if INTERPRETED else FAMILY, ids=repr)
+@pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else FAMILY, ids=repr)
 def test_double_backward_raises(member, grouped, backend):
     """Of no component, and of no values: a gradient penalty must not train in silence on what is not there."""
     case = random_case(50, 5)

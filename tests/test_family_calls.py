@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from cases import INTERPRETED, NAN, random_case
+from cases import KERNELS, NAN, random_case
 from checks import assert_same_bits, backends
 from family import ALRP, FAMILY
 
@@ -36,7 +36,7 @@ by_loss = pytest.mark.parametrize("loss", UNCOUNTED.values(), ids=UNCOUNTED)
 @pytest.mark.parametrize("grouped", [False, True])
 def test_number_of_positives_may_be_given(grouped, loss, backend):
     arguments = {"groups": torch.arange(150) % 4, "backend": backend} if grouped else {"backend": backend}
-    for num_pos in [7] if INTERPRETED else [0, 1, 40, 150]:
+    for num_pos in [7] if KERNELS else [0, 1, 40, 150]:
         case = random_case(150, num_pos, ignored=0.1)
         x = case.logits.clone().requires_grad_()
         results = []
@@ -49,7 +49,7 @@ def test_number_of_positives_may_be_given(grouped, loss, backend):
 
 @by_backend
 @by_loss
-def test_wrong_numbers_of_positives(loss, backend):
+def test_wrong_numbers_of_positives(loss, backend, looking):
     case = random_case(50, 5)
     for number in (4, 6, 0, 50):
         with pytest.raises(ValueError, match=f"^num_positives: expected .* 5, got {number}$"):
@@ -107,7 +107,7 @@ def call(member, backend, changed):
 
 @by_backend
 @by_member
-def test_wrong_arguments(member, backend):
+def test_wrong_arguments(member, backend, looking):
     call(member, backend, {})
     for error, name, changed in WRONG:
         with pytest.raises(error, match=f"^{name}: expected"):
@@ -158,7 +158,7 @@ MODULES = [
 
 @pytest.mark.parametrize("problem", MODULES, ids=lambda problem: problem[3].split("(")[0])
 @pytest.mark.parametrize("arguments", [{}, {"num_positives": 9}, {"groups": torch.arange(90) % 2}], ids=str)
-def test_modules_are_functions(arguments, problem):
+def test_modules_are_functions(arguments, problem, looking):
     module, settings, function, _ = problem
     case = random_case(90, 9)
     labels = case.labels.masked_fill(case.labels == -1, settings.get("ignore_index", -1))

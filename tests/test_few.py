@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import INF, INTERPRETED
+from cases import INF, KERNELS
 from passes import assert_same_passes, late_levels, layouts
 
 from alrp_triton.engine import Levels
@@ -15,7 +15,7 @@ from alrp_triton.engine.backends import torch as by_torch
 from alrp_triton.engine.labels import positions
 from alrp_triton.engine.positives import find_positives
 
-if INTERPRETED or not numba_installed():
+if KERNELS or not numba_installed():
     pytest.skip("needs Numba, and no kernel", allow_module_level=True)
 
 

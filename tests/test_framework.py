@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import INF, INTERPRETED, Case, problems, random_case
+from cases import INF, KERNELS, Case, problems, random_case
 from checks import assert_close, assert_same_bits, backends
 from family import (
     ALRP,
@@ -73,11 +73,11 @@ def written(member, delta):
 
 @by_backend
 @pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("delta", [0.5] if INTERPRETED else [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("delta", [0.5] if KERNELS else [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("member", [ALRP, AP, PLAIN_AP, NDCG, RANK_SORT], ids=repr)
 def test_the_family_in_formulas(member, delta, grouped, backend):
-    for dtype in [torch.float32] if INTERPRETED else [torch.float32, torch.float64, torch.bfloat16]:
-        case = random_case(200 if INTERPRETED else 600, 30, dtype=dtype)
+    for dtype in [torch.float32] if KERNELS else [torch.float32, torch.float64, torch.bfloat16]:
+        case = random_case(200 if KERNELS else 600, 30, dtype=dtype)
         arguments = {"delta": delta, **({"groups": draw_groups(case)} if grouped else {})}
         found = of_case(written(member, delta), case, backend, **arguments)
         if member is ALRP:
@@ -98,7 +98,7 @@ def test_the_family_in_formulas(member, delta, grouped, backend):
 
 
 @by_backend
-@settings(max_examples=4 if INTERPRETED else 60, deadline=None, derandomize=True)
+@settings(max_examples=4 if KERNELS else 60, deadline=None, derandomize=True)
 @given(case=problems(), delta=st.sampled_from([1.0, 0.5, 0.1, 0.0]), member=st.sampled_from([ALRP, AP, NDCG]))
 def test_the_family_in_formulas_on_drawn_cases(case, delta, member, backend):
     found = of_case(written(member, delta), case, backend, delta=delta)
@@ -203,7 +203,7 @@ def test_numbers_alone_may_need_a_gradient(backend):
 
 
 @by_backend
-def test_extras_that_the_formula_leaves_out(backend):
+def test_extras_that_the_formula_leaves_out(backend, looking):
     """Have a say in P all the same, and a gradient of 0 or none."""
     case = random_case(80, 12)
     leaf = case.loc_errors.clone().requires_grad_()

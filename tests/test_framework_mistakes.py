@@ -82,7 +82,7 @@ def test_formulas_are_not_asked_about_nothing(backend):
         assert not torch.autograd.grad(value, x)[0].any()
 
 
-def test_wrong_arguments():
+def test_wrong_arguments(looking):
     case = random_case(30, 4)
 
     def call(error=imprecision, **arguments):

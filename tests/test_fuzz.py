@@ -12,7 +12,7 @@ import fuzz
 import fuzz_processes
 import pytest
 import torch
-from cases import INTERPRETED
+from cases import KERNELS
 from checks import engine_backends
 from family import AP
 from fuzz_cases import draw_problem, what_labels_mean
@@ -22,19 +22,19 @@ from fuzz_run import OUTCOMES, run_case
 
 from alrp_triton.engine import positives
 
-PARTS, CASES = 4, 40 if INTERPRETED else 2000
+PARTS, CASES = 4, 40 if KERNELS else 2000
 BACKENDS = fuzz.default_backends()
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_every_case_gives_the_reference_s_answer_or_a_clear_error(part):
+def test_every_case_gives_the_reference_s_answer_or_a_clear_error(part, looking):
     begin = time.process_time()
     outcomes = [run_case(2020, index, BACKENDS) for index in range(part, CASES, PARTS)]
     failed = [f"case {o.index}, {o.member}, {o.backend}: {o.text}" for o in outcomes if o.outcome == "FAILED"]
     assert not failed, "\n\n".join(failed[:5])
     counts = Counter(o.outcome for o in outcomes)
     assert counts["agreed"] > len(outcomes) / 2, counts
-    if not INTERPRETED:
+    if not KERNELS:
         assert {o for o in OUTCOMES if o != "FAILED"} == set(counts)
         assert len({(o.member, o.backend) for o in outcomes}) == 8 * len(set(BACKENDS))
     assert time.process_time() - begin < 20 * len(outcomes), "a case hangs"
@@ -67,7 +67,7 @@ def test_labels_mean_what_the_documentation_says():
 
 # The fuzzer finds what is wrong: faults, planted in the package.
 
-SHARE = 60 if INTERPRETED else 150
+SHARE = 60 if KERNELS else 150
 
 
 def outcomes_of(number: int = SHARE, backend: str | None = None) -> list[str]:
@@ -76,7 +76,7 @@ def outcomes_of(number: int = SHARE, backend: str | None = None) -> list[str]:
 
 
 @pytest.mark.thinned(2)
-@pytest.mark.skipif(INTERPRETED, reason="of the torch backend")
+@pytest.mark.skipif(KERNELS, reason="of the torch backend")
 @pytest.mark.parametrize("fault", ["a value", "a gradient", "an input", "an exception", "no exception", "a lost NaN"])
 def test_finds_planted_faults(fault, monkeypatch):
     module = importlib.import_module("alrp_triton.engine.backends.torch")
@@ -129,7 +129,7 @@ def work_badly(pipe, seed, of):
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(INTERPRETED, reason="of the fuzzer's processes")
+@pytest.mark.skipif(KERNELS, reason="of the fuzzer's processes")
 def test_what_hangs_or_ends_its_process_fails_and_the_rest_goes_on(tmp_path, monkeypatch):
     # More than what the first case in a process spends on imports.
     monkeypatch.setattr(fuzz_processes, "SECONDS", 8.0)

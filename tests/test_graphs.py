@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import INTERPRETED, random_case
+from cases import KERNELS, random_case
 from checks import assert_close, assert_same_bits
 from family import depth_error, depth_normaliser, depth_target, weighted_error
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -31,7 +31,7 @@ LOSSES = {
     ),
 }
 # Compiling takes seconds; the interpreter sees the operators in other tests.
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="needs no kernel")
+pytestmark = pytest.mark.skipif(KERNELS, reason="needs no kernel")
 
 
 def results(function, case, **arguments):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import INTERPRETED, Case, random_case
+from cases import KERNELS, Case, random_case
 from family import ALRP, FAMILY, Results, assert_agree, evaluate
 from processes import BACKENDS, CASES, MARKS, SIZE, assert_as_alone, cut, group_of, together
 from torch import Tensor
@@ -15,12 +15,12 @@ from alrp_triton import alrp_loss
 from alrp_triton.framework import ranking_loss
 
 pytestmark = MARKS
-FEW = ["integers", "no_positives", "infinite", *([] if INTERPRETED else ["one_positive", "no_negatives", "nothing"])]
+FEW = ["integers", "no_positives", "infinite", *([] if KERNELS else ["one_positive", "no_negatives", "nothing"])]
 # In the interpreter, which is slow, what kernels could take differently.
-CHOSEN = [*FEW, "bfloat16"] if INTERPRETED else list(CASES)
+CHOSEN = [*FEW, "bfloat16"] if KERNELS else list(CASES)
 
 
-@pytest.mark.thinned(2 if INTERPRETED else 3)
+@pytest.mark.thinned(2 if KERNELS else 3)
 @pytest.mark.parametrize("name", CHOSEN)
 def test_three_processes_rank_as_one(pool, name):
     assert_as_alone(pool, name, 3, BACKENDS[0])
@@ -33,7 +33,7 @@ def test_three_processes_rank_as_one_by_the_other_backend(pool, name):
 
 
 @pytest.mark.thinned(2)
-@pytest.mark.skipif(INTERPRETED, reason="kernels are not told how many processes there are")
+@pytest.mark.skipif(KERNELS, reason="kernels are not told how many processes there are")
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("name", FEW)
 def test_any_number_of_processes_ranks_as_one(pool, name, size):
@@ -41,7 +41,7 @@ def test_any_number_of_processes_ranks_as_one(pool, name, size):
 
 
 @pytest.mark.parametrize("settings", [{"delta": 0.0}, {"delta": 0.3, "upstream": 2.5}])
-@pytest.mark.parametrize("name", ["two_values"] if INTERPRETED else ["integers", "two_values"])
+@pytest.mark.parametrize("name", ["two_values"] if KERNELS else ["integers", "two_values"])
 def test_settings_hold_in_every_process(pool, name, settings):
     assert_as_alone(pool, name, 3, BACKENDS[0], **settings)
 
@@ -106,7 +106,7 @@ def with_pair_functions(rank: int, parts: list[Any]) -> list[Results]:
     return found
 
 
-@pytest.mark.skipif(INTERPRETED, reason="pairs of one's own are PyTorch's, whatever the kernels do")
+@pytest.mark.skipif(KERNELS, reason="pairs of one's own are PyTorch's, whatever the kernels do")
 def test_pair_functions_reach_over_processes(pool):
     case = random_case(200, 20, seed=6)
     found = pool.run(with_pair_functions, cut(case, case.loc_errors, SIZE))

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from cases import INTERPRETED
+from cases import KERNELS
 from processes import MARKS
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from alrp_triton import ALRPLoss, APLoss, RankSortLoss
 
-pytestmark = [*MARKS, pytest.mark.skipif(INTERPRETED, reason="the compiler is the same, whatever the kernels do")]
+pytestmark = [*MARKS, pytest.mark.skipif(KERNELS, reason="the compiler is the same, whatever the kernels do")]
 
 
 class Scaled(nn.Module):

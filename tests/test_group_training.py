@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
-from cases import INTERPRETED, Case, random_case
+from cases import KERNELS, Case, random_case
 from family import FAMILY, evaluate
 from processes import BACKENDS, MARKS, SIZE, cut
 from torch import Tensor, nn
@@ -139,7 +139,7 @@ def test_traffic_does_not_grow_with_the_logits(pool, at):
     """16 numbers; the score of each positive here, and what the loss takes beside it; and two integers for each bucket
     of all positives."""
     num_positives = 20
-    sizes = [100, 1000] if INTERPRETED else [100, 100_000]
+    sizes = [100, 1000] if KERNELS else [100, 100_000]
     columns = 2 if FAMILY[at].takes else 1
     for found in pool.run(traffic, at, sizes, num_positives):
         total = SIZE * num_positives

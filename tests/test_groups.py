@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import INF, INTERPRETED, NAN, Case, all_cases, problems, random_case
+from cases import INF, KERNELS, NAN, Case, all_cases, problems, random_case
 from checks import EXACT, assert_close, assert_same_bits, backends, engine_backends
 from family import ALRP, AP, DEPTH, NDCG, RANK_SORT, WEIGHTED, assert_agree, evaluate, judge, of_case
 from grouping import draw_groups, grouped_case, separately
@@ -13,8 +13,8 @@ MEMBERS = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED)
 by_backend = pytest.mark.parametrize("backend", backends())
 by_member = pytest.mark.parametrize("member", MEMBERS, ids=repr)
 # One that sorts positives, one with numbers of its own; in the interpreter these do for all.
-by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if INTERPRETED else MEMBERS, ids=repr)
-by_delta = pytest.mark.parametrize("delta", [0.5] if INTERPRETED else [0.5, 0.0])
+by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else MEMBERS, ids=repr)
+by_delta = pytest.mark.parametrize("delta", [0.5] if KERNELS else [0.5, 0.0])
 
 HUGE = 2**40
 
@@ -22,7 +22,7 @@ HUGE = 2**40
 @pytest.mark.thinned(2)
 @by_backend
 @by_some
-@settings(max_examples=2 if INTERPRETED else 40, deadline=None, derandomize=True)
+@settings(max_examples=2 if KERNELS else 40, deadline=None, derandomize=True)
 @given(
     case=problems(),
     delta=st.sampled_from([1.0, 0.5, 0.1, 0.0, 37.5]),
@@ -45,7 +45,7 @@ def combinations():
     turns = [
         (case, member, backend, deltas) for case in cases for member in MEMBERS[:5] for backend in engine_backends()
     ]
-    if INTERPRETED:
+    if KERNELS:
         small = [case for case in cases if 10 < len(case.logits) <= 400]
         turns = [
             (case, MEMBERS[i % 5], "pairwise" if i % 3 == 0 else "triton", [deltas[i // 5 % 3]])
@@ -54,7 +54,7 @@ def combinations():
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}-{turn[2]}") for turn in turns]
 
 
-@pytest.mark.thinned(1 if INTERPRETED else 3)
+@pytest.mark.thinned(1 if KERNELS else 7)
 @pytest.mark.parametrize(("case", "member", "backend", "deltas"), combinations())
 def test_every_case_in_three_groups(case, member, backend, deltas):
     """Against the reference, which has groups of its own; scores tie across groups, and some are infinite."""
@@ -95,7 +95,7 @@ def test_a_group_is_not_touched_by_the_others(member, delta, backend):
 @by_some
 def test_one_group_is_no_groups(member, delta, backend):
     """But for the last bit: scans of groups add in another order."""
-    for dtype, tolerance in [(torch.float32, 2e-7), (torch.float64, 1e-14)][: 1 if INTERPRETED else 2]:
+    for dtype, tolerance in [(torch.float32, 2e-7), (torch.float64, 1e-14)][: 1 if KERNELS else 2]:
         case = random_case(150, 20, dtype=dtype)
         expected = of_case(member, case, backend, delta=delta)
         for groups in (torch.zeros(150, dtype=torch.int8), torch.tensor(-HUGE).expand(150)):
@@ -112,7 +112,7 @@ def test_each_positive_may_have_a_group_of_its_own(member, backend):
     groups[case.labels == 1] = torch.randperm(17, generator=torch.Generator().manual_seed(0))
     found = of_case(member, case, backend, groups=groups)
     assert_agree(found, judge(member, case, groups=groups))
-    if not INTERPRETED:
+    if not KERNELS:
         assert_agree(found, separately(member, case, groups, backend))
     if member is RANK_SORT:
         assert found["sorting"] == 0
@@ -166,7 +166,7 @@ def test_nan_in_any_group_poisons_all(where, member, backend):
     else:
         label, group = {"a positive": (1, 0), "a negative": (0, 1), "a group without positives": (0, 2)}[where]
         case.logits[((case.labels == label) & (groups == group)).nonzero()[0]] = NAN
-    for delta in [0.5] if INTERPRETED else [0.5, 0.0]:
+    for delta in [0.5] if KERNELS else [0.5, 0.0]:
         found = evaluate(member, case.logits, case.labels, values, backend, groups=groups, delta=delta)
         for name, tensor in found.items():
             if name.endswith("by logits"):
@@ -217,7 +217,7 @@ def test_scores_tie_across_groups(member, delta, backend):
 @by_some
 def test_few_false_positives_beside_a_crowd(member, backend):
     """One group's negatives hardly reach its ramps, the other's fill them; neither loses digits to the other."""
-    crowd = 1000 if INTERPRETED else 1_000_000
+    crowd = 1000 if KERNELS else 1_000_000
     generator = torch.Generator().manual_seed(0)
     few = torch.tensor([2.0, 2.5, 3.0, 1.0001, 1.0 - 1e-3, -5.0])
     logits = torch.cat([few, torch.randn(crowd, generator=generator) / 4 + 2])
@@ -238,7 +238,7 @@ def test_few_false_positives_beside_a_crowd(member, backend):
 
 @by_backend
 @by_some
-@pytest.mark.parametrize("scale", [1.0] if INTERPRETED else [1.0, 1e9, 2.0**-80])
+@pytest.mark.parametrize("scale", [1.0] if KERNELS else [1.0, 1e9, 2.0**-80])
 def test_groups_far_from_each_other(scale, member, backend):
     """The axis of scores is shared; gaps between groups, or of one group within another's, must not show."""
     case, groups = grouped_case(120, 12)

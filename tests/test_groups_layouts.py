@@ -4,14 +4,14 @@ import importlib
 
 import pytest
 import torch
-from cases import INF, INTERPRETED, Case, random_labels
+from cases import INF, KERNELS, Case, random_labels
 from checks import assert_close, assert_same_bits, assert_split_alike, backends
 from family import ALRP, AP, DEPTH, FAMILY, NDCG, RANK_SORT, WEIGHTED, Results, assert_agree, evaluate, judge, of_case
 from grouping import grouped_case, problem_of_images, separately
+from virtual_gpu.harness import as_on_a_gpu
 
 from alrp_triton import ALRPLoss, alrp_loss
 from alrp_triton.engine import positives
-from alrp_triton.engine.backends import search, tables
 
 # By name, since ``backends.torch`` is PyTorch itself, which that package imports.
 torch_backend = importlib.import_module("alrp_triton.engine.backends.torch")
@@ -20,8 +20,8 @@ MEMBERS = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED)
 by_backend = pytest.mark.parametrize("backend", backends())
 by_member = pytest.mark.parametrize("member", MEMBERS, ids=repr)
 # One that sorts positives, one with numbers of its own; in the interpreter these do for all.
-by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if INTERPRETED else MEMBERS, ids=repr)
-by_delta = pytest.mark.parametrize("delta", [0.5] if INTERPRETED else [0.5, 0.0])
+by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else MEMBERS, ids=repr)
+by_delta = pytest.mark.parametrize("delta", [0.5] if KERNELS else [0.5, 0.0])
 
 ID_DTYPES = [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64]
 HUGE = 2**40
@@ -43,7 +43,7 @@ def test_only_which_ids_are_equal_matters(member, backend):
     case, groups = grouped_case(150, 15)
     expected = of_case(member, case, backend, groups=groups)
     ascending = [(-5, -4, -3, -2), (0, 1000, HUGE, HUGE + 1), (-(2**63), -HUGE, -1, 2**63 - 1)]
-    for ids in ascending[-1:] if INTERPRETED else ascending:
+    for ids in ascending[-1:] if KERNELS else ascending:
         assert_same(of_case(member, case, backend, groups=torch.tensor(ids)[groups]), expected, backend)
     # Twice the same in the low 32 bits.
     permuted = of_case(member, case, backend, groups=torch.tensor([3 + 2**32, -1, 3, 0])[groups])
@@ -82,7 +82,7 @@ def test_one_ranking_for_each_image(member, delta, backend):
     check(logits, classes, images[..., None].expand(3, 14, 5))
     check(logits, labels, images)
     check(logits.permute(2, 1, 0).contiguous().permute(2, 1, 0), classes, images.contiguous().to(torch.int8))
-    if not INTERPRETED:
+    if not KERNELS:
         check(logits, labels, images.clone()[..., None].expand(3, 14, 5))
         check(logits, labels.transpose(0, 2).contiguous().transpose(0, 2), images)
         check(logits, classes, torch.stack([images, images - 7], dim=-1)[..., 0])
@@ -139,7 +139,7 @@ def test_a_lone_group_for_a_single_row(backend):
 # What is walked in pieces, and what a GPU runs.
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the torch backend")
+@pytest.mark.skipif(KERNELS, reason="of the torch backend")
 @by_delta
 @by_member
 @pytest.mark.parametrize("piece", [1, 7, 50])
@@ -163,7 +163,7 @@ def test_any_pieces_give_the_same_bits(piece, member, delta, monkeypatch):
         assert_same(found, expected, "torch")
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the torch backend")
+@pytest.mark.skipif(KERNELS, reason="of the torch backend")
 @by_delta
 @by_member
 def test_large_enough_for_several_pieces(member, delta):
@@ -179,7 +179,7 @@ def test_large_enough_for_several_pieces(member, delta):
     assert logits.numel() > 2 * torch_backend._PIECE
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the torch backend")
+@pytest.mark.skipif(KERNELS, reason="of the torch backend")
 @by_delta
 @pytest.mark.parametrize("member", FAMILY, ids=repr)
 @pytest.mark.parametrize("grouped", [False, True])
@@ -193,18 +193,17 @@ def test_on_the_path_of_a_gpu(grouped, member, delta, monkeypatch):
     arguments = {"groups": given if grouped else None, "delta": delta}
     expected = evaluate(member, x, y, values, "torch", **arguments)
     monkeypatch.setattr(positives, "_collect", lambda levels, ignore: pytest.fail("waits for the device"))
-    for module in (positives, torch_backend, search, tables):
-        monkeypatch.setattr(module, "waits_for_nothing", lambda device: True)
-    assert_same(evaluate(member, x, y, values, "torch", **arguments), expected, "torch")
-    if not member.takes:
-        return
-    # What is wrong makes everything NaN; but 0 stays where ignored.
-    found = evaluate(member, x, y, values[:-1], "torch", **arguments)
-    assert all(found[component].isnan() for component in member.components)
-    assert all(tensor[tensor != 0].isnan().all() for tensor in found.values())
-    monkeypatch.setenv("ALRP_TRITON_DEBUG", "1")
-    with pytest.raises(ValueError, match=f"^{member.takes}: expected"):
-        evaluate(member, x, y, values[:-1], "torch", **arguments)
+    with as_on_a_gpu():
+        assert_same(evaluate(member, x, y, values, "torch", **arguments), expected, "torch")
+        if not member.takes:
+            return
+        # What is wrong makes everything NaN; but 0 stays where ignored.
+        found = evaluate(member, x, y, values[:-1], "torch", **arguments)
+        assert all(found[component].isnan() for component in member.components)
+        assert all(tensor[tensor != 0].isnan().all() for tensor in found.values())
+        monkeypatch.setenv("ALRP_TRITON_DEBUG", "1")
+        with pytest.raises(ValueError, match=f"^{member.takes}: expected"):
+            evaluate(member, x, y, values[:-1], "torch", **arguments)
 
 
 # Arguments.
@@ -243,7 +242,7 @@ def test_wrong_groups_are_named(member, backend):
             member.loss([LOGITS, LOGITS], [LABELS, LABELS], torch.rand(2), groups=groups, backend=backend)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="needs no kernel")
+@pytest.mark.skipif(KERNELS, reason="needs no kernel")
 def test_module_of_alrp_takes_groups():
     logits, classes, _, values = problem_of_images()
     boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(values), 1)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -18,20 +13,20 @@ import killed
 import pytest
 import torch
 import torch.distributed as dist
-from cases import INTERPRETED
+from cases import KERNELS
+from interpreters import DYNAMO, new_processes, start_python
 from killed import FORGETFUL, SAVED_EVERY, STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [
-    pytest.mark.skipif(INTERPRETED, reason="kernels have no state; there is nothing to kill them for"),
+    pytest.mark.skipif(KERNELS, reason="kernels have no state; there is nothing to kill them for"),
     pytest.mark.xdist_group("killed"),  # the trainings are then run once
 ]
 together = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 BY_SIGNAL = -signal.SIGKILL if hasattr(signal, "SIGKILL") else 1
 """The exit status of a process that was killed; on Windows it is any other's."""
-PRELOADED = ["torch._dynamo", "torch.nn.parallel.distributed", "alrp_triton.engine.operators", "numba"]
-# No process is silent for so long, however busy the machine.
-PATIENCE = 120
+# Seconds after which silence means that something hangs: no process is silent for so long, however busy the machine.
+PATIENCE = 30 * 60
 Event = tuple[str, int]
 
 
@@ -39,7 +34,7 @@ class Kill(NamedTuple):
     """When to kill whom."""
 
     after: Event
-    """What the first of the victims has said; see ``killed.train``."""
+    """What the first of the victims has said, a while before if it is a step; see ``killed.train``."""
     victims: tuple[int, ...] = (0,)
     found: int = 0
     """Step of the checkpoint that the killed run has to leave."""
@@ -72,11 +67,7 @@ KILLS_TOGETHER = [
 
 def start(folder: Path, size: int) -> tuple[list[Any], dict[Connection, int]]:
     """So many processes, and pipes to them by rank."""
-    methods = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
-        # Each process is new, but what takes long to import is there already.
-        context.set_forkserver_preload(PRELOADED)
+    context = new_processes()
     (folder / "store").unlink(missing_ok=True)  # where the processes of the run before found one another
     processes, pipes = [], {}
     for rank in range(size):
@@ -88,11 +79,20 @@ def start(folder: Path, size: int) -> tuple[list[Any], dict[Connection, int]]:
     return processes, pipes
 
 
+def is_due(kill: Kill, said: list[Event], size: int) -> bool:
+    """After a step somewhere in the next: when some of the trainings have done it, and another is at work."""
+    if kill.after not in said:
+        return False
+    done = len(said) - 1 - said.index(kill.after)
+    some = random.Random(str(kill)).randrange(len(killed.names(size)) + 1)
+    return kill.after[0] == "writing" or done >= some
+
+
 def run(folder: Path, kill: Kill | None = None, size: int = 1) -> Run:
     """Train in so many processes, to the end or until they are killed."""
     processes, pipes = start(folder, size)
     events: list[list[Event]] = [[] for _ in processes]
-    moment, heard = random.Random(str(kill)).random(), time.monotonic()
+    at_end, killed_now = list[Connection](), False
     while pipes:
         ready = wait(list(pipes), PATIENCE)
         assert ready, f"no word from processes {list(pipes.values())} after {events}"
@@ -101,18 +101,23 @@ def run(folder: Path, kill: Kill | None = None, size: int = 1) -> Run:
             try:
                 event = pipe.recv()
                 events[rank].append(event)
-                if kill is not None and event == kill.after and rank == kill.victims[0]:
-                    # Somewhere in what it does next, which takes about as long as what it did last.
-                    time.sleep(moment * (time.monotonic() - heard))
-                    for victim in kill.victims:
-                        processes[victim].kill()
-                else:
+                if event[0] == "end":  # none leaves before the last
+                    at_end.append(pipe)
+                    for one in at_end if len(at_end) == size else []:
+                        one.send(None)
+                elif kill is None or rank != kill.victims[0] or not is_due(kill, events[rank], size):
                     pipe.send(None)
+                elif not killed_now:
+                    # Without its answer the first of them does not come far. It is the last to go: one of those that
+                    # write together sees no other go, since it waits for that answer.
+                    for victim in reversed(kill.victims):
+                        processes[victim].kill()
+                    killed_now = True
             except (EOFError, OSError):  # it has ended
                 del pipes[pipe]
-            heard = time.monotonic()
     for process in processes:
         process.join(PATIENCE)
+        assert process.exitcode is not None, f"no end of a process after {events}"
     path = folder / "checkpoint.pt"
     checkpoint = torch.load(path, weights_only=True) if path.exists() else None
     return Run(events, [process.exitcode for process in processes], checkpoint, path.with_suffix(".part").exists())
@@ -142,9 +147,9 @@ def story(folder: Path, kills: list[Kill], size: int) -> Story:
     runs = [run(folder / "killed", kill, size) for kill in kills]
     if size == 1:
         # Last by the command itself: nothing is left but the folder.
-        command = [sys.executable, str(ROOT / "tests" / "killed.py"), str(folder / "killed")]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+        code = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+        script = ROOT / "tests" / "killed.py"
+        done = start_python(code, str(script), str(folder / "killed"), given=DYNAMO, cwd=ROOT)
         assert done.returncode == 0, done.stderr
     else:
         runs.append(run(folder / "killed", size=size))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from coco_scenes import found, scene, truth
+from interpreters import start_python
 
 from alrp_triton import cli
 from alrp_triton.metrics import evaluate
@@ -93,8 +92,7 @@ sys.modules["pycocotools"] = None
 from alrp_triton.cli import main
 sys.exit(main())
 """
-    command = [sys.executable, "-c", code, "evaluate", *files]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = start_python(code, "evaluate", *files)
     assert done.returncode == 1
     assert done.stderr == "alrp-triton evaluate: pycocotools is not installed: pip install 'alrp-triton[metrics]'\n"
 

@@ -6,14 +6,13 @@ import copy
 import json
 import math
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from coco_scenes import found, scene, truth
+from interpreters import start_python
 
 from alrp_triton.metrics import evaluate
 
@@ -207,5 +206,6 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = start_python(code)
+    assert done.returncode == 0, done.stderr
     assert done.stdout == "pycocotools is not installed: pip install 'alrp-triton[metrics]'\n"

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from coco_scenes import Images, scene, tensors
+from interpreters import start_python
 
 from alrp_triton.metrics import evaluate
 
@@ -192,44 +193,45 @@ def test_beside_mean_average_precision(backend: str) -> None:
     assert {"LocalisationRecallPrecision_classes", "MeanAveragePrecision_classes"} <= set(both(preds, target))
 
 
-PROCESS = """
-import sys
-import torch
-from coco_scenes import scene, tensors
-from alrp_triton.metrics.torchmetrics import LocalisationRecallPrecision
-
-store, rank, output = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-preds, target = tensors(*scene(10, num_images=7))
-numbers = []
-for split in (3, 7, 0):
-    mine = range(split) if rank == 0 else range(split, len(preds))
-    metric = LocalisationRecallPrecision("xywh", class_metrics=True)
-    for i in mine:
-        metric.update(preds[i : i + 1], target[i : i + 1])
-    numbers.append(metric.compute())
-    # Each process goes on with its own images.
-    assert sum(len(counts) for counts in metric.counts) == len(mine)
-    metric.reset()
-    metric.update(preds[rank::2], target[rank::2])
-    metric.compute()
-torch.save(numbers, output)
-torch.distributed.destroy_process_group()
-"""
+def gathered(rank: int, store: str) -> list[Any]:
+    """In one of two processes: the numbers of a metric, three times, with the images shared out in other ways."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        preds, target = tensors(*scene(10, num_images=7))
+        numbers = []
+        for split in (3, 7, 0):
+            mine = range(split) if rank == 0 else range(split, len(preds))
+            metric = LocalisationRecallPrecision("xywh", class_metrics=True)
+            for i in mine:
+                metric.update(preds[i : i + 1], target[i : i + 1])
+            numbers.append(metric.compute())
+            # Each process goes on with its own images.
+            assert sum(len(counts) for counts in metric.counts) == len(mine)
+            metric.reset()
+            metric.update(preds[rank::2], target[rank::2])
+            metric.compute()
+    finally:
+        torch.distributed.destroy_process_group()
+    return numbers
 
 
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_processes(tmp_path: Path) -> None:
-    """They gather what each has seen: 3 images and 4, all and none, none and all."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-W", "ignore", "-c", PROCESS, tmp_path / "store"]
-    processes = [subprocess.Popen([*command, str(rank), tmp_path / str(rank)], env=env) for rank in range(2)]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    """They gather what each has seen: 3 images and 4, all and none, none and all. This process is one of them, since it
+    takes long to import what they need."""
+    store, output = str(tmp_path / "store"), tmp_path / "numbers"
+    code = "import sys, torch, test_metrics_torchmetrics as t; torch.save(t.gathered(1, sys.argv[1]), sys.argv[2])"
+    folder = Path(__file__).parent
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent)])}
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, store, output], env=env) as other:
+        found = [gathered(0, store)]
+    assert other.returncode == 0
+    found.append(torch.load(output))
     whole = LocalisationRecallPrecision("xywh", class_metrics=True)
     whole.update(*tensors(*scene(10, num_images=7)))
-    for rank in range(2):
-        found = torch.load(tmp_path / str(rank))
-        assert len(found) == 3
-        for numbers in found:
+    for of_process in found:
+        assert len(of_process) == 3
+        for numbers in of_process:
             assert_same(numbers, whole.compute())
 
 
@@ -298,5 +300,6 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = start_python(code)
+    assert done.returncode == 0, done.stderr
     assert done.stdout == "LocalisationRecallPrecision needs torchmetrics: pip install torchmetrics\n"

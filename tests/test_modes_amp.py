@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from cases import INTERPRETED
+from cases import KERNELS
 from checks import assert_rounded, assert_same_bits, backends
 from modes import MEMBERS, Criterion, Detector, make_batch
 from torch.amp import GradScaler
@@ -152,7 +152,7 @@ def test_a_batch_that_overflowed_leaves_no_trace(bad, backend, member):
     assert not torch.equal(model.score.weight, untouched)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the scale is applied by code that the other tests run there")
+@pytest.mark.skipif(KERNELS, reason="the scale is applied by code that the other tests run there")
 @by_member
 @by_backend
 def test_a_scale_that_is_too_large_is_found(backend, member):

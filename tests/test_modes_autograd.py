@@ -1,17 +1,14 @@
 """What autograd offers around a training step: checkpointing, hooks, accumulation, several threads."""
 
-import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
-from cases import INTERPRETED, random_case
+from cases import KERNELS, random_case
 from checks import assert_close, assert_same_bits, backends
 from family import FAMILY
+from interpreters import start_python
 from modes import MEMBERS, Detector, make_batch, step
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
@@ -21,7 +18,7 @@ from alrp_triton import ALRPLoss, SelfBalance
 by_member = pytest.mark.parametrize("member", MEMBERS)
 by_loss = pytest.mark.parametrize("loss", FAMILY, ids=repr)
 by_backend = pytest.mark.parametrize("backend", backends())
-REPEATS = 1 if INTERPRETED else 3
+REPEATS = 1 if KERNELS else 3
 
 
 def assert_same_state(one, other):
@@ -236,7 +233,7 @@ def run_in_threads(work, number):
 @by_backend
 def test_replicas_in_threads(backend, member):
     """As nn.DataParallel runs them: a copy of the model and a part of the batch in each thread."""
-    number = 2 if INTERPRETED else 4
+    number = 2 if KERNELS else 4
     batches = [[make_batch(seed=10 * i + k) for k in range(REPEATS)] for i in range(number)]
 
     def work(i):
@@ -255,7 +252,7 @@ def test_replicas_in_threads(backend, member):
 @by_backend
 def test_one_criterion_shared_by_threads(backend):
     """A criterion has no state but that of self-balancing, which counts every call."""
-    number = 2 if INTERPRETED else 4
+    number = 2 if KERNELS else 4
     criterion = ALRPLoss(self_balance=SelfBalance(), backend=backend)
     case, corners = random_case(60, 6), torch.rand(6, 2)
     boxes = torch.cat([corners, corners + 1], 1)
@@ -295,13 +292,10 @@ print("alike")
 
 
 @pytest.mark.thinned(3)
-@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter changes the language for all threads while it runs")
+@pytest.mark.skipif(KERNELS, reason="Triton's interpreter changes the language for all threads while it runs")
 @by_backend
 def test_first_use_in_several_threads_at_once(backend):
     """What is imported, registered or compiled at the first call."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", FIRST_USE.format(backend=backend)]
-    root = Path(__file__).resolve().parent.parent
-    run = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "alike"
+    done = start_python(FIRST_USE.format(backend=backend))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "alike"

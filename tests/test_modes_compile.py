@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from cases import INTERPRETED, random_case
+from cases import KERNELS, random_case
 from checks import assert_close, assert_same_bits
 from modes import MEMBERS, MODULES, Detector, make_batch, step
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -15,7 +15,7 @@ from alrp_triton import APLoss, NDCGLoss, ap_loss, ndcg_loss
 from alrp_triton.framework import RankingLoss, ranking_loss
 
 # Compiling takes seconds; the interpreter sees the operators in other tests.
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="needs no kernel")
+pytestmark = pytest.mark.skipif(KERNELS, reason="needs no kernel")
 
 
 def imprecision(ranking):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import INTERPRETED, random_case
+from cases import KERNELS, random_case
 from checks import backends
 from family import ALRP, FAMILY, RANK_SORT
 from torch.autograd import forward_ad
@@ -140,7 +140,7 @@ def test_box_errors_alone_are_functions_like_any_other():
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="needs no kernel")
+@pytest.mark.skipif(KERNELS, reason="needs no kernel")
 @pytest.mark.parametrize("where", ["within", "around", "around, first"])
 def test_a_compiled_loss_drops_no_tangent(where):
     """torch.compile would lose tangents that come from outside."""

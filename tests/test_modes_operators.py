@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from cases import INTERPRETED, random_case
+from cases import KERNELS, random_case
 from checks import engine_backends
 from family import FAMILY, weighted_error
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -67,7 +67,7 @@ def run_everything(backend):
                 return {name: found[name] for name in member.components}
 
             differentiate(total, member.values(case), **grouped)
-    if not INTERPRETED and backend != "reference":
+    if not KERNELS and backend != "reference":
         pairs = {"smoothing": SQUARE, "distribution": SQUARE, "extras": {"weights": case.loc_errors}}
         differentiate(ranking_loss, weighted_error, **pairs)
     corners = torch.rand(6, 2)
@@ -81,7 +81,7 @@ def recorded(backends, monkeypatch):
     with recorder:
         for backend in backends:
             run_everything(backend)
-        if INTERPRETED:
+        if KERNELS:
             # The way step by step, which further formulas and groups take.
             for module in (alrp, rank_sort, scores):
                 monkeypatch.setattr(module, "can_fuse", lambda *given: False)
@@ -100,9 +100,9 @@ def with_leaves(name, args):
 
 def test_every_operator_is_called_and_passes(monkeypatch):
     """A new operator that no loss here calls fails, as does one without a fake, or with a wrong one."""
-    backends = [*engine_backends(), *([] if INTERPRETED else ["reference"])]
+    backends = [*engine_backends(), *([] if KERNELS else ["reference"])]
     calls = recorded(backends, monkeypatch)
-    expected = registered() - (BY_THE_REFERENCE if INTERPRETED else BY_KERNELS)
+    expected = registered() - (BY_THE_REFERENCE if KERNELS else BY_KERNELS)
     assert {name for name, _ in calls} == expected
     # Tables that kernels search are filled up with NaN.
     monkeypatch.setattr(torch.testing, "assert_close", partial(torch.testing.assert_close, equal_nan=True))

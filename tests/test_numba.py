@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,11 +10,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import INF, INTERPRETED, NAN, Case, all_cases, drawn_case, problems, random_case
+from cases import INF, KERNELS, NAN, Case, all_cases, drawn_case, problems, random_case
 from checks import assert_same_bits, assert_same_results, evaluate
 from grouping import draw_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreters import DYNAMO, start_python
 from passes import assert_same_passes, layouts
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from alrp_triton import alrp_loss
 from alrp_triton.engine import Levels, backends
 from alrp_triton.engine.backends import choose_backend, numba_installed, why_unavailable
 
-if INTERPRETED:
+if KERNELS:
     pytest.skip("needs no kernel", allow_module_level=True)
 
 CPU = torch.device("cpu")
@@ -149,9 +148,8 @@ def test_from_threads_at_once() -> None:
         assert_same_results(result, expected)
 
 
-def run_python(code: str, **environment: str) -> str:
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+def output_of(code: str) -> str:
+    done = start_python(code, given=DYNAMO)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -178,7 +176,7 @@ if child == 0:
     os._exit(0 if totals().equal(before) else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    assert run_python(code) == "0\n"
+    assert output_of(code) == "0\n"
 
 
 @needs_numba
@@ -229,7 +227,7 @@ import torch
 from alrp_triton import alrp_loss
 print(float(alrp_loss(torch.zeros(3), torch.tensor([1, 0, 0]), torch.ones(1), backend="numba").cls))
 """
-    assert run_python(code) == "0.5\n"
+    assert output_of(code) == "0.5\n"
 
 
 def test_only_where_it_can_run_and_only_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,4 +248,4 @@ import sys, torch, alrp_triton
 alrp_triton.alrp_loss(torch.zeros(2), torch.tensor([1, 0]), torch.ones(1))
 print("numba" in sys.modules)
 """
-    assert run_python(code) == "False\n"
+    assert output_of(code) == "False\n"

@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import INTERPRETED, Case, random_case
+from cases import KERNELS, Case, random_case
 from checks import assert_same_bits, assert_same_results, backends, engine_backends, evaluate
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import saved_tensors_hooks
@@ -50,7 +50,7 @@ def test_opcheck_of_the_engine(backend, grouped, dtype):
     torch.library.opcheck(operators.write_gradient, (values, levels.logits, *rest))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="needs no kernel")
+@pytest.mark.skipif(KERNELS, reason="needs no kernel")
 @pytest.mark.parametrize("grouped", [False, True])
 def test_opcheck_of_the_direct_form(grouped):
     levels, ranking, values, rest = table_problem("torch", grouped=grouped, distribution=SQUARE)

@@ -159,7 +159,7 @@ for module in pkgutil.walk_packages(alrp_triton.__path__, "alrp_triton."):
         modules.append(importlib.import_module(module.name))
 print(json.dumps([module.__file__ for module in modules]))
 """
-    files = json.loads(run_python(without(*EXTRAS) + code, cwd=tmp_path, path=installed))
+    files = json.loads(run_python(without(*EXTRAS) + code, cwd=tmp_path, path=[installed]))
     adapters = re.compile(
         r"alrp_triton/integrations/(?!__init__)|alrp_triton/metrics/(matching|torchmetrics)\.py"
         r"|alrp_triton/engine/backends/numba|.*/__main__\.py"

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import INF, INTERPRETED, NAN, all_cases, problems, random_case
+from cases import INF, KERNELS, NAN, all_cases, problems, random_case
 from checks import assert_close, assert_same_bits, backends, engine_backends
 from family import (
     assert_agree,
@@ -54,7 +54,7 @@ FUNCTIONS = {
     "clamped": {"smoothing": beyond, "distribution": beyond},
     "both": {"smoothing": exponential, "distribution": sigmoid},
 }
-if INTERPRETED:
+if KERNELS:
     import triton
     import triton.language as tl
 
@@ -96,21 +96,21 @@ def with_functions(name, error=depth_error, takes="costs", **own):
 
 
 SHAPED = [with_functions(name, target=depth_target, normaliser=depth_normaliser) for name in FUNCTIONS]
-by_functions = pytest.mark.parametrize("member", [SHAPED[0], SHAPED[3]] if INTERPRETED else SHAPED, ids=repr)
+by_functions = pytest.mark.parametrize("member", [SHAPED[0], SHAPED[3]] if KERNELS else SHAPED, ids=repr)
 
 
 def small_cases():
     cases = [case for case in all_cases() if len(case.logits) <= 700]
     turns = [(case, SHAPED[(i + j) % 5]) for i, case in enumerate(cases) for j in range(5)]
-    return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}") for turn in (turns[::22] if INTERPRETED else turns)]
+    return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}") for turn in (turns[::22] if KERNELS else turns)]
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(2 if KERNELS else 4)
 @pytest.mark.parametrize("backend", engine_backends())
 @pytest.mark.parametrize(("case", "member"), small_cases())
 def test_pair_functions_on_every_case(case, member, backend):
     odd = bool(case.num_positives % 2)
-    for delta, grouped in [(0.5, odd)] if INTERPRETED else [(1.0, False), (0.1, True), (0.0, odd)]:
+    for delta, grouped in [(0.5, odd)] if KERNELS else [(1.0, False), (0.1, True), (0.0, odd)]:
         arguments = {"delta": delta, **({"groups": draw_groups(case)} if grouped else {})}
         tolerance = 1e-9 if case.logits.dtype == torch.float64 else 1e-6
         found = of_case(member, case, backend, **arguments)
@@ -119,14 +119,14 @@ def test_pair_functions_on_every_case(case, member, backend):
 
 @by_backend
 @by_functions
-@settings(max_examples=2 if INTERPRETED else 25, deadline=None, derandomize=True)
+@settings(max_examples=2 if KERNELS else 25, deadline=None, derandomize=True)
 @given(case=problems(), delta=st.sampled_from([1.0, 0.1, 0.0]), grouped=st.booleans())
 def test_pair_functions_on_drawn_cases(case, delta, grouped, member, backend):
     arguments = {"delta": delta, **({"groups": draw_groups(case)} if grouped else {})}
     assert_agree(of_case(member, case, backend, **arguments), judge(member, case, **arguments))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="has no Triton form")
+@pytest.mark.skipif(KERNELS, reason="has no Triton form")
 @by_backend
 def test_a_distribution_by_hand(backend):
     """Positive at 0; false positives at 1 and 0; the step counts both, the function gives them 3/4 and 1/4."""
@@ -164,7 +164,7 @@ def test_pair_functions_take_any_layout(member, backend):
             assert_close(name, tensor.reshape(expected[name].shape), expected[name], 1e-6)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the torch backend")
+@pytest.mark.skipif(KERNELS, reason="of the torch backend")
 @by_functions
 @pytest.mark.parametrize("grouped", [False, True])
 def test_any_pieces_give_the_same(grouped, member, monkeypatch):
@@ -183,7 +183,7 @@ def test_any_pieces_give_the_same(grouped, member, monkeypatch):
 @by_functions
 @pytest.mark.parametrize("where", ["a positive", "a negative", "a value"])
 def test_nan_is_not_hidden_by_pair_functions(where, member, backend):
-    for grouped in [True] if INTERPRETED else [False, True]:
+    for grouped in [True] if KERNELS else [False, True]:
         case = random_case(60, 8)
         groups = draw_groups(case)
         logits, values = case.logits.clone(), case.loc_errors.clone()
@@ -213,7 +213,7 @@ def test_without_positives_pair_functions_give_0(member, backend):
 @pytest.mark.parametrize("backend", engine_backends())
 @by_functions
 def test_the_same_bits_twice(member, backend):
-    case = random_case(200 if INTERPRETED else 3000, 50)
+    case = random_case(200 if KERNELS else 3000, 50)
     one, other = (of_case(member, case, backend) for _ in range(2))
     for name, tensor in one.items():
         assert_same_bits(name, other[name], tensor)
@@ -230,7 +230,7 @@ def test_two_losses_share_no_state(backend):
 
         return function
 
-    functions = [PAIRS[sigmoid], PAIRS[exponential]] if INTERPRETED else [made(1), made(3)]
+    functions = [PAIRS[sigmoid], PAIRS[exponential]] if KERNELS else [made(1), made(3)]
     criteria = [RankingLoss(imprecision, distribution=f, backend=backend) for f in functions]
     alone = []
     for criterion in criteria:
@@ -259,7 +259,7 @@ class Callable:
         return isinstance(other, Callable)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="has no Triton form")
+@pytest.mark.skipif(KERNELS, reason="has no Triton form")
 @by_backend
 def test_any_callable_will_do(backend):
     case = random_case(60, 8)
@@ -271,7 +271,7 @@ def test_any_callable_will_do(backend):
     assert not torch.equal(other["loss by logits"], results[0]["loss by logits"])
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="elsewhere the backend itself cannot run on the CPU")
+@pytest.mark.skipif(not KERNELS, reason="elsewhere the backend itself cannot run on the CPU")
 @pytest.mark.parametrize("backend", ["triton", "pairwise"])
 @pytest.mark.parametrize("name", ["smoothing", "distribution"])
 def test_functions_without_a_triton_form(name, backend):

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from cases import INF, INTERPRETED, random_case
+from cases import INF, KERNELS, random_case
 from checks import assert_close, assert_same_bits, backends
 from family import RANK_SORT, assert_agree, evaluate, of_case
 
@@ -36,13 +36,13 @@ def orders(scores):
 
 
 @by_backend
-@pytest.mark.parametrize("delta", [0.5] if INTERPRETED else [0.5, 0.0, 3.0])
-@pytest.mark.parametrize("kind", ["any", "tenths", "all equal"] if INTERPRETED else orders(torch.zeros(2)))
+@pytest.mark.parametrize("delta", [0.5] if KERNELS else [0.5, 0.0, 3.0])
+@pytest.mark.parametrize("kind", ["any", "tenths", "all equal"] if KERNELS else orders(torch.zeros(2)))
 def test_any_order_of_ious(kind, delta, backend):
-    case = random_case(150, 40) if INTERPRETED else random_case(600, 150)
+    case = random_case(150, 40) if KERNELS else random_case(600, 150)
     ious = orders(case.logits[case.labels == 1])[kind]
     groups = torch.arange(len(case.logits)) % 3
-    for arguments in [{"groups": groups}] if INTERPRETED else [{}, {"groups": groups}]:
+    for arguments in [{"groups": groups}] if KERNELS else [{}, {"groups": groups}]:
         found = evaluate(RANK_SORT, case.logits, case.labels, ious, backend, delta=delta, **arguments)
         expected = RANK_SORT.judge(case.logits, case.labels, ious, delta=delta, **arguments)
         # Of what IoUs of float32 differ by, sums of float64 keep the digits that they have.
@@ -90,7 +90,7 @@ def test_both_parts_at_once(delta, backend):
     ious = RANK_SORT.values(case)
     each = evaluate(RANK_SORT, case.logits, case.labels, ious, backend, delta=delta)
     assert each["sorting by logits"].any()
-    for weight in [-3.0] if INTERPRETED else [1.0, 0.5, -3.0]:
+    for weight in [-3.0] if KERNELS else [1.0, 0.5, -3.0]:
         x = case.logits.clone().requires_grad_()
         ranking, sorting = rank_sort_loss(x, case.labels, ious, delta=delta, backend=backend)
         (gradient,) = torch.autograd.grad(ranking + weight * sorting, x)
@@ -98,7 +98,7 @@ def test_both_parts_at_once(delta, backend):
         assert_close("gradient", gradient, expected, 2e-7)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the torch backend")
+@pytest.mark.skipif(KERNELS, reason="of the torch backend")
 def test_both_parts_at_once_cost_one_pass(monkeypatch):
     case = random_case(200, 30)
     x, passes, write = case.logits.clone().requires_grad_(), [], torch_backend.write_gradient
@@ -159,7 +159,7 @@ def test_ious_are_compared_as_precisely_as_scores(backend):
         assert torch.equal(found["sorting by logits"], rounded["sorting by logits"]) == same
 
 
-@pytest.mark.skipif(INTERPRETED, reason="of the torch backend")
+@pytest.mark.skipif(KERNELS, reason="of the torch backend")
 @by_delta
 @pytest.mark.parametrize("held", [1, 100, 1000])
 def test_any_blocks_of_pairs_give_the_same(held, delta, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import INTERPRETED, NAN
+from cases import KERNELS, NAN
 from checks import assert_close, assert_same_bits, backends
 
 from alrp_triton import RankSortLoss, RankSortLossOutput, boxes, rank_sort_loss, reference
@@ -49,7 +49,7 @@ def run(criterion, logits, labels, pred, target, **arguments):
 
 
 @by_backend
-@pytest.mark.parametrize("box_error", ["iou"] if INTERPRETED else ["iou", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("box_error", ["iou"] if KERNELS else ["iou", "giou", "diou", "ciou"])
 @pytest.mark.parametrize("classes", [True, False])
 def test_boxes_count_by_their_scores_and_as_much_as_the_rest(classes, box_error, backend):
     logits, labels, pred, target, highest = problem(classes)
@@ -257,7 +257,7 @@ def test_module_says_what_it_was_made_of():
     )
 
 
-def test_wrong_arguments_of_the_module():
+def test_wrong_arguments_of_the_module(looking):
     for wrong in (None, 1, 50.0, "yes"):
         with pytest.raises(TypeError, match=r"^self_balance: expected a bool"):
             RankSortLoss(self_balance=wrong)

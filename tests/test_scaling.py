@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from alrp_triton.benchmarks import processes, scaling
 from cases import NAN
+from interpreters import new_processes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,6 +60,8 @@ def test_differences():
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 def test_the_command(monkeypatch, capsys):
+    context = new_processes()
+    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda method: context)
     arguments = ["--logits", "8000", "--positives", "40", "--shares", "2", "1"]
     assert processes.main(arguments) == 0
     printed = capsys.readouterr().out

@@ -11,14 +11,14 @@ import torch
 from alrp_triton.benchmarks import soak
 from alrp_triton.benchmarks.soak import LIMITS, Growth, Sample
 from alrp_triton.benchmarks.soak_steps import MEMBERS, Step, make_step, take_step
-from cases import INTERPRETED
+from cases import KERNELS
 
 import alrp_triton
 from alrp_triton import compat, framework
 from alrp_triton.engine.backends import why_unavailable
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="a thousand steps")
+pytestmark = pytest.mark.skipif(KERNELS, reason="a thousand steps")
 # As in the short soak of test_soak_leaks.py.
 STEPS, LOGITS, POSITIVES = 720, 3000, 50
 

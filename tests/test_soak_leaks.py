@@ -5,9 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import mmap
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +14,13 @@ import torch
 from alrp_triton.benchmarks import soak
 from alrp_triton.benchmarks.soak import LIMITS, Sample
 from alrp_triton.benchmarks.soak_steps import MEMBERS, Step
-from cases import INTERPRETED
+from cases import KERNELS
+from interpreters import DYNAMO, start_python
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 pytestmark = [
-    pytest.mark.skipif(INTERPRETED, reason="thousands of steps"),
+    pytest.mark.skipif(KERNELS, reason="thousands of steps"),
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc"),
 ]
 
@@ -123,8 +121,7 @@ for entry in soak(lambda number: take_step(number, 3000, 50, cpu), 0, 720, 72, c
 
 def test_nothing_grows_in_a_short_soak() -> None:
     """Each member forward and backward, sixty times, with sizes that always change."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", SHORT], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    done = start_python(SHORT, given=DYNAMO, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     samples = [Sample(**json.loads(line)) for line in done.stdout.splitlines()]
     warm = samples[1:]

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import INTERPRETED, problems
+from cases import KERNELS, problems
 from checks import EXACT, assert_close, assert_same_bits, assert_same_results, assert_same_sums, backends, evaluate
 from family import ALRP, AP, DEPTH, FAMILY, RANK_SORT, assert_agree, of_case
 from hypothesis import assume, given, settings
@@ -14,14 +14,14 @@ from plain import PLAIN, Plain
 
 from alrp_triton import alrp_loss
 
-EXAMPLES = 6 if INTERPRETED else 60
+EXAMPLES = 6 if KERNELS else 60
 DELTAS = st.sampled_from([1.0, 0.5, 0.1, 0.0, 37.5, 1e-6])
 LOC_RANKINGS = st.sampled_from(["sorted", "smooth"])
 # Scores whose shifts by whole numbers are exact in float32.
 DYADIC = st.integers(-64, 64).map(lambda k: k / 16)
 
 pytestmark = pytest.mark.parametrize("backend", backends())
-by_member = pytest.mark.parametrize("member", [AP, RANK_SORT, DEPTH] if INTERPRETED else FAMILY, ids=repr)
+by_member = pytest.mark.parametrize("member", [AP, RANK_SORT, DEPTH] if KERNELS else FAMILY, ids=repr)
 properties = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 
 
@@ -33,6 +33,7 @@ def sums_up(case, member, delta, backend):
     return [(part, pairs, sum(found[name].double() for name in part.components), found) for part in PLAIN[member]]
 
 
+@pytest.mark.thinned(1 if KERNELS else 2)
 @by_member
 @properties
 @given(case=problems(), delta=DELTAS)
@@ -47,6 +48,7 @@ def test_theorem_1_the_loss_is_the_sum_of_its_primary_terms(case, delta, member,
         assert_close(part.gradient, found[part.gradient], expected, 1e-6)
 
 
+@pytest.mark.thinned(1 if KERNELS else 2)
 @by_member
 @properties
 @given(case=problems(), delta=DELTAS)

@@ -2,11 +2,10 @@
 
 import copy
 import io
-import subprocess
-import sys
 
 import pytest
 import torch
+from interpreters import start_python
 from torch import nn
 
 pytest.importorskip("torchvision")
@@ -318,7 +317,7 @@ def test_wrong_arguments_are_named_and_change_nothing(name, options, error, mess
 
 def test_without_torchvision_the_extra_is_named():
     code = "import sys; sys.modules['torchvision'] = None; import alrp_triton.integrations.torchvision"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = start_python(code)
     assert "ImportError: needs torchvision: pip install 'alrp-triton[torchvision]'" in done.stderr
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreters import DYNAMO, start_python
 from torch import Tensor
 
 import alrp_triton
@@ -63,7 +62,7 @@ def test_verify_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert check["misses"] == []
         assert check["device"] == "cpu"
         assert check["same_bits"] is True
-        assert 0 < check["milliseconds"] < 60_000
+        assert 0 < check["milliseconds"] < 3_600_000
         assert all(0 <= check[name] <= 1e-6 for name in verify.ERRORS)
     # Figures are those of a comparison: float32 cannot hold the reference's numbers.
     assert all(check["score_gradient"] > 0 for check in report["checks"] if "float" not in check["case"])
@@ -85,9 +84,8 @@ def test_verify_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_verify_as_a_module() -> None:
-    command = [sys.executable, "-m", "alrp_triton.cli", "verify", "--quick", "--backend", "torch", "--device", "cpu"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    code = "import runpy; runpy.run_module('alrp_triton.cli', run_name='__main__', alter_sys=True)"
+    done = start_python(code, "verify", "--quick", "--backend", "torch", "--device", "cpu", given=DYNAMO)
     assert done.returncode == 0, done.stderr
     assert f"{len(NAMES)} checks, 0 missed" in done.stdout
     assert "reference on" not in done.stdout
@@ -312,6 +310,7 @@ def neighbour(value: Tensor, up: bool) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+@settings(deadline=None)
 @given(value=st.floats(-1e4, 1e4), up=st.booleans())
 def test_only_the_nearest_number_is_free_of_error(dtype: torch.dtype, value: float, up: bool) -> None:
     exact = torch.tensor([value, 5e4], dtype=torch.float64)

@@ -7,10 +7,11 @@ import importlib
 import pytest
 import torch
 from checks import assert_same_bits
+from virtual_gpu.harness import as_on_a_gpu
 
 from alrp_triton import alrp_loss
 from alrp_triton.engine import positives
-from alrp_triton.engine.backends import search, tables
+from alrp_triton.engine.backends import search
 from alrp_triton.engine.inputs import Levels
 from alrp_triton.engine.knots import make_knots
 
@@ -87,18 +88,15 @@ def test_the_whole_loss_on_the_path_of_a_gpu(delta: float, grouped: bool, monkey
 
     expected = run()
     monkeypatch.setattr(positives, "_collect", lambda levels, ignore: pytest.fail("waits for the device"))
-    monkeypatch.setattr(positives, "waits_for_nothing", lambda device: True)
-    monkeypatch.setattr(torch_backend, "waits_for_nothing", lambda device: True)
-    monkeypatch.setattr(search, "waits_for_nothing", lambda device: True)
-    monkeypatch.setattr(tables, "waits_for_nothing", lambda device: True)
-    for one, other in zip(run(), expected):
-        assert_same_bits("result", one, other)
-    # A wrong number of positives cannot raise here; it makes everything NaN, or raises when asked to.
-    errors = errors[:-1]
-    assert all(tensor[~(tensor == 0)].isnan().all() for tensor in run())
-    monkeypatch.setenv("ALRP_TRITON_DEBUG", "1")
-    with pytest.raises(ValueError, match="loc_errors"):
-        run()
+    with as_on_a_gpu():
+        for one, other in zip(run(), expected):
+            assert_same_bits("result", one, other)
+        # A wrong number of positives cannot raise here; it makes everything NaN, or raises when asked to.
+        errors = errors[:-1]
+        assert all(tensor[~(tensor == 0)].isnan().all() for tensor in run())
+        monkeypatch.setenv("ALRP_TRITON_DEBUG", "1")
+        with pytest.raises(ValueError, match="loc_errors"):
+            run()
 
 
 def test_bucket_search_agrees_with_comparing() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .devices import is_asynchronous
 from .fixed_point import fraction_bits
-from .inputs import Levels, debug_checks, waits_for_nothing
+from .inputs import Levels, debug_checks
 from .knots import inverse_width
 from .positives import raise_on_mistakes
 from .steps import MOST_COMPARED
@@ -96,7 +97,7 @@ def evaluate_loss(
     found, slots, _, totals = torch.zeros(sum(sizes), dtype=torch.int64, device=device).split(sizes)
     scores = torch.empty(num_positives, dtype=levels.compute_dtype, device=device)
     positives.append([(x.detach(), y) for x, y in zip(logits, labels)], found, slots, scores, ignore_index)
-    if debug_checks() or not waits_for_nothing(device):
+    if debug_checks() or not is_asynchronous(device):
         count, num_invalid = found.tolist()
         raise_on_mistakes(count, num_invalid > 0, num_positives, name)
     arrangement = arrange.arrange(found, slots, scores, delta)

@@ -64,11 +64,6 @@ def debug_checks() -> bool:
     return os.environ.get("ALRP_TRITON_DEBUG", "0") not in ("", "0")
 
 
-def waits_for_nothing(device: torch.device) -> bool:
-    """Whether looking at a value would make the host wait for the device; on the CPU it is there at once."""
-    return device.type != "cpu"
-
-
 def check_inputs(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],

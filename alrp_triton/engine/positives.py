@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .backends import TRITON_BACKENDS
-from .inputs import Levels, debug_checks, waits_for_nothing
+from .devices import is_asynchronous
+from .inputs import Levels, debug_checks
 from .labels import LabelKinds, equals, pieces, positions
 
 Place = tuple[Tensor, ...]
@@ -39,7 +40,7 @@ def find_positives(
     """
     if backend in TRITON_BACKENDS:
         return _find_by_kernels(levels, num_positives, ignore_index, name)
-    if not waits_for_nothing(levels.logits[0].device):
+    if not is_asynchronous(levels.logits[0].device):
         pos_index, invalid = _collect(levels, ignore_index, _positions(backend))
         expected = len(pos_index) if num_positives is None else num_positives
         raise_on_mistakes(len(pos_index), invalid, expected, name)
@@ -63,7 +64,7 @@ def _find_by_kernels(
     if num_positives is None:
         num_positives = int(collect(pairs, 0, ignore_index, levels.compute_dtype)[2][0])
     pos_index, pos_logits, found = collect(pairs, num_positives, ignore_index, levels.compute_dtype)
-    if debug_checks() or not waits_for_nothing(found.device):
+    if debug_checks() or not is_asynchronous(found.device):
         count, num_invalid = found.tolist()
         raise_on_mistakes(count, num_invalid > 0, num_positives, name)
     return pos_index, pos_logits, _gather_groups(levels, pos_index)
@@ -159,9 +160,17 @@ def _gather(levels: Levels, pos_index: Tensor, dtype: torch.dtype, pick: Callabl
     values = torch.zeros(pos_index.shape, dtype=dtype, device=pos_index.device)
     filled = [level for level in levels.each() if level[0].numel()]
     for level, (logits, local, inside) in zip(filled, local_indices(levels.logits, pos_index)):
-        found = pick(*level, torch.unravel_index(local, logits.shape)).detach()
+        found = pick(*level, place_of(local, logits.shape)).detach()
         values = torch.where(inside, found.to(dtype), values)
     return values
+
+
+def place_of(index: Tensor, shape: Sequence[int]) -> Place:
+    """Indices along each axis from flat ones. ``torch.unravel_index`` copies the sizes to the device, and waits."""
+    place: Place = ()
+    for size in reversed(shape[1:]):
+        place, index = (index % size, *place), index // size
+    return index, *place
 
 
 def local_indices(tensors: list[Tensor], flat: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import lexicographic
 from .backends import TRITON_BACKENDS
-from .inputs import waits_for_nothing
+from .devices import is_asynchronous
 from .knots import inverse_width
 from .pairs import differences, pair_blocks
 from .transforms import refuse_vmap
@@ -98,7 +98,7 @@ def _(
 
 def _blocks(pos_logits: Tensor, pos_groups: Tensor | None, delta: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Some positives i, and H(p_k - p_i) for them and all k: ``[I, P]`` float64."""
-    held = _PAIRS_PER_BLOCK_ON_DEVICE if waits_for_nothing(pos_logits.device) else _PAIRS_PER_BLOCK
+    held = _PAIRS_PER_BLOCK_ON_DEVICE if is_asynchronous(pos_logits.device) else _PAIRS_PER_BLOCK
     return pair_blocks(_ramps, pos_logits, pos_groups, pos_logits, pos_groups, delta, held)
 
 

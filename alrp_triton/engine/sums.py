@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .devices import is_gpu
+
 
 def prefix_sums(rows: Tensor, groups: Tensor | None = None) -> Tensor:
     """Sums up to each place: ``[K, n] -> [K, n + 1]``, float64 or int64, a 0 first.
@@ -21,7 +23,7 @@ def prefix_sums(rows: Tensor, groups: Tensor | None = None) -> Tensor:
     """
     if groups is not None:
         return F.pad(_scan(rows, groups, torch.add), (1, 0))
-    if rows.is_cuda and len(rows) == 1:
+    if is_gpu(rows.device) and len(rows) == 1:
         return prefix_sums(torch.cat([rows, rows]))[:1]
     return F.pad(rows.cumsum(dim=1), (1, 0))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cases import INTERPRETED
+from cases import KERNELS
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     # Elsewhere the same kernels go through the compiler (test_compiled.py).
-    return None if INTERPRETED or collection_path.name == "conftest.py" else True
+    return None if KERNELS or collection_path.name == "conftest.py" else True
 
 
 @pytest.fixture

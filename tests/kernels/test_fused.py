@@ -13,6 +13,7 @@ from cases import INF, NAN, random_case
 from checks import assert_close, assert_same_bits, judge
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from virtual_gpu.harness import as_on_a_gpu
 
 from alrp_triton import alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.engine import fused
@@ -40,7 +41,7 @@ def delta(request: pytest.FixtureRequest) -> float:
 @pytest.fixture
 def unwaiting() -> Iterator[None]:
     """As on a GPU, where nobody looks how many positives there are."""
-    with patch.object(fused, "waits_for_nothing", lambda device: True):
+    with as_on_a_gpu():
         yield
 
 
@@ -103,7 +104,8 @@ def test_a_wrong_number_of_errors_gives_nan(more: int, unwaiting: None) -> None:
     assert errors.grad.isnan().all()
 
 
-def test_a_wrong_number_of_errors_raises_where_one_may_look() -> None:
+def test_a_wrong_number_of_errors_raises_where_one_may_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALRP_TRITON_DEBUG", "1")
     case = random_case(70, 7)
     with pytest.raises(ValueError, match="loc_errors: expected one for each positive label, 7, got 6"):
         alrp_loss(*case[1:3], case.loc_errors[1:], backend="triton")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from alrp_triton.kernels import levels
 
-from benchmarks.launches import LOSSES, launches_of
+from benchmarks.launches import CRITERIA, LOSSES, launches_of
 
 
 @pytest.mark.parametrize("num_levels", [1, 5])
@@ -21,3 +21,13 @@ def test_launches_of_a_formula_of_ones_own() -> None:
     """As counted when this was written; with another PyTorch there may be some more."""
     forward, backward = launches_of(LOSSES["own"], 300)
     assert sum(forward.values()) + sum(backward.values()) <= 48
+
+
+@pytest.mark.parametrize("num_levels", [1, 5])
+@pytest.mark.parametrize(("name", "most"), [("ALRPLoss", 153), ("RankSortLoss", 181), ("APLoss", 8), ("NDCGLoss", 7)])
+def test_launches_of_a_criterion(name: str, most: int, num_levels: int) -> None:
+    """Errors of boxes and self-balancing are PyTorch's operations: with another PyTorch there may be some more."""
+    if num_levels > 1 and not levels.TUPLES:
+        pytest.skip("this Triton launches each level by itself")
+    forward, backward = launches_of(CRITERIA[name], 300, num_levels)
+    assert sum(forward.values()) + sum(backward.values()) <= most

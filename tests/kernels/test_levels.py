@@ -20,7 +20,6 @@ from torch import Tensor
 from benchmarks.launches import LOSSES, counting, launches_of
 
 CLASSES = 4
-needs_tuples = pytest.mark.skipif(not levels.TUPLES, reason="this Triton's kernels take no tuples")
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +91,6 @@ def results(made: list[Level]) -> tuple[list[Tensor], Counter[str]]:
 
 
 @pytest.mark.thinned(2)
-@needs_tuples
 @pytest.mark.parametrize(
     ("layout", "number"), [*((layout, number) for layout in LAYOUTS for number in (3, 12)), ("rows", 1), ("rows", 10)]
 )
@@ -100,7 +98,7 @@ def test_bits_of_a_launch_for_each_level(layout: str, number: int, monkeypatch: 
     made = make_levels(layout, number)
     filled = sum(level.logits.numel() > 0 for level in made)
     together, launched = results(made)
-    monkeypatch.setattr(levels, "TUPLES", False)
+    monkeypatch.setattr(levels, "MOST_LEVELS", 1)
     apart, launched_apart = results(made)
     for one, other in zip(together, apart):
         assert torch.equal(one, other)
@@ -112,7 +110,6 @@ def test_bits_of_a_launch_for_each_level(layout: str, number: int, monkeypatch: 
         assert in_launches == {1: (0, 1), 3: (1, 0), 8: (1, 0), 10: (2, 0)}[filled]
 
 
-@needs_tuples
 @pytest.mark.parametrize("layout", list(LAYOUTS)[:5])
 def test_positives_come_in_order(layout: str) -> None:
     made = make_levels(layout, 12)
@@ -124,18 +121,16 @@ def test_positives_come_in_order(layout: str) -> None:
     assert torch.equal(pos_logits, flat.scores[expected])
 
 
-@needs_tuples
 def test_levels_of_other_structures_have_launches_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     layouts = ("rows", "channels first", "vector", "rows", "slices", "channels first", "transposed", "rows")
     made = [make_levels(layout, 1 + i % 4)[-1] for i, layout in enumerate(layouts)]
     together, launched = results(made)
     assert (launched["gradient_levels_kernel"], launched["gradient_kernel"]) == (2, 3)
-    monkeypatch.setattr(levels, "TUPLES", False)
+    monkeypatch.setattr(levels, "MOST_LEVELS", 1)
     for one, other in zip(together, results(made)[0]):
         assert torch.equal(one, other)
 
 
-@needs_tuples
 @pytest.mark.parametrize("name", ["alrp", "rank_sort"])
 def test_levels_cost_an_iteration_no_launch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def count(num_levels: int) -> list[int]:
@@ -143,7 +138,7 @@ def test_levels_cost_an_iteration_no_launch(name: str, monkeypatch: pytest.Monke
 
     forward, backward = count(1)
     assert count(5) == [forward, backward]
-    monkeypatch.setattr(levels, "TUPLES", False)
+    monkeypatch.setattr(levels, "MOST_LEVELS", 1)
     # Finding positives and counting; writing.
     assert count(5) == [forward + 2 * 4, backward + 4]
 
@@ -162,7 +157,6 @@ def level(num_logits: int = 64, dtype: torch.dtype = torch.float32, offset: int 
     return levels.make_level({"logits": torch.empty(64, dtype=dtype)[offset:], "groups": None}, arguments)
 
 
-@needs_tuples
 @pytest.mark.parametrize(
     "other",
     [
@@ -180,7 +174,6 @@ def test_what_levels_have_to_share(other: dict[str, int]) -> None:
     assert levels.join([one, another, one]) == [[one, one], [another]]
 
 
-@needs_tuples
 def test_what_levels_need_not_share() -> None:
     alike = [level(), level(1), level(2**40), level(size0=2**30 - 2), level(x_step1=2**40), level(x_step1=16)]
     assert levels.join([alike[0], level(0), *alike[1:]]) == [alike]
@@ -191,12 +184,6 @@ def test_sizes_beyond_32_bits_are_not_joined() -> None:
     """Else divisions by them would be of 64 bits, in all levels."""
     large = [level(size0=2**30), level(size0=2**30 + 1)]
     assert levels.join(large) == [[large[0]], [large[1]]]
-
-
-def test_without_tuples_each_level_has_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(levels, "TUPLES", False)
-    one = level()
-    assert levels.join([one, level(0), one]) == [[one], [one]]
 
 
 def test_codes_are_of_one_kind() -> None:
@@ -218,7 +205,6 @@ def tiles_kernel(walks, out, POINTERS: tl.constexpr, UNIT: tl.constexpr):  # typ
     tl.store(out + 6 * program + 5, step1)
 
 
-@needs_tuples
 @pytest.mark.parametrize("unit", [1, 16])
 def test_every_program_finds_its_level(unit: int) -> None:
     tiles, names = [1, 4, 2, 1, 3], torch.arange(5)

@@ -23,7 +23,7 @@ FACTORS = [None, torch.tensor(-2.7), torch.tensor([3e-3], dtype=torch.float64)]
 def launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     small_blocks(monkeypatch, BLOCK)
     if request.param == "apart":
-        monkeypatch.setattr(levels, "TUPLES", False)
+        monkeypatch.setattr(levels, "MOST_LEVELS", 1)
 
 
 @triton.jit

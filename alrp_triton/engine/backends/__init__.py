@@ -13,6 +13,8 @@ import os
 
 from torch import device as Device  # not torch itself, whose name is a submodule's here
 
+from ..devices import is_gpu
+
 BACKENDS = ("torch", "numba", "triton", "pairwise", "reference")
 LINEAR_BACKENDS = ("torch", "triton", "numba")
 TRITON_BACKENDS = ("triton", "pairwise")
@@ -43,10 +45,12 @@ def why_unavailable(backend: str, device: Device) -> str | None:
         return None if device.type == "cpu" else "numba compiles for the CPU alone"
     if not triton_installed():
         return "Triton is not installed"
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
-        return "Triton runs on GPUs; on the CPU only in its interpreter (set TRITON_INTERPRET=1 before the first use)"
-    if device.type not in ("cpu", "cuda"):
+    if is_gpu(device):
+        return None
+    if device.type != "cpu":
         return f"no kernels for device type {device.type!r}"
+    if os.environ.get("TRITON_INTERPRET", "0") != "1":
+        return "Triton runs on GPUs; on the CPU only in its interpreter (set TRITON_INTERPRET=1 before the first use)"
     return None
 
 
@@ -61,7 +65,7 @@ def choose_backend(backend: str, device: Device, alone: bool = True) -> str:
     if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend: expected one of {('auto', *BACKENDS)}, got {backend!r}")
     if backend == "auto":
-        return "triton" if device.type == "cuda" and triton_installed() else "torch"
+        return "triton" if is_gpu(device) and triton_installed() else "torch"
     if backend == "reference" and not alone:
         raise ValueError("backend: 'reference' ranks what one process has; got a group")
     reason = why_unavailable(backend, device)

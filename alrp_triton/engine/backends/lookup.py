@@ -10,15 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..devices import is_asynchronous
+
 
 def _rows(index: Tensor) -> int:
-    threads = torch.get_num_threads() if index.device.type == "cpu" else 1
+    threads = torch.get_num_threads() if not is_asynchronous(index.device) else 1
     return threads if len(index) % threads == 0 else 1
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:
     """``table[index]`` for ``[n]`` int64."""
-    if index.device.type != "cpu":
+    if is_asynchronous(index.device):
         return table.index_select(0, index)
     rows = _rows(index)
     return torch.gather(table.expand(rows, -1), 1, index.view(rows, -1)).view(-1)
@@ -28,7 +30,7 @@ class Sums:
     """Integers summed into places: ``[places]`` int64, starting at 0."""
 
     def __init__(self, places: int, device: torch.device) -> None:
-        rows = torch.get_num_threads() if device.type == "cpu" else 1
+        rows = torch.get_num_threads() if not is_asynchronous(device) else 1
         self._by_row = torch.zeros(rows, places, dtype=torch.int64, device=device)
 
     def add(self, place: Tensor, values: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inputs import waits_for_nothing
+from ..devices import is_asynchronous
 from ..knots import buckets_of
 from .lookup import look_up
 
@@ -53,7 +53,7 @@ class BucketSearch:
 
     def __init__(self, thresholds: Tensor) -> None:
         self.thresholds = thresholds
-        self.grid = None if waits_for_nothing(thresholds.device) else grid_over(thresholds)
+        self.grid = None if is_asynchronous(thresholds.device) else grid_over(thresholds)
         if self.grid is None:
             return
         cells = self._cells(thresholds.masked_fill(thresholds.isnan(), torch.inf))
@@ -103,7 +103,7 @@ class GroupedSearch:
         number = number.masked_fill(thresholds.isnan(), self.radix - 1)
         self.keys = torch.searchsorted(threshold_groups, threshold_groups) * self.radix + number
         self.table: Tensor | None = None
-        if not waits_for_nothing(thresholds.device) and len(thresholds):
+        if not is_asynchronous(thresholds.device) and len(thresholds):
             self._tabulate()
 
     def _tabulate(self) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs import waits_for_nothing
+from ..devices import is_asynchronous
 from ..knots import bucket_floors, inverse_width
 from .lookup import look_up
 from .search import BucketSearch, GroupedSearch
@@ -54,7 +54,7 @@ class Tables:
         self.largest = torch.finfo(thresholds.dtype).max
         self.inverse_width = inverse_width(delta)
         # For bisection by single scores; the NaN at the top stand above all.
-        may_look = not waits_for_nothing(thresholds.device)
+        may_look = not is_asynchronous(thresholds.device)
         self.sorted = [t for t in thresholds.tolist() if t == t] if threshold_groups is None and may_look else None
         self.lowest = (
             float(thresholds.masked_fill(thresholds.isnan(), math.inf).amin())
@@ -64,7 +64,7 @@ class Tables:
 
     def peek(self, scores: Tensor) -> Seen:
         """Look at the extremes of a piece."""
-        if waits_for_nothing(scores.device) or len(scores) == 0:
+        if is_asynchronous(scores.device) or len(scores) == 0:
             return UNSEEN
         low, high = (float(extreme) for extreme in scores.aminmax())
         if not -self.largest <= low <= high <= self.largest:
@@ -77,7 +77,7 @@ class Tables:
     def mostly_below(self, scores: Tensor) -> bool:
         """Whether scores of any dtype that are below all thresholds are the rule, from a look at some of them; on a GPU
         nobody looks."""
-        if waits_for_nothing(scores.device):
+        if is_asynchronous(scores.device):
             return False
         # In steps of an odd number, so that they meet all classes.
         sample = scores[:: len(scores) // _SAMPLE | 1].to(self.floors.dtype)
@@ -125,7 +125,7 @@ class TablesByGroup:
 
     def __call__(self, groups: Tensor | None) -> Tables:
         """Those of the piece's one group, where it has one and the host may look; else those of all groups."""
-        if groups is None or self.threshold_groups is None or waits_for_nothing(groups.device):
+        if groups is None or self.threshold_groups is None or is_asynchronous(groups.device):
             return self.all
         for axis, step in enumerate(groups.stride()):
             if step == 0:

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..inputs import Levels, waits_for_nothing
+from ..devices import is_asynchronous
+from ..inputs import Levels
 from ..knots import Ramps
 from ..labels import Piece, equals, group_of_each, pieces, rows_at_once
-from ..positives import local_indices
+from ..positives import local_indices, place_of
 from .factors import combine
 from .lookup import Sums, look_up
 from .tables import UNSEEN, Seen, Tables, TablesByGroup
@@ -62,7 +63,7 @@ def _walk(
     """All pieces, with their tables, and whether a look says that few of their scores reach a ramp."""
     for i, (logits, labels, groups) in enumerate(levels.each()):
         out = None if gradients is None else gradients[i]
-        if groups is None and not waits_for_nothing(logits.device) and logits.is_contiguous() and logits.numel():
+        if groups is None and not is_asynchronous(logits.device) and logits.is_contiguous() and logits.numel():
             tables, columns = tables_of(None), logits.numel() // labels.numel()
             for span in pieces(logits, labels, _SPAN * rows_at_once(_PIECE, columns) * columns, out):
                 if tables.mostly_below(span.logits.reshape(-1)):
@@ -71,7 +72,7 @@ def _walk(
                     for piece in pieces(span.logits, span.labels, _PIECE, span.out):
                         yield tables, piece, False
         else:
-            size = _PIECE_ON_DEVICE if waits_for_nothing(logits.device) else _PIECE
+            size = _PIECE_ON_DEVICE if is_asynchronous(logits.device) else _PIECE
             for piece in pieces(logits, labels, size, out, groups):
                 yield tables_of(piece.groups), piece, False
 
@@ -200,8 +201,8 @@ def _interpolate(
 def overwrite_positives(gradients: list[Tensor], pos_index: Tensor, pos_gradient: Tensor) -> None:
     """Write the positives' own gradients ``[P]`` at flat indices ``[P]``."""
     for gradient, local, inside in local_indices(gradients, pos_index):
-        if not waits_for_nothing(gradient.device):
-            gradient[torch.unravel_index(local[inside], gradient.shape)] = pos_gradient[inside].to(gradient.dtype)
+        if not is_asynchronous(gradient.device):
+            gradient[place_of(local[inside], gradient.shape)] = pos_gradient[inside].to(gradient.dtype)
         else:
             _overwrite_without_sync(gradient, local, inside, pos_gradient)
 
@@ -209,7 +210,7 @@ def overwrite_positives(gradients: list[Tensor], pos_index: Tensor, pos_gradient
 def _overwrite_without_sync(gradient: Tensor, local: Tensor, inside: Tensor, values: Tensor) -> None:
     """Write positives whose number in this level the host does not know. Those of other levels all go to element 0,
     with the value it is to have in any case, so that the order of writing does not matter."""
-    where = torch.unravel_index(local, gradient.shape)
+    where = place_of(local, gradient.shape)
     values = values.to(gradient.dtype)
     at_0 = inside & (local == 0)
     first = gradient[(0,) * gradient.dim()]
@@ -219,7 +220,7 @@ def _overwrite_without_sync(gradient: Tensor, local: Tensor, inside: Tensor, val
 
 def _ignored_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
     """Which labels are ignored; None where none is, if one may look."""
-    if waits_for_nothing(labels.device):
+    if is_asynchronous(labels.device):
         return equals(labels, ignore_index)
     if len(labels) == 0 or (ignore_index < 0 and bool(labels.amin() >= 0)):
         return None
