@@ -9,7 +9,7 @@ PYTEST_JOBS ?= 2
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo lint test test-kernels test-package nightly fuzz bench experiments verify clean
+.PHONY: help venv demo lint test test-compiled test-interpreted test-package nightly fuzz bench experiments verify clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -37,27 +37,38 @@ lint: $(STAMP) ## Style and types
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-test: lint test-kernels test-package ## Style, types and tests
-	@tail -qn 1 $(VENV)/test-kernels.log $(VENV)/test-package.log
+test: lint test-compiled test-interpreted test-package ## Style, types and tests
+	@tail -qn 1 $(addprefix $(VENV)/test-,$(addsuffix .log,compiled interpreted package))
 
 # What is left out of it says pyproject.toml, among the markers.
 QUICK ?= --quick
 PYTEST = $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup $(QUICK)
 
-# The kernels, in Triton's interpreter: in a process of its own, since Triton reads the variable when first imported.
-# What the other backends are held against there, these are held against here.
+# What the other backends are held against elsewhere, the kernels are held against in processes of their own: compiled, on the
+# virtual GPU of tests/virtual_gpu, for a target such as 80, 90 or 100 and in an order of warps drawn by a seed; and in
+# Triton's interpreter, of which Triton is told when it is first imported.
 KERNEL_TESTS := tests/kernels $(addprefix tests/test_,$(addsuffix .py,\
 	golden figure1 alrp edge_cases layouts theorems family family_calls groups groups_layouts \
 	framework framework_mistakes pair_functions rank_sort rank_sort_module determinism fuzz \
-	modes_functional modes_operators group group_training))
-test-kernels: $(STAMP)
-	set -o pipefail; TRITON_INTERPRET=1 $(PYTEST) $(KERNEL_TESTS) | tee $(VENV)/test-kernels.log
+	modes_functional modes_operators group group_training waiting verify_kernels))
+TARGET ?= 90
+SEED ?= 0
+export VIRTUAL_GPU_CACHE ?= $(CURDIR)/$(VENV)/virtual-gpu
+test-compiled: $(STAMP)
+	set -o pipefail; VIRTUAL_GPU=$(TARGET) VIRTUAL_GPU_SEED=$(SEED) $(PYTEST) $(KERNEL_TESTS) | tee $(VENV)/test-compiled.log
+
+# Compiled kernels have been through all of them; here it is the interpreter that is tried.
+test-interpreted: $(STAMP)
+	set -o pipefail; TRITON_INTERPRET=1 $(PYTEST) $(if $(QUICK),$(INTERPRETED_TESTS),$(KERNEL_TESTS)) | tee $(VENV)/test-interpreted.log
+INTERPRETED_TESTS := tests/kernels/test_steps.py $(addprefix tests/test_,$(addsuffix .py,golden edge_cases figure1 verify_kernels))
 
 test-package: $(STAMP)
 	set -o pipefail; $(PYTEST) --ignore=tests/kernels tests | tee $(VENV)/test-package.log
 
-nightly: ## Style, types, all tests with all their cases, and the fuzzer
+nightly: ## Style, types, all tests with all their cases, for more targets, and the fuzzer
 	$(MAKE) test QUICK=
+	$(MAKE) test-compiled QUICK= TARGET=80 SEED=1
+	$(MAKE) test-compiled QUICK= TARGET=100 SEED=2
 	$(MAKE) fuzz
 
 # Another seed: make fuzz FUZZ_SEED=1; what is done is kept, so that it may be interrupted.

@@ -17,6 +17,8 @@ from .workloads import DTYPES, NUM_CLASSES, REGIMES
 _ROWS = {"linear": 1024, "pairwise": 256}
 _POSITIVES = {"linear": 1000, "pairwise": 256}
 _NUM_GROUPS, _ROWS_OF_A_GROUP = 8, 128
+# Images, at least 2, and the height, width and anchors of each level; how their classes come to be channels, and back.
+_PLACES, _INWARDS, _OUTWARDS = (-1, 32, 8, 2), (0, 3, 4, 1, 2), (0, 3, 4, 1, 2)
 
 
 class Case(NamedTuple):
@@ -27,12 +29,15 @@ class Case(NamedTuple):
     levels: int = 1
     grouped: bool = False
     dtype: str = "float32"
+    channels_first: bool = False
+    """Views of what convolutions write: ``[B, H, W, A, C]`` of memory ``[B, A C, H, W]``."""
 
     @property
     def name(self) -> str:
         """A short description."""
         levels = f"{self.levels} levels" if self.levels > 1 else "1 level"
-        return f"{self.form}, {levels}, {'groups, ' if self.grouped else ''}{self.dtype}"
+        further = ["channels first"] * self.channels_first + ["groups"] * self.grouped
+        return ", ".join([self.form, levels, *further, self.dtype])
 
     @property
     def positives(self) -> int:
@@ -45,9 +50,15 @@ class Case(NamedTuple):
         return _ROWS[self.form] * self.levels
 
 
-CASES = {
-    case.name: case for case in (Case(), Case(dtype="bfloat16"), Case(levels=5), Case(grouped=True), Case("pairwise"))
-}
+_CASES = (
+    Case(),
+    Case(dtype="bfloat16"),
+    Case(levels=5),
+    Case(levels=5, channels_first=True),
+    Case(grouped=True),
+    Case("pairwise"),
+)
+CASES = {case.name: case for case in _CASES}
 
 
 def make_problem(regime: str, num_rows: int, num_positives: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,11 +82,14 @@ def make_problem(regime: str, num_rows: int, num_positives: int) -> tuple[Tensor
 def launches(case: Case, regime: str, target: int, num_rows: int, num_positives: int) -> list[Result]:
     """The launches of a step of the loss: forward and backward."""
     logits, labels, errors = make_problem(regime, num_rows, num_positives)
-    x = [level.clone().requires_grad_() for level in logits.to(DTYPES[case.dtype]).tensor_split(case.levels)]
-    y = list(labels.tensor_split(case.levels))
+    x, y = list(logits.to(DTYPES[case.dtype]).tensor_split(case.levels)), list(labels.tensor_split(case.levels))
+    if case.channels_first:
+        x = [level.view(*_PLACES, NUM_CLASSES).permute(_INWARDS).contiguous().permute(_OUTWARDS) for level in x]
+        y = [level.view(_PLACES) for level in y]
     groups = torch.arange(num_rows) // _ROWS_OF_A_GROUP % _NUM_GROUPS
     z = list(groups.tensor_split(case.levels)) if case.grouped else None
     backend = "triton" if case.form == "linear" else "pairwise"
+    x = [level.detach().clone().requires_grad_() for level in x]
     with counting_gpu(target) as device:
         cls, loc, _ = alrp_loss(x, y, errors.requires_grad_(), groups=z, backend=backend)
         (cls + loc).backward()

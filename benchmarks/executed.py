@@ -130,6 +130,8 @@ def _totals(result: Result, target: int) -> dict[str, float]:
 
 def _difference(case: Case, target: int, fewer: Result, more: Result, num_logits: int) -> Costs:
     """The costs of each of ``num_logits`` logits more."""
+    if fewer.program.ptx != more.program.ptx:
+        raise ValueError(f"{more.name}: compiled anew for other sizes, so that no difference tells what a logit costs")
     before, after = _totals(fewer, target), _totals(more, target)
     each = {name: (after[name] - before[name]) / num_logits for name in after}
     for_a_positive = (before["instructions"] - num_logits * each["instructions"]) / case.positives
@@ -172,7 +174,9 @@ def main() -> None:
 def print_costs(title: str, found: dict[str, dict[str, Costs]]) -> None:
     """A table: a column for each kernel and what it was counted at."""
     columns = {
-        f"{at}: {kernel.replace('_', ' ')}": costs for at, kernels in found.items() for kernel, costs in kernels.items()
+        f"{at}: {kernel.replace('_kernel', '').replace('_', ' ')}": costs
+        for at, kernels in found.items()
+        for kernel, costs in kernels.items()
     }
     rows = []
     for name in Costs._fields:

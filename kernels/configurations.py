@@ -91,7 +91,8 @@ def architecture_of(device: torch.device) -> str:
     if device.type == "cpu":
         from triton.runtime import driver
 
-        return f"sm_{driver.active.get_current_target().arch}"
+        target = driver.active.get_current_target()
+        return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
         return str(properties.gcnArchName).split(":")[0]

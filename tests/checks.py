@@ -13,7 +13,7 @@ from alrp_triton.engine.backends import numba_installed
 
 
 def backends() -> list[str]:
-    """What runs on this CPU in this process: the kernels need one of their own, with Triton's interpreter."""
+    """What runs on this CPU in this process: kernels need one of their own, interpreted or on the virtual GPU."""
     if KERNELS:
         return ["triton", "pairwise"]
     return ["torch", *(["numba"] if numba_installed() else []), "reference"]

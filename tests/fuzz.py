@@ -4,7 +4,7 @@
     python tests/fuzz.py --seed 0 --case 1234 --backend torch       # one case, alone
 
 A case is what its seed and index make of it, for the same list of backends. Cases run in processes of their own: one
-that ends its process, or takes longer than 20 seconds, is a failure like any other.
+that ends its process, or takes longer than ten minutes, is a failure like any other.
 """
 
 from __future__ import annotations

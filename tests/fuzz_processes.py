@@ -18,8 +18,9 @@ from cases import KERNELS
 from fuzz_cases import draw_problem
 from fuzz_run import Outcome, describe, name_of, run_case
 
-SECONDS, PATIENCE = 20.0, 600.0
-"""A case that takes more seconds of a processor hangs; and one that takes more by the clock, which others may share."""
+SECONDS, PATIENCE = 600.0, 6000.0
+"""A case that takes more seconds of a processor hangs; and one that takes more by the clock, which others may share. No
+case comes near, on whatever machine: a second is much, and the first in a process may have to compile for a minute."""
 _CHUNK = 200
 
 
@@ -56,6 +57,7 @@ class _Worker:
 
     def poll(self) -> Outcome | None:
         """What has ended; hangs and crashes are made into outcomes, and the rest goes to a new process."""
+        alive = self.process.is_alive()  # before it is looked for what it has sent: what has ended sends nothing more
         if self.pipe.poll():
             with contextlib.suppress(EOFError, ConnectionResetError):
                 message = self.pipe.recv()
@@ -67,7 +69,7 @@ class _Worker:
                 return None
             return self._lost(hangs=False)
         hangs = self._hangs()
-        if self.process.is_alive() and not hangs:
+        if alive and not hangs:
             return None
         return self._lost(hangs)
 
@@ -81,7 +83,7 @@ class _Worker:
         index = self.running if self.running >= 0 else self.left[0]
         if not hangs:
             # Its end of the pipe closes a little before its exit code is known.
-            self.process.join(5)
+            self.process.join(PATIENCE)
         self.process.kill()
         self.process.join()
         told = "hangs" if hangs else f"ended its process, exit code {self.process.exitcode}"

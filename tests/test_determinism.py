@@ -78,6 +78,7 @@ def assert_permuted(
             assert_same_bits(name, found[name], tensor[place])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.skipif(KERNELS, reason="kernels sum over few positives in flat order")
 @by_backend
 @by_member
@@ -166,6 +167,7 @@ def test_any_number_of_threads_with_many_positives(member, backend):
         assert_same(found, expected)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.skipif(KERNELS, reason="of the CPU's backends")
 @by_backend
 @by_member

@@ -142,6 +142,7 @@ def test_the_script_trains_reports_and_fails_below_the_required_precision(tmp_pa
         assert positives > 0
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("loss", [name for name in losses.LOSSES if name != "alrp"])
 def test_every_loss_trains(loss, tmp_path):
     arguments = ["--iterations", "6", "--batch-size", "2", "--test-scenes", "4", "--workers", "0", "--device", "cpu"]

@@ -71,6 +71,7 @@ def written(member, delta):
     return formula(name, interpolated if member is AP else imprecision)
 
 
+@pytest.mark.thinned(1 if KERNELS else 2)
 @by_backend
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("delta", [0.5] if KERNELS else [1.0, 0.5, 0.0])

@@ -6,7 +6,7 @@ from cases import GOLDEN, load_golden
 from checks import assert_close, backends, evaluate, judge
 
 SMALL = ("inverted", "separated", "one_positive")
-# All pairs take the interpreter half a minute where there are 20 000 logits.
+# All pairs take kernels half a minute where there are 20 000 logits.
 PROBLEMS = [
     pytest.param(path, backend, id=f"{path.stem}-{backend}")
     for path in GOLDEN

@@ -30,7 +30,7 @@ LOSSES = {
         x, y, weighted_error, extras={"weights": v}, smoothing=SQUARE, distribution=SQUARE, **a
     ),
 }
-# Compiling takes seconds; the interpreter sees the operators in other tests.
+# Compiling takes seconds; where kernels run the operators are seen in other tests.
 pytestmark = pytest.mark.skipif(KERNELS, reason="needs no kernel")
 
 
@@ -59,7 +59,7 @@ def check(function, sizes, dynamic, groups=0):
     assert counts == counts[:1] * len(sizes) or torch.__version__ < "2.7"
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", ["ap", "rank_sort", "depth", "pairs"])
 def test_one_graph_serves_any_number_of_positives_and_logits(name):
     """Else torch.compile would give up after some eight batches or image sizes."""

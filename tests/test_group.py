@@ -16,7 +16,7 @@ from alrp_triton.framework import ranking_loss
 
 pytestmark = MARKS
 FEW = ["integers", "no_positives", "infinite", *([] if KERNELS else ["one_positive", "no_negatives", "nothing"])]
-# In the interpreter, which is slow, what kernels could take differently.
+# Where kernels run, which are slow here, what they could take differently.
 CHOSEN = [*FEW, "bfloat16"] if KERNELS else list(CASES)
 
 

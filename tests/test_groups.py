@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 MEMBERS = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED)
 by_backend = pytest.mark.parametrize("backend", backends())
 by_member = pytest.mark.parametrize("member", MEMBERS, ids=repr)
-# One that sorts positives, one with numbers of its own; in the interpreter these do for all.
+# One that sorts positives, one with numbers of its own; where kernels run these do for all.
 by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else MEMBERS, ids=repr)
 by_delta = pytest.mark.parametrize("delta", [0.5] if KERNELS else [0.5, 0.0])
 
@@ -39,7 +39,7 @@ def test_drawn_groups_are_separate_calls(case, delta, ids, member, backend):
 
 
 def combinations():
-    """Every case with every loss on every backend; in the interpreter each with some."""
+    """Every case with every loss on every backend; where kernels run each with some."""
     cases = all_cases()
     deltas = [1.0, 0.1, 0.0]
     turns = [

@@ -19,7 +19,7 @@ torch_backend = importlib.import_module("alrp_triton.engine.backends.torch")
 MEMBERS = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED)
 by_backend = pytest.mark.parametrize("backend", backends())
 by_member = pytest.mark.parametrize("member", MEMBERS, ids=repr)
-# One that sorts positives, one with numbers of its own; in the interpreter these do for all.
+# One that sorts positives, one with numbers of its own; where kernels run these do for all.
 by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else MEMBERS, ids=repr)
 by_delta = pytest.mark.parametrize("delta", [0.5] if KERNELS else [0.5, 0.0])
 
@@ -139,6 +139,7 @@ def test_a_lone_group_for_a_single_row(backend):
 # What is walked in pieces, and what a GPU runs.
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.skipif(KERNELS, reason="of the torch backend")
 @by_delta
 @by_member

@@ -20,7 +20,7 @@ from killed import FORGETFUL, SAVED_EVERY, STEPS
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [
     pytest.mark.skipif(KERNELS, reason="kernels have no state; there is nothing to kill them for"),
-    pytest.mark.xdist_group("killed"),  # the trainings are then run once
+    pytest.mark.xdist_group("processes"),  # the trainings are then run once, and what they start from started once
 ]
 together = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 BY_SIGNAL = -signal.SIGKILL if hasattr(signal, "SIGKILL") else 1

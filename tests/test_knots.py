@@ -86,6 +86,7 @@ def test_thresholds_are_sorted_and_buckets_count_them(pos_logits, delta):
     assert sorted([*table.begin.tolist(), *table.end.tolist()]) == list(range(1, 2 * len(pos_logits) + 1))
 
 
+@pytest.mark.thinned(2)
 def test_a_score_lies_in_a_ramp_exactly_where_its_difference_says(pos_logits, delta):
     """In rational arithmetic: the ramp has begun where t - p >= -delta, and ended where t - p >= delta."""
     pos_logits = pos_logits[:11]

@@ -56,6 +56,7 @@ def test_half_precision_scores_give_the_float32_result(backend, member, half):
     assert_same_boxes(boxes, expected_boxes)
 
 
+@pytest.mark.thinned(1 if KERNELS else 2)
 @by_half
 @by_member
 @by_backend
@@ -134,6 +135,7 @@ def trained_batches():
     return batches
 
 
+@pytest.mark.thinned(1 if KERNELS else 2)
 @by_member
 @by_backend
 @pytest.mark.parametrize("bad", ["positive", "negative"])

@@ -27,6 +27,7 @@ def assert_same_state(one, other):
         assert_same_bits(f"state {i}", actual, expected)
 
 
+@pytest.mark.thinned(1 if KERNELS else 2)
 @by_member
 @by_backend
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -229,6 +230,7 @@ def run_in_threads(work, number):
         return list(pool.map(begin, range(number)))
 
 
+@pytest.mark.thinned(1 if KERNELS else 2)
 @by_member
 @by_backend
 def test_replicas_in_threads(backend, member):
@@ -292,7 +294,7 @@ print("alike")
 
 
 @pytest.mark.thinned(3)
-@pytest.mark.skipif(KERNELS, reason="Triton's interpreter changes the language for all threads while it runs")
+@pytest.mark.skipif(KERNELS, reason="the interpreter changes Triton for all threads, the virtual GPU is of one process")
 @by_backend
 def test_first_use_in_several_threads_at_once(backend):
     """What is imported, registered or compiled at the first call."""

@@ -1,5 +1,6 @@
 """A detector with each loss of the family in one graph of torch.compile, for any sizes; and exported."""
 
+import functools
 import io
 import warnings
 
@@ -14,7 +15,7 @@ from torch.export import Dim
 from alrp_triton import APLoss, NDCGLoss, ap_loss, ndcg_loss
 from alrp_triton.framework import RankingLoss, ranking_loss
 
-# Compiling takes seconds; the interpreter sees the operators in other tests.
+# Compiling takes seconds; where kernels run the operators are seen in other tests.
 pytestmark = pytest.mark.skipif(KERNELS, reason="needs no kernel")
 
 
@@ -31,7 +32,7 @@ def compile_whole(function, backend="aot_eager", dynamic=None):
     return torch.compile(function, fullgraph=True, backend=backend, dynamic=dynamic)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     ("member", "backend", "images"),
     [*((member, "eager", 0) for member in MEMBERS), ("RankSortLoss", "aot_eager", 0), ("ALRPLoss", "eager", 2)],
@@ -101,6 +102,21 @@ def exported(model, batch, strict):
         return torch.export.export(model, tuple(batch), dynamic_shapes=shapes, strict=strict)
 
 
+@functools.cache
+def exported_and_saved(member):
+    """Exported strictly, once for the tests below, and what is saved of that."""
+    buffer = io.BytesIO()
+    program = exported(Detector(member), make_batch(), True)
+    # PyTorch 2.6 does not save a graph within one that takes a size.
+    if torch.__version__ >= "2.7":
+        torch.export.save(program, buffer)
+    return program, buffer.getvalue()
+
+
+by_one_worker = pytest.mark.xdist_group("exports")
+
+
+@by_one_worker
 @pytest.mark.thinned(2)
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 @pytest.mark.parametrize("member", MODULES)
@@ -108,7 +124,7 @@ def test_an_exported_detector_trains_alike(member, strict):
     """One program for any number of anchors and positives: the same losses, gradients and self-balancing state."""
     if torch.__version__ < "2.12" and member == "RankSortLoss" and strict:
         pytest.skip("PyTorch 2.6 and 2.9 do not export Rank & Sort strictly: they make two graphs of it")
-    program = exported(Detector(member), make_batch(), strict)
+    program = exported_and_saved(member)[0] if strict else exported(Detector(member), make_batch(), strict)
     assert "alrp_triton.attach_gradient" in program.graph_module.code
     model, eager = program.module(), Detector(member)
     for seed, (sizes, num_pos) in enumerate([((20, 13), 5), ((40, 11), 9), ((17, 30), 2)]):
@@ -129,12 +145,10 @@ def test_an_exported_detector_trains_alike(member, strict):
         assert_same_bits(name, dict(model.named_buffers())[name], buffer)
 
 
+@by_one_worker
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="PyTorch 2.6 does not save a graph within one that takes a size")
 def test_an_exported_detector_is_saved_and_loaded():
-    buffer = io.BytesIO()
-    torch.export.save(exported(Detector("ALRPLoss"), make_batch(), True), buffer)
-    buffer.seek(0)
-    model = torch.export.load(buffer).module()
+    model = torch.export.load(io.BytesIO(exported_and_saved("ALRPLoss")[1])).module()
     batch = make_batch((25, 8), 7, seed=4)
     for one, other in zip(model(*batch), Detector("ALRPLoss")(*batch)):
         assert_same_bits("loss", one.detach(), other.detach())

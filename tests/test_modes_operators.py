@@ -14,7 +14,7 @@ from alrp_triton.framework import PairFunction, ranking_loss
 from alrp_triton.losses import alrp, rank_sort, scores
 
 SQUARE = PairFunction(lambda x, delta: (x / (2 * delta) + 0.5).clamp(0, 1) ** 2)
-# What only kernels compute, which run here in Triton's interpreter.
+# What only kernels compute: seen where they run.
 BY_KERNELS = {"place_knots", "rank", "pair_sums", "ramp_coefficients", "send", "evaluate_loss", "write_loss_gradient"}
 # What kernels have no part in.
 BY_THE_REFERENCE = {"attach_computed", "scale_gradients"}

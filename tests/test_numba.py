@@ -42,6 +42,7 @@ def of_case(case: Case, groups: Tensor | None = None) -> Levels:
     return Levels([case.logits], [case.labels], [] if groups is None else [groups])
 
 
+@pytest.mark.thinned(2)
 @needs_numba
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
 def test_every_named_case(case: Case) -> None:
@@ -78,6 +79,7 @@ def test_any_number_of_threads(num_threads: int, dtype: torch.dtype) -> None:
     assert_same_passes(Levels([case.logits], [case.labels], [torch.arange(300_007) // 40_000]))
 
 
+@pytest.mark.thinned(2)
 @needs_numba
 @pytest.mark.parametrize("regime", ["early", "middle", "late", "inverted"])
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 511, 512, 513, 1024, 5000])
@@ -155,6 +157,7 @@ def output_of(code: str) -> str:
 
 
 @needs_numba
+@pytest.mark.xdist_group("processes")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_after_a_fork() -> None:
     """Of PyTorch's own threads a child may only use one; ours are new."""
@@ -242,6 +245,7 @@ def test_only_where_it_can_run_and_only_by_name(monkeypatch: pytest.MonkeyPatch)
         alrp_loss(torch.zeros(2), torch.tensor([1, 0]), torch.ones(1), backend="numba")
 
 
+@pytest.mark.xdist_group("processes")
 def test_nothing_is_imported_before_it_is_needed() -> None:
     code = """
 import sys, torch, alrp_triton

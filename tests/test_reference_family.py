@@ -127,6 +127,7 @@ def assert_plain_family(case, delta):
         assert_all(result, plain_rank_sort(case, delta, eps))
 
 
+@pytest.mark.thinned(2)
 @by_delta
 @by_name
 def test_agrees_with_plain_python(case, delta):

@@ -59,6 +59,7 @@ def test_differences():
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+@pytest.mark.xdist_group("processes")
 def test_the_command(monkeypatch, capsys):
     context = new_processes()
     monkeypatch.setattr(processes.multiprocessing, "get_context", lambda method: context)

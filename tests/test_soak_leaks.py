@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """Let samples count what comes from now on alone: what other tests have left may go at any time, and takes long to
     go through."""
@@ -119,6 +119,7 @@ for entry in soak(lambda number: take_step(number, 3000, 50, cpu), 0, 720, 72, c
 """
 
 
+@pytest.mark.xdist_group("processes")
 def test_nothing_grows_in_a_short_soak() -> None:
     """Each member forward and backward, sixty times, with sizes that always change."""
     done = start_python(SHORT, given=DYNAMO, cwd=ROOT)

@@ -59,6 +59,7 @@ def overfit(model, name, steps, learning_rate=1e-3):
     return [sum(losses.values()) for losses in history], sum(found) / len(found)
 
 
+@pytest.mark.thinned(2)
 @every_detector
 @every_use
 def test_two_images_are_learned(name, use):

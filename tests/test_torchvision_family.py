@@ -188,6 +188,7 @@ def test_what_a_criterion_is_given(use, per_image):
     assert options == {}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("per_image", [False, True])
 @every_member
 def test_training_steps_lower_the_loss(name, per_image):

@@ -47,6 +47,7 @@ def steps(model, count=16):
     return history
 
 
+@pytest.mark.thinned(2)
 @every_model
 def test_training_steps_lower_the_loss(name):
     # Not loc by itself: it is divided by ranks, which come down.
@@ -108,6 +109,7 @@ def test_auxiliary_losses_can_be_switched_off_and_on():
     model.loss_function.step_epoch()
 
 
+@pytest.mark.thinned(2)
 @every_model
 def test_a_resumed_run_gives_the_same_numbers(name):
     def fresh(seed=0):

@@ -120,7 +120,7 @@ def test_more_positives_than_logits_are_refused_before_anything_is_allocated(bac
 
 
 @pytest.mark.parametrize("backend", ["triton", "pairwise"])
-@pytest.mark.skipif(KERNELS, reason="the interpreter takes CPU tensors")
+@pytest.mark.skipif(KERNELS, reason="kernels that run here take CPU tensors")
 def test_a_backend_that_cannot_run_here_says_why(backend):
     with pytest.raises(ValueError, match=r"^backend: .*TRITON_INTERPRET=1|^backend: .*not installed"):
         call(backend=backend)

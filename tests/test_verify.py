@@ -83,6 +83,7 @@ def test_verify_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert ("alrp-triton verify --interpret" in output) == triton_installed()
 
 
+@pytest.mark.xdist_group("processes")
 def test_verify_as_a_module() -> None:
     code = "import runpy; runpy.run_module('alrp_triton.cli', run_name='__main__', alter_sys=True)"
     done = start_python(code, "verify", "--quick", "--backend", "torch", "--device", "cpu", given=DYNAMO)
@@ -240,11 +241,33 @@ def test_a_backend_that_was_asked_for_and_cannot_run_is_a_miss(
     assert "MISS: triton could not be checked anywhere" in capsys.readouterr().out
 
 
+# In the place of Python: what runs the module that it is given, but with some of the cases.
+FEWER = """#!{executable}
+import runpy, sys, warnings
+from alrp_triton import verify_cases
+cases = verify_cases.cases
+verify_cases.cases = lambda size: cases(size)[::{every}]
+warnings.simplefilter("ignore", RuntimeWarning)
+options = sys.argv[1:5]
+del sys.argv[1:5]
+assert options[::2] == ["-W", "-m"]
+runpy.run_module(options[3], run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.thinned(2)
 @pytest.mark.skipif(not triton_installed(), reason="needs Triton")
-def test_interpret_checks_the_triton_backends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [6, 1])
+def test_interpret_checks_the_triton_backends(every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if every > 1:
+        script = tmp_path / "python"
+        script.write_text(FEWER.format(executable=sys.executable, every=every))
+        script.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(script))
     status, report = run_verify(tmp_path, "--interpret", "--backend", "triton")
     assert status == 0, report
-    assert [(c["backend"], c["device"], c["case"]) for c in report["checks"]] == [("triton", "cpu", n) for n in NAMES]
+    expected = [("triton", "cpu", name) for name in NAMES[::every]]
+    assert [(c["backend"], c["device"], c["case"]) for c in report["checks"]] == expected
     assert report["not_checked"] == []
 
 

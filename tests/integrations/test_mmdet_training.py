@@ -97,6 +97,7 @@ class Watch(Hook):
         self.outputs += outputs
 
 
+@pytest.mark.thinned(2)
 @every_config
 def test_trains_and_predicts(name, data, tmp_path):
     runner = Runner.from_cfg(config_of(name, data, tmp_path, epochs=2))

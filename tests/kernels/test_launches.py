@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from alrp_triton.kernels import levels
 
 from benchmarks.launches import CRITERIA, LOSSES, launches_of
 
@@ -11,8 +10,6 @@ from benchmarks.launches import CRITERIA, LOSSES, launches_of
 @pytest.mark.parametrize("num_levels", [1, 5])
 @pytest.mark.parametrize(("name", "most"), [("alrp", 8), ("ap", 8), ("ndcg", 7), ("rank_sort", 8)])
 def test_launches_of_an_iteration(name: str, most: int, num_levels: int) -> None:
-    if num_levels > 1 and not levels.TUPLES:
-        pytest.skip("this Triton launches each level by itself")
     forward, backward = launches_of(LOSSES[name], 300, num_levels)
     assert sum(forward.values()) + sum(backward.values()) <= most
 
@@ -23,11 +20,18 @@ def test_launches_of_a_formula_of_ones_own() -> None:
     assert sum(forward.values()) + sum(backward.values()) <= 48
 
 
-@pytest.mark.parametrize("num_levels", [1, 5])
-@pytest.mark.parametrize(("name", "most"), [("ALRPLoss", 153), ("RankSortLoss", 181), ("APLoss", 8), ("NDCGLoss", 7)])
-def test_launches_of_a_criterion(name: str, most: int, num_levels: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "num_levels", "most"),
+    [
+        ("ALRPLoss", 1, 153),
+        ("ALRPLoss", 5, 153),
+        ("RankSortLoss", 1, 181),
+        ("RankSortLoss", 5, 221),
+        ("APLoss", 5, 8),
+        ("NDCGLoss", 5, 7),
+    ],
+)
+def test_launches_of_a_criterion(name: str, num_levels: int, most: int) -> None:
     """Errors of boxes and self-balancing are PyTorch's operations: with another PyTorch there may be some more."""
-    if num_levels > 1 and not levels.TUPLES:
-        pytest.skip("this Triton launches each level by itself")
     forward, backward = launches_of(CRITERIA[name], 300, num_levels)
     assert sum(forward.values()) + sum(backward.values()) <= most

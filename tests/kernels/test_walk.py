@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import numpy as np
 import pytest
 import torch
 from alrp_triton.kernels import configurations
 from alrp_triton.kernels.walk import make_walk
-from cases import Case, random_case
+from cases import COMPILED_FOR, Case, random_case
 from checks import assert_close, assert_same_results, evaluate, judge
+from virtual_gpu import Device
+from virtual_gpu.harness import package_on
 
 from alrp_triton import alrp_loss
 
@@ -103,3 +108,17 @@ def test_only_what_lies_in_memory_as_it_is_walked_is_flat(backend: str) -> None:
     assert not make_walk(x[:, :5], torch.zeros(4)).flat
     assert not make_walk(x[::2], torch.zeros(2)).flat
     assert not make_walk(x, x.long(), torch.empty(6, 4).t()).flat
+
+
+def test_offsets_beyond_32_bits(backend: str) -> None:
+    """Labels that lie a thousand million elements apart, of which nothing else is ever touched."""
+    case = random_case(16, 5, ignored=0.1)
+    labels = torch.from_numpy(np.zeros(3 * 2**30 + 4, np.int8)).as_strided((4, 4), (1, 2**30))
+    labels.copy_(case.labels.view(4, 4))
+    # To note who touched each of so many elements would take too much memory.
+    device = Device(COMPILED_FOR, check=False) if COMPILED_FOR else None
+    with package_on(device) if device else contextlib.nullcontext():
+        found = evaluate(case.logits.view(4, 4), labels, case.loc_errors, backend)
+    assert not (device and device.errors)
+    expected = evaluate(case.logits.view(4, 4), case.labels.view(4, 4), case.loc_errors, backend)
+    assert_same_results(found, expected)

@@ -15,8 +15,8 @@ from .parse import parse
 from .program import Program, Unsupported
 
 # Bytes of shared memory that one CTA may have.
-_SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-_SHARED_OF_AMD = 65536
+SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+SHARED_OF_AMD = 65536
 _MAX_THREADS = 1024
 
 Grid = tuple[int, int, int]
@@ -123,7 +123,7 @@ class Driver:
         return lambda call, quantiles=None, **_: [1.0] * len(quantiles) if quantiles else 1.0
 
     def get_device_properties(self, device: str) -> dict[str, int]:
-        shared = _SHARED_OF_AMD if isinstance(self._target, str) else _SHARED[self._target]
+        shared = SHARED_OF_AMD if isinstance(self._target, str) else SHARED[self._target]
         return {"max_shared_mem": shared, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: str) -> tuple[Any, Any, int, int, int]:

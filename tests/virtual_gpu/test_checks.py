@@ -24,7 +24,10 @@ def over_kernel(x, y, n, BLOCK: tl.constexpr):
 
 
 def test_out_of_bounds_is_found():
-    with virtual_gpu(Device(strict=True)), pytest.raises(Fault, match="over_kernel: out of bounds.*ld.global.*test_checks"):
+    with (
+        virtual_gpu(Device(strict=True)),
+        pytest.raises(Fault, match="over_kernel: out of bounds.*ld.global.*test_checks"),
+    ):
         over_kernel[(2,)](torch.randn(100), torch.empty(100), 100, BLOCK=64)
 
 
@@ -124,7 +127,9 @@ def test_lanes_that_store_at_one_place_are_found():
         clash_kernel[(1,)](torch.zeros(64, dtype=torch.int32), BLOCK=128)
     assert run(WRITE, torch.zeros(1, dtype=torch.int32)).kinds == {"lanes store different values at one place": 31}
     assert not run("st.global.b32 [%d0], 5;", torch.zeros(1, dtype=torch.int32)).kinds
-    assert run("st.shared.b32 [global_smem], %r0;", shared=16).kinds == {"lanes store different values at one place": 31}
+    assert run("st.shared.b32 [global_smem], %r0;", shared=16).kinds == {
+        "lanes store different values at one place": 31
+    }
     assert not run("st.shared.b32 [global_smem], 5;", shared=16).kinds
 
 
@@ -189,7 +194,9 @@ def test_a_missing_barrier_is_found():
     for k in barriers:
         program = parse("\n".join(line for n, line in enumerate(lines) if n != k))
         launches = (
-            Device(seed=seed).run(program, (1, 1, 1), compiled.metadata.shared, ["*fp32", "*fp32", "i32"], [x, out, 1024])
+            Device(seed=seed).run(
+                program, (1, 1, 1), compiled.metadata.shared, ["*fp32", "*fp32", "i32"], [x, out, 1024]
+            )
             for seed in range(4)
         )
         missed += not any(result.kinds["race in shared memory"] for result in launches)

@@ -23,7 +23,9 @@ any_length_kernel = triton.jit(add_kernel.fn, do_not_specialize=["n"])
 DTYPES = [torch.float32, torch.float64, torch.int32, torch.int64, torch.int16, torch.int8]
 
 
-@pytest.mark.parametrize(("gpu", "dtype"), [*((90, d) for d in DTYPES), (80, DTYPES[0]), (100, DTYPES[0])], indirect=["gpu"])
+@pytest.mark.parametrize(
+    ("gpu", "dtype"), [*((90, d) for d in DTYPES), (80, DTYPES[0]), (100, DTYPES[0])], indirect=["gpu"]
+)
 def test_add(gpu, dtype):
     for n in (1, 31, 1000, 4096):
         x, y = (torch.randint(-100, 100, (n,)).to(dtype) for _ in range(2))
@@ -167,7 +169,9 @@ def test_atomics_of_64_bits():
 def test_atomic_additions_of_floats():
     x = torch.tensor([1e-40, 1.0])
     # In global memory they take subnormal numbers for zeros.
-    run("setp.eq.u32 %p1, %r0, 0; @%p1 red.global.add.f32 [%d0], 0f00000000; red.global.add.f32 [%d0+4], 0f3F800000;", x)
+    run(
+        "setp.eq.u32 %p1, %r0, 0; @%p1 red.global.add.f32 [%d0], 0f00000000; red.global.add.f32 [%d0+4], 0f3F800000;", x
+    )
     assert x.tolist() == [0.0, 33.0]
     y = torch.tensor([1.0, 2.0], dtype=torch.float16)
     run("red.global.add.noftz.f16x2 [%d0], 0x38003C00;", y)
