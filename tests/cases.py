@@ -19,7 +19,7 @@ settings.load_profile("unhurried")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Triton's interpreter."""
 COMPILED_FOR = int(os.environ.get("VIRTUAL_GPU", "0"))
-"""The target that kernels are compiled for, to run on the virtual GPU (tests/virtual_gpu), such as 90 for sm_90; or 0."""
+"""The target that kernels are compiled for, to run on the virtual GPU of tests/virtual_gpu, such as 90; or 0."""
 KERNELS = INTERPRETED or COMPILED_FOR > 0
 """Whether kernels run at all, either way about a thousand times slower than this process runs the rest."""
 assert not (INTERPRETED and COMPILED_FOR), "TRITON_INTERPRET or VIRTUAL_GPU, not both"

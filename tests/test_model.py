@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from benchmarks import model
+import pytest
+import torch
+from cases import KERNELS
+from torch import Tensor
+from virtual_gpu import NoCompiler
+
+pytest.importorskip("triton")
+
+from benchmarks import measured, model, virtual
 from benchmarks.executed import BETWEEN, Costs, Run
 from benchmarks.gate import recorded
 from benchmarks.gpus import ASSUMED, GPU, GPUS, PUBLISHED, STAND_INS, Number, named
 from benchmarks.model import Bounds, Problem, Time
+from benchmarks.timing import Times
+from benchmarks.virtual import counting_gpu
+from benchmarks.workloads import Inputs
 
 # 1e9 clocks a second of 10 processors: 1e10 clocks of processors.
 SMALL = GPU("sm_90", *(Number(value, ASSUMED) for value in (10, 1.0, 2, 4, 0.5, 8, 0.25, 3, 100)))
@@ -115,3 +126,38 @@ def test_a_gpu_is_measured_beside_the_model(
     monkeypatch.setattr(model.torch.cuda, "get_device_name", lambda: "another")
     model.main([])
     assert "the model has no numbers of another" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(KERNELS, reason="has a virtual GPU of its own")
+def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that is made up."""
+
+    def gpu_times(loss, inputs: list[Inputs], repeats: int, *, waits: bool) -> tuple[Times, float]:
+        value: Tensor = loss(inputs[1])
+        assert value.isfinite()
+        assert [given.case.logits for given in inputs] == [8000] * 3
+        assert all(given.levels[0].grad is not None for given in inputs)
+        return Times([3.0, 1.0, 2.0], [0.5, 0.4, 0.6], []), 9.0
+
+    monkeypatch.setattr(measured, "num_rotating", lambda device, size: 3)
+    monkeypatch.setattr(measured, "gpu_times", gpu_times)
+    try:
+        with counting_gpu(90):
+            found = measured.measured_milliseconds("middle", 8000, 30, "float32", "cpu")
+    except NoCompiler as missing:
+        pytest.skip(str(missing))
+    assert found == {"forward": 2.0, "backward": 0.5}
+
+
+def test_counting_takes_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(virtual, "TESTS", tmp_path)
+    with pytest.raises(SystemExit, match="needs a checkout"), counting_gpu(90):
+        pass
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_measuring_a_gpu() -> None:
+    found = measured.measured_milliseconds("middle", 80 * 4096, 300, "float32")
+    assert found["forward"] > 0
+    assert found["backward"] > 0

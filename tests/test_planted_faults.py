@@ -46,7 +46,7 @@ FAULTS = {
         "kernels/positives.py", "(slot < num_slots)", "(slot <= num_slots)", "tests/kernels", "out of bounds"
     ),
     "a crowd that is not there": Fault(
-        "kernels/buckets.py", "count, mask=count > 0, sem", "count, sem", EDGES, "bucket_kernel: out of bounds"
+        "kernels/buckets.py", "units_of_crowd, mask=count > 0", "units_of_crowd", EDGES, "bucket_kernel: out of bounds"
     ),
     "a barrier left out": Fault(
         # The compiler writes them, and so it would be the one to leave one out.

@@ -25,11 +25,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def alone() -> Iterator[None]:
     """Let samples count what comes from now on alone: what other tests have left may go at any time, and takes long to
     go through."""
-    gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()

@@ -142,7 +142,9 @@ class Device:
         )
         if num_ctas and not load_engine().run_launch(ctypes.byref(launch)):
             raise MemoryError(f"{program.name}: no memory for {self.window} CTAs")
-        found = Counter({kind: launch.kinds[kind] for kind in Kind if launch.kinds[kind]})
+        found: Counter[int] = Counter()
+        if launch.num_reports:
+            found.update({int(kind): number for kind, number in enumerate(launch.kinds) if number})
         texts = [(int(r["kind"]), describe(r, program, memory)) for r in reports[: launch.num_reports]]
         if self.guarded and not getattr(self._guards, "depth", 0):
             found[Kind.UNGUARDED] += 1

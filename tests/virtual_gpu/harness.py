@@ -1,4 +1,4 @@
-"""The package's kernels on the virtual GPU: tensors of the CPU are those of a GPU then, for the package and for Triton."""
+"""The package's kernels on the virtual GPU: tensors of the CPU are then those of a GPU, for Triton and the package."""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ class Storage:
     views: list[tuple[int, int]] = field(default_factory=list)
     granule: int = 0
     """The bytes that every element's size is a multiple of."""
+    extents: ctypes.Array[layout.Extent] | None = None
     granules: Array | None = None
     sectors: Array | None = None
 
@@ -66,7 +67,7 @@ class Storage:
         self.granule = math.gcd(self.granule, tensor.element_size(), element_size)
         return self.address + begin
 
-    def extents(self) -> list[tuple[int, int]]:
+    def merged_views(self) -> list[tuple[int, int]]:
         """The views, those that touch as one."""
         merged: list[tuple[int, int]] = []
         for low, high in self.views:
@@ -78,11 +79,11 @@ class Storage:
 
     def allocation(self, watched: bool) -> layout.Allocation:
         """For the engine; it keeps who accesses what if the storage is watched."""
-        extents = self.extents()
-        views = (layout.Extent * len(extents))(*(layout.Extent(*extent) for extent in extents))
+        views = [layout.Extent(*view) for view in self.merged_views()]
+        self.extents = (layout.Extent * len(views))(*views)
         shift = max(self.granule, 1).bit_length() - 1
         begin = self.low // _SECTOR * _SECTOR
-        allocation = layout.Allocation(self.base, self.low, self.high, views, len(views), shift, begin)
+        allocation = layout.Allocation(self.base, self.low, self.high, self.extents, len(views), shift, begin)
         if watched:
             # Pages of zeros that nothing touches take no memory.
             self.granules = np.zeros(((self.high - begin) >> shift) + 1, layout.GRANULE)

@@ -70,7 +70,7 @@ class _Parser:
     def _line(self, text: str, number: int, source: str) -> str:
         """Read what is in a line; returns the begin of a statement that goes on in the next one."""
         while text:
-            label = _LABEL.match(text)
+            label = _LABEL.match(text) if ":" in text else None
             if label:
                 self._code.label(label[1])
                 text = text[label.end() :]
@@ -84,18 +84,18 @@ class _Parser:
                 statement, semicolon, text = text.partition(";")
                 if not semicolon:
                     return statement + " "
-                self._statement(" ".join(statement.split()), number, source)
+                if statement:
+                    self._statement(" ".join(statement.split()), number, source)
                 text = text.lstrip()
         return ""
 
     def _statement(self, text: str, number: int, source: str) -> None:
-        declaration = _DECLARATION.match(text)
-        if declaration:
+        if not text.startswith("."):
+            self._code.add(Statement(text, number, source))
+        elif declaration := _DECLARATION.match(text):
             self._operands.declare(declaration[1], declaration[2])
         elif text.startswith(_MEMORY_DECLARATIONS):
             raise Unsupported(text)
-        elif text and not text.startswith("."):
-            self._code.add(Statement(text, number, source))
 
     def _program(self) -> Program:
         frame, variables_size = self._operands.frame()

@@ -41,6 +41,7 @@ class Code:
         self._labels: dict[str, int] = {}
         self._branches: list[tuple[int, str]] = []
         self._statement = Statement("", 0, "")
+        self._length_before = 0
         self._guard = (-1, 0)
 
     def label(self, name: str) -> None:
@@ -62,8 +63,9 @@ class Code:
             Unsupported: if that is not modelled.
         """
         self._statement = statement
+        self._length_before = len(self.rows)
         text = statement.text
-        guard = _GUARD.match(text)
+        guard = _GUARD.match(text) if text[0] == "@" else None
         self._guard = (self.operands.operand(guard[2], 32), int(guard[1] == "!")) if guard else (-1, 0)
         name, _, rest = (text[guard.end() :] if guard else text).partition(" ")
         given = [operand.strip() for operand in (_OPERAND.findall(rest) if "{" in rest else rest.split(","))]
@@ -77,9 +79,9 @@ class Code:
     def emit(self, row: Row) -> None:
         guard, negated = self._guard
         self.rows.append(row._replace(guard=guard, negated=negated) if guard != -1 else row)
-        self.origins.append(self._statement)
         # What a statement does beyond its first instruction does not count as one.
-        self._statement = self._statement._replace(text="")
+        first = self._length_before == len(self.origins)
+        self.origins.append(self._statement if first else self._statement._replace(text=""))
 
     def branch(self, label: str) -> None:
         self._branches.append((len(self.rows), label))

@@ -26,7 +26,7 @@ def over_kernel(x, y, n, BLOCK: tl.constexpr):
 def test_out_of_bounds_is_found():
     with (
         virtual_gpu(Device(strict=True)),
-        pytest.raises(Fault, match="over_kernel: out of bounds.*ld.global.*test_checks"),
+        pytest.raises(Fault, match=r"over_kernel: out of bounds.*ld\.global.*test_checks"),
     ):
         over_kernel[(2,)](torch.randn(100), torch.empty(100), 100, BLOCK=64)
 

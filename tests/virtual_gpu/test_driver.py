@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_drivers_may_be_nested():
 def test_what_was_there_before_is_there_afterwards(elsewhere):
     drivers, before = triton.runtime.driver, triton.runtime.driver._active
     backends = dict(triton.backends.backends)
-    with pytest.raises(KeyError), virtual_gpu():
+    with contextlib.suppress(KeyError), virtual_gpu():
         assert Path(triton.knobs.cache.dir).parent == cache_folder()
         raise KeyError
     assert drivers._active is before

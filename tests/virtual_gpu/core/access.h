@@ -100,8 +100,8 @@ static void access_memory(const Context *c, const Instruction *i, u32_t mask) {
   }
 }
 
-// Matrices of eight rows of eight numbers of 16 bits, whose rows' addresses come from eight lanes each. A lane holds two
-// neighbours of a row, or of a column where they are transposed.
+// Matrices of eight rows of eight numbers of 16 bits, whose rows' addresses come from eight lanes each. A lane holds
+// two neighbours of a row, or of a column where they are transposed.
 static void move_matrices(const Context *c, const Instruction *i) {
   u8_t *frame = c->warp->frame;
   int loads = i->op == OP_LOAD_MATRICES, transposed = i->how;

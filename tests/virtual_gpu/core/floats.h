@@ -81,8 +81,8 @@ static inline u64_t pair(f32_t first, f32_t second) {
   return (u64_t)bits_of_f32(canonical_f32(second)) << 32 | bits_of_f32(canonical_f32(first));
 }
 
-// ---- Rounding to odd: towards 0, with the last bit set where that is not exact, so that rounding once more, to a format
-// with two bits less or fewer, rounds correctly.
+// ---- Rounding to odd: towards 0, with the last bit set where that is not exact, so that rounding once more, to a
+// format with at least two bits less, rounds correctly.
 
 static inline f32_t odd_f32(f64_t x) {
   f32_t nearest = (f32_t)x;

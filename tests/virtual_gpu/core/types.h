@@ -1,5 +1,5 @@
-// Types that the whole engine uses. Python fills in or reads what is marked "shared", whose layout layout.py repeats and
-// the generated header asserts.
+// Types that the whole engine uses. Python fills in or reads what is marked "shared", whose layout layout.py repeats
+// and the generated header asserts.
 
 #ifndef TYPES_H
 #define TYPES_H

@@ -1,5 +1,5 @@
-// A warp: its lanes run together where they are at one place. Where they are not, those at the lowest place go on, which
-// brings them together again where their ways meet in the code that LLVM lays out.
+// A warp: its lanes run together where they are at one place. Where they are not, those at the lowest place go on,
+// which brings them together again where their ways meet in the code that LLVM lays out.
 
 #ifndef WARP_H
 #define WARP_H
