@@ -164,26 +164,24 @@ def main() -> None:
     """Print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, default="sm_90", help="(default: %(default)s)")
-    parser.add_argument("--case", choices=[*CASES, BETWEEN], action="append", help="(default: all)")
+    names = "; ".join([*CASES, BETWEEN])
+    parser.add_argument(
+        "--case", choices=[*CASES, BETWEEN], action="append", metavar="CASE", help=f"{names} (default: all)"
+    )
     options = parser.parse_args()
-    for case in options.case or [*CASES, BETWEEN]:
-        found = {run.at: run.costs() for run in RUNS if run[:2] == (options.target, case)}
-        print_costs(f"Executed, {options.target}: {case}", found)
+    for run in RUNS:
+        if run.target == options.target and run.case in (options.case or [run.case]):
+            print_costs(run, run.costs())
 
 
-def print_costs(title: str, found: dict[str, dict[str, Costs]]) -> None:
-    """A table: a column for each kernel and what it was counted at."""
-    columns = {
-        f"{at}: {kernel.replace('_kernel', '').replace('_', ' ')}": costs
-        for at, kernels in found.items()
-        for kernel, costs in kernels.items()
-    }
+def print_costs(run: Run, costs: dict[str, Costs]) -> None:
+    """A table: a column for each kernel."""
     rows = []
     for name in Costs._fields:
-        numbers = [getattr(costs, name) for costs in columns.values()]
+        numbers = [getattr(of, name) for of in costs.values()]
         if any(number is not None for number in numbers):
-            rows.append([name.replace("_", " "), *("" if number is None else f"{number:.4g}" for number in numbers)])
-    print_table(title, ["", *columns], rows)
+            rows.append([name.replace("_", " "), *("" if number is None else f"{number:.5g}" for number in numbers)])
+    print_table(f"Executed, {', '.join(run)}", ["", *costs], rows)
 
 
 if __name__ == "__main__":

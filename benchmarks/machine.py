@@ -79,15 +79,15 @@ def instructions_of(disassembly: str) -> tuple[tuple[int, str], ...]:
     return tuple(found)
 
 
-def executed(result: Result, machine: Machine) -> Counter[str]:
+def executed(result: Result, machine: Machine) -> dict[str, float]:
     """How many warp instructions of each opcode a launch has executed. Copies of a loop make it fractions."""
     runs, blocks = _runs(result), _blocks(result)
     copies = _copies(result, machine, blocks)
     entry = int(result.counts["runs"][0])
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for line, opcode in machine.code:
-        found[opcode] += runs.get(line, entry) / copies.get(blocks.get(line, -1), 1.0)  # type: ignore[assignment]
-    return found
+        found[opcode] += runs.get(line, entry) / copies.get(blocks.get(line, -1), 1.0)
+    return dict(found)
 
 
 def _runs(result: Result) -> dict[int, int]:

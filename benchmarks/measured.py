@@ -18,12 +18,13 @@ def _loss(inputs: Inputs) -> Tensor:
     return cls + loc
 
 
-def measured_milliseconds(regime: str, num_logits: int, num_positives: int, dtype: str) -> dict[str, float]:
+def measured_milliseconds(
+    regime: str, num_logits: int, num_positives: int, dtype: str, device: str = "cuda"
+) -> dict[str, float]:
     """Medians of forward and backward, by events, over inputs that together exceed the L2 cache."""
-    device = torch.device("cuda")
     case = Case("retinanet", regime, num_positives=num_positives, dtype=dtype, num_logits=num_logits)
-    size = 2 * num_logits * DTYPES[dtype].itemsize
-    inputs = [make_inputs(case, device, seed) for seed in range(num_rotating(device, size))]
+    num = num_rotating(torch.device(device), 2 * num_logits * DTYPES[dtype].itemsize)
+    inputs = [make_inputs(case, device, seed) for seed in range(num)]
     for given in inputs:
         _loss(given).backward()
     times, _ = gpu_times(_loss, inputs, _REPEATS, waits=False)

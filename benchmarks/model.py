@@ -3,8 +3,8 @@
     python -m benchmarks.model [--logits M] [--positives P] [--dtype D] [--bounds] [--assumptions]
 
 The counts are those of benchmarks/results/executed.json (:mod:`.gate`), the numbers of each GPU those of :mod:`.gpus`.
-A pass takes as long as the longest of its bounds, if all that it does overlaps, and as long as their sum, if nothing
-does. Between the passes each kernel takes a launch, and as long as its longest CTA takes by itself.
+A pass takes as long as the longest of its bounds, if all that it does overlaps, and as long as their sum, if it does
+one after the other ("in turn"). Between the passes each kernel takes a launch, and as long as its longest CTA alone.
 
 Not in it: caches (each sector comes from memory once in each pass), banks of shared memory and of the L1 cache, waiting
 at barriers, and what a tile does for the positives in it.
@@ -154,20 +154,20 @@ def print_times(counted: Counted, problem: Problem) -> None:
         for regime in REGIMES:
             forward, backward = problem.times(counted, gpu, regime).values()
             both = forward.plus(backward)
-            bounds = problem.bounds(counted, gpu, regime)
-            limits = (bounds[kernel].limit for kernel in _NAMES)
             numbers = (f"{x:.3f}" for x in (least, forward.overlapping, backward.overlapping, both.overlapping))
             ratios = (f"{time / least:.1f}" for time in both)
-            rows.append([f"{name}, {regime}", *numbers, *ratios, ", ".join(limits)])
+            bounds = problem.bounds(counted, gpu, regime)
+            rows.append([f"{name}, {regime}", *numbers, *ratios, *(bounds[kernel].limit for kernel in _NAMES)])
     columns = [
         "",
         "floor",
         "forward",
         "backward",
         "both",
-        "both / floor",
-        "if nothing overlaps",
-        "limits of the passes",
+        "/ floor",
+        "in turn / floor",
+        "limit, pass 1",
+        "limit, pass 2",
     ]
     print_table(f"Times in ms, model: {_title(problem)} ({_SAID})", columns, rows, _caption())
 
@@ -181,7 +181,7 @@ def print_beside_measured(counted: Counted, problem: Problem, name: str) -> None
             rows.append([f"{regime}: {part}", f"{found[part]:.3f}", *(f"{value:.3f}" for value in time)])
     device = torch.cuda.get_device_name()
     title = f"Measured beside the model's ms of {name}, on {device}: {_title(problem)}"
-    print_table(title, ["", "measured", "model", "model, if nothing overlaps"], rows)
+    print_table(title, ["", "measured", "model", "model, in turn"], rows)
 
 
 def _title(problem: Problem) -> str:
