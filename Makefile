@@ -7,6 +7,8 @@ CONSTRAINTS ?= requirements/constraints.txt
 PYTEST_JOBS ?= 2
 
 SHELL := /bin/bash
+# Tests start many processes, which would compile PyTorch anew.
+export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help venv demo lint test test-compiled test-interpreted test-package nightly fuzz bench experiments verify clean

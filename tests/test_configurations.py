@@ -268,6 +268,7 @@ def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert configurations.architecture_of(torch.device("cuda", 1)) == "sm_103"
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert configurations.architecture_of(torch.device("cuda", 1)) == "gfx942"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert configurations.architecture_of(torch.device("cpu")) == "interpreter"
 
 

@@ -64,7 +64,7 @@ def run_small(module: Any, given: list[Tensor]) -> list[Tensor]:
     return [loss.detach(), *(x.grad for x in leaves if x.grad is not None)]
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("criterion", [ALRPLoss, RankSortLoss, APLoss])
 def test_compiled_the_loss_stays_outside_of_the_graph(pool, criterion):
     for found in pool.run(compiled, criterion(group=True), False):

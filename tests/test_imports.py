@@ -83,6 +83,7 @@ print(calls / of_torch)
     assert 0 < float(run_python(code, given=COUNTED, cwd=tmp_path)) < 0.1
 
 
+@pytest.mark.nightly
 def test_import_and_a_step_warn_of_nothing(tmp_path: Path) -> None:
     given = """
 import warnings

@@ -203,7 +203,7 @@ if torch.__version__ < "2.7":
     SIZES.remove((90, 0))
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("backend", engine_backends())
 @pytest.mark.parametrize(
     ("dynamic", "arguments", "sizes"),

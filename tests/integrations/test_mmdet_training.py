@@ -139,6 +139,7 @@ def by_iterations(config, length):
     config.log_processor.by_epoch = False
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("name", "loop", "until", "length", "file", "steps"),
     [

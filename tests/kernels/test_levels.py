@@ -14,6 +14,7 @@ from alrp_triton.kernels import levels
 from alrp_triton.kernels.buckets import count_into_buckets
 from alrp_triton.kernels.gradient import write_linear_gradient
 from alrp_triton.kernels.positives import collect
+from alrp_triton.kernels.walk import on_device_of
 from grouped_levels import Level, by_group, flatten, gradient_of, small_blocks
 from torch import Tensor
 
@@ -221,7 +222,8 @@ def test_every_program_finds_its_level(unit: int) -> None:
         (None,) * 5,
         tuple(levels._code(n) for n in steps),
     )
-    tiles_kernel[(sum(tiles),)](walks, out, POINTERS=1, UNIT=unit)
+    with on_device_of(out):
+        tiles_kernel[(sum(tiles),)](walks, out, POINTERS=1, UNIT=unit)
     expected = [
         [tile, i, numbers[i], sizes[i], 1, steps[i]] for i, number in enumerate(tiles) for tile in range(number)
     ]

@@ -11,7 +11,7 @@ import triton.language as tl
 from alrp_triton.kernels import levels
 from alrp_triton.kernels.gradient import write_linear_gradient
 from alrp_triton.kernels.search import number_below
-from alrp_triton.kernels.walk import make_walk
+from alrp_triton.kernels.walk import make_walk, on_device_of
 from grouped_levels import INF, NAN, small_blocks
 from torch import Tensor
 
@@ -38,7 +38,8 @@ def test_number_below(length: int) -> None:
     values = torch.cat([ascending - 1, ascending, ascending + 1])
     out = torch.full_like(values, -1)
     highest = 2 ** (length.bit_length() - 1) if length else 0
-    below_kernel[(len(values),)](values, ascending, length, highest, out)
+    with on_device_of(values):
+        below_kernel[(len(values),)](values, ascending, length, highest, out)
     assert torch.equal(out, torch.searchsorted(ascending[:length], values))
 
 
