@@ -48,21 +48,24 @@ PYTEST = $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup $(QUICK)
 
 # What the other backends are held against elsewhere, the kernels are held against in processes of their own: compiled, on the
 # virtual GPU of tests/virtual_gpu, for a target such as 80, 90 or 100 and in an order of warps drawn by a seed; and in
-# Triton's interpreter, of which Triton is told when it is first imported.
-KERNEL_TESTS := tests/kernels $(addprefix tests/test_,$(addsuffix .py,\
-	golden figure1 alrp edge_cases layouts theorems family family_calls groups groups_layouts \
-	framework framework_mistakes pair_functions rank_sort rank_sort_module determinism fuzz \
-	modes_functional modes_operators group group_training waiting verify_kernels))
+# Triton's interpreter, of which Triton is told when it is first imported. To compile takes longest, and so the quick tests
+# are those that try inputs of every kind; of the interpreter what tells whether it still runs the kernels.
+test_files = $(addprefix tests/test_,$(addsuffix .py,$(1)))
+INTERPRETED_TESTS := tests/kernels/test_steps.py $(call test_files,golden figure1)
+COMPILED_TESTS := tests/kernels \
+	$(call test_files,golden figure1 edge_cases layouts groups groups_layouts determinism fuzz waiting verify_kernels)
+KERNEL_TESTS := $(COMPILED_TESTS) $(call test_files,alrp theorems family family_calls framework framework_mistakes \
+	pair_functions rank_sort rank_sort_module modes_functional modes_operators group group_training)
 TARGET ?= 90
 SEED ?= 0
 export VIRTUAL_GPU_CACHE ?= $(CURDIR)/$(VENV)/virtual-gpu
 test-compiled: $(STAMP)
-	set -o pipefail; VIRTUAL_GPU=$(TARGET) VIRTUAL_GPU_SEED=$(SEED) $(PYTEST) $(KERNEL_TESTS) | tee $(VENV)/test-compiled.log
+	set -o pipefail; VIRTUAL_GPU=$(TARGET) VIRTUAL_GPU_SEED=$(SEED) $(PYTEST) \
+		$(if $(QUICK),$(COMPILED_TESTS),$(KERNEL_TESTS)) | tee $(VENV)/test-compiled.log
 
-# Compiled kernels have been through all of them; here it is the interpreter that is tried.
 test-interpreted: $(STAMP)
-	set -o pipefail; TRITON_INTERPRET=1 $(PYTEST) $(if $(QUICK),$(INTERPRETED_TESTS),$(KERNEL_TESTS)) | tee $(VENV)/test-interpreted.log
-INTERPRETED_TESTS := tests/kernels/test_steps.py $(addprefix tests/test_,$(addsuffix .py,golden edge_cases figure1 verify_kernels))
+	set -o pipefail; TRITON_INTERPRET=1 $(PYTEST) \
+		$(if $(QUICK),$(INTERPRETED_TESTS),$(KERNEL_TESTS)) | tee $(VENV)/test-interpreted.log
 
 test-package: $(STAMP)
 	set -o pipefail; $(PYTEST) --ignore=tests/kernels tests | tee $(VENV)/test-package.log

@@ -40,7 +40,7 @@ def assert_agrees(case: Case, backend: str, **arguments) -> None:
             assert_close(f"{name}, {arguments}", actual, getattr(expected, name), finest)
 
 
-@pytest.mark.thinned(3 if KERNELS else 4)
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("delta", DELTAS)
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)

@@ -330,6 +330,7 @@ def test_measured_errors(path):
     assert error.norm() <= 4e-8 * expected.norm()
 
 
+@pytest.mark.nightly
 def test_figures_can_be_drawn(tmp_path):
     image = pytest.importorskip("matplotlib.image")
     code = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"

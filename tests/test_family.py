@@ -40,7 +40,7 @@ def combinations():
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}-{turn[2]}") for turn in turns]
 
 
-@pytest.mark.thinned(1 if KERNELS else 7)
+@pytest.mark.thinned(2 if KERNELS else 14)
 @pytest.mark.parametrize(("case", "member", "backend", "deltas"), combinations())
 def test_agrees_with_reference(case, member, backend, deltas):
     for delta in deltas:
@@ -198,6 +198,7 @@ def test_no_negatives(delta, member, backend):
         assert found["loss"] == 0
 
 
+@pytest.mark.thinned(2 if KERNELS else 1)
 @by_backend
 @by_some
 def test_layouts_levels_and_class_labels(member, backend):

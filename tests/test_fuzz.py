@@ -26,11 +26,11 @@ from fuzz_run import OUTCOMES, run_case
 
 from alrp_triton.engine import positives
 
-PARTS, CASES = 4, 40 if KERNELS else 2000
+PARTS, CASES = (10, 300) if KERNELS else (4, 2000)
 BACKENDS = fuzz.default_backends()
 
 
-@pytest.mark.thinned(1 if KERNELS else 2)
+@pytest.mark.thinned(5 if KERNELS else 2)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_case_gives_the_reference_s_answer_or_a_clear_error(part, looking):
     outcomes, seconds = [], []

@@ -54,7 +54,7 @@ def combinations():
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}-{turn[2]}") for turn in turns]
 
 
-@pytest.mark.thinned(1 if KERNELS else 7)
+@pytest.mark.thinned(8 if KERNELS else 14)
 @pytest.mark.parametrize(("case", "member", "backend", "deltas"), combinations())
 def test_every_case_in_three_groups(case, member, backend, deltas):
     """Against the reference, which has groups of its own; scores tie across groups, and some are infinite."""

@@ -145,6 +145,7 @@ print(alrp_triton.info._host_memory() is None, "triton" in sys.modules)
     assert run_python(pretend(platform) + code, given=WITHOUT_TRITON, cwd=tmp_path) == expected
 
 
+@pytest.mark.nightly
 def test_works_where_torch_has_no_distributed(tmp_path: Path) -> None:
     """PyTorch can be built without it, and knows of that by what is deleted here first."""
     code = f"""

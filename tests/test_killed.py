@@ -237,6 +237,7 @@ def test_without_the_state_of_the_criterion_it_would_not(alone):
     assert_forgetting_shows(alone)
 
 
+@pytest.mark.nightly
 @together
 def test_processes_that_rank_together_are_killed_midway(of_two):
     assert_killed_midway(of_two, KILLS_TOGETHER)
@@ -246,12 +247,14 @@ def test_processes_that_rank_together_are_killed_midway(of_two):
             assert killed_run.statuses[rank] not in (0, BY_SIGNAL)
 
 
+@pytest.mark.nightly
 @together
 @pytest.mark.parametrize("name", killed.names(2))
 def test_killed_processes_that_rank_together_end_with_the_same_bits(of_two, name):
     assert_same_end(of_two, name)
 
 
+@pytest.mark.nightly
 @together
 def test_without_the_state_of_the_criterion_processes_that_rank_together_would_not(of_two):
     assert_forgetting_shows(of_two)

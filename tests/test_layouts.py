@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import random_case
+from cases import KERNELS, random_case
 from checks import assert_same_bits, assert_same_results, assert_split_alike, backends, evaluate
 
 from alrp_triton import alrp_loss
@@ -44,7 +44,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(6 if KERNELS else 2)
 @pytest.mark.parametrize("delta", [1.0, 0.0])
 @pytest.mark.parametrize("labels_layout", ["contiguous", "transposed", "every_other"])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -57,7 +57,7 @@ def test_any_strides(layout, labels_layout, delta, backend):
     assert_same_results(result, expected)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4 if KERNELS else 2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides_with_class_labels(layout, backend):
     logits, classes, _, errors = class_problem()
@@ -108,6 +108,7 @@ def test_any_shape(shape, backend):
     assert_same_results(result._replace(grad_logits=result.grad_logits.flatten()), flat)
 
 
+@pytest.mark.thinned(4 if KERNELS else 1)
 @pytest.mark.parametrize("num_classes", [1, 15])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
 def test_class_labels_say_what_one_label_for_each_logit_says(dtype, num_classes, backend):

@@ -215,6 +215,7 @@ def gathered(rank: int, store: str) -> list[Any]:
     return numbers
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_processes(tmp_path: Path) -> None:
     """They gather what each has seen: 3 images and 4, all and none, none and all. This process is one of them, since it

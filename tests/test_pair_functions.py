@@ -105,7 +105,7 @@ def small_cases():
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}") for turn in (turns[::22] if KERNELS else turns)]
 
 
-@pytest.mark.thinned(2 if KERNELS else 4)
+@pytest.mark.thinned(2 if KERNELS else 8)
 @pytest.mark.parametrize("backend", engine_backends())
 @pytest.mark.parametrize(("case", "member"), small_cases())
 def test_pair_functions_on_every_case(case, member, backend):

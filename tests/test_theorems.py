@@ -33,7 +33,7 @@ def sums_up(case, member, delta, backend):
     return [(part, pairs, sum(found[name].double() for name in part.components), found) for part in PLAIN[member]]
 
 
-@pytest.mark.thinned(1 if KERNELS else 2)
+@pytest.mark.thinned(2 if KERNELS else 4)
 @by_member
 @properties
 @given(case=problems(), delta=DELTAS)
@@ -48,7 +48,7 @@ def test_theorem_1_the_loss_is_the_sum_of_its_primary_terms(case, delta, member,
         assert_close(part.gradient, found[part.gradient], expected, 1e-6)
 
 
-@pytest.mark.thinned(1 if KERNELS else 2)
+@pytest.mark.thinned(2 if KERNELS else 4)
 @by_member
 @properties
 @given(case=problems(), delta=DELTAS)

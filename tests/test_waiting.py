@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import KERNELS
 from checks import engine_backends
 from modes import MEMBERS, Detector, make_batch, step
 from torch import Tensor
@@ -19,6 +20,7 @@ from alrp_triton.engine.steps import MOST_COMPARED
 BACKENDS = [backend for backend in engine_backends() if backend != "numba"]
 
 
+@pytest.mark.thinned(4 if KERNELS else 1)
 @pytest.mark.parametrize("images", [0, 3])
 @pytest.mark.parametrize("num_pos", [5, 1, 0])
 @pytest.mark.parametrize("member", MEMBERS)

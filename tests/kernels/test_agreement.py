@@ -96,7 +96,7 @@ def tolerance(dtype: torch.dtype) -> float:
     return {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 2 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize(("num_pos", "num_logits", "dtype", "layout", "regime", "special", "member", "delta"), cases())
 def test_problems_of_every_kind(
     num_pos: int,
@@ -115,18 +115,9 @@ def test_problems_of_every_kind(
         assert_agree(evaluate(member, *problem, "pairwise", delta=delta), expected, max(tolerance(dtype), 2e-6))
 
 
-@pytest.mark.parametrize(
-    ("member", "num_pos"),
-    [
-        (ALRP, 4096),
-        *(
-            pytest.param(m, n, marks=pytest.mark.nightly)
-            for m in (ALRP, AP, RANK_SORT)
-            for n in (4096, 5000)[m is ALRP :]
-        ),
-    ],
-    ids=str,
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("num_pos", [4096, 5000])
+@pytest.mark.parametrize("member", [ALRP, AP, RANK_SORT], ids=repr)
 def test_as_many_positives_as_are_compared_and_more(member: Member, num_pos: int) -> None:
     problem = make_problem(num_pos, 20 * num_pos, "middle", "rows", "ordinary", torch.float32)
     found, expected = (evaluate(member, *problem, backend) for backend in ("triton", "torch"))

@@ -91,6 +91,7 @@ def test_layouts(layout: str, block: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert check([level], *knots(flatten([level]), 0.375), 0.375).sum() > 0
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("id_dtype", IDS)
 @pytest.mark.parametrize("delta", [0.0, 0.5])
 def test_levels_are_ranked_together(id_dtype: torch.dtype, delta: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,7 @@ def test_any_number_of_positives_in_one_tile(number: int) -> None:
     check([3, 9, *range(2 * BLOCK - number, 2 * BLOCK)], [BLOCK, BLOCK], None)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("factor", FACTORS, ids=["none", "float32", "float64"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes(dtype: torch.dtype, factor: Tensor | None) -> None:

@@ -35,6 +35,7 @@ def passes(positives: Tensor, scores: Tensor, delta: float) -> tuple[Tensor, Ten
     return totals[0, : len(positives)] / SCALE, h.sum(1), gradient.double(), h.sum(0)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("num_positives", [1, 127, 128, 129, 300])
 @pytest.mark.parametrize("delta", [3.0, 0.37, 1e-3, 1e-20])
 def test_both_kinds_of_blocks(num_positives: int, delta: float) -> None:

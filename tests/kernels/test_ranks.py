@@ -88,6 +88,7 @@ def assert_same_knots(pos_logits: Tensor, delta: float) -> None:
         assert_same_bits(f"places of {name}", found.sort().values, wanted.sort().values)
 
 
+@pytest.mark.thinned(3)
 def test_knots_are_those_of_a_sort(pos_logits: Tensor, delta: float) -> None:
     assert_same_knots(pos_logits, delta)
 
@@ -101,6 +102,7 @@ def test_knots_of_any_bits(dtype: torch.dtype) -> None:
         assert_same_knots(pos_logits, delta)
 
 
+@pytest.mark.thinned(3)
 def test_ranks(pos_logits: Tensor, delta: float) -> None:
     pos_logits = no_nan(pos_logits)
     steps = SortedSteps(pos_logits, delta)
@@ -143,6 +145,7 @@ def test_ranks(pos_logits: Tensor, delta: float) -> None:
     torch.testing.assert_close(found, torch.stack(steps.rank(totals, unit, ())[:3]), rtol=0, atol=atol)
 
 
+@pytest.mark.thinned(3)
 def test_coefficients(pos_logits: Tensor, delta: float) -> None:
     pos_logits = no_nan(pos_logits)
     steps = SortedSteps(pos_logits, delta)
@@ -170,6 +173,7 @@ def sorted_before(pos_logits: Tensor) -> Tensor:
     return (place[None, :] >= place[:, None]).double()
 
 
+@pytest.mark.thinned(3)
 def test_pair_sums(pos_logits: Tensor, delta: float) -> None:
     pos_logits = no_nan(pos_logits)
     values = torch.stack([values_like(pos_logits, seed) for seed in range(3)])
@@ -257,6 +261,7 @@ def test_send(num_pos: int, eps: float) -> None:
     assert_same_bits("coefficients", found, expected)
 
 
+@pytest.mark.thinned(3)
 def test_search_table(pos_logits: Tensor, delta: float) -> None:
     thresholds = knots.make_knots(pos_logits, delta).thresholds
     padded, floors = search_table(thresholds)
