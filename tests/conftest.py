@@ -41,11 +41,16 @@ if INTERPRETED:
 
 if COMPILED_FOR:
     from kernel_session import DEVICE, kernel_session, sound_kernels
+    from virtual_gpu import NoCompiler
 
     session = contextlib.ExitStack()
 
     def pytest_configure(config: pytest.Config) -> None:
-        session.enter_context(kernel_session())
+        try:
+            session.enter_context(kernel_session())
+        except NoCompiler as missing:
+            # Who asks for compiled kernels is not to take skipped tests for passed ones.
+            raise pytest.UsageError(f"VIRTUAL_GPU={COMPILED_FOR}: {missing}") from None
 
     def pytest_unconfigure(config: pytest.Config) -> None:
         session.close()

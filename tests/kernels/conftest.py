@@ -1,4 +1,5 @@
-"""These tests run kernels on the CPU, in a process of their own: ``TRITON_INTERPRET=1 pytest tests/kernels``."""
+"""These tests run kernels on the CPU, in a process of their own: compiled with ``VIRTUAL_GPU=90 pytest tests/kernels``, in
+Triton's interpreter with ``TRITON_INTERPRET=1``."""
 
 from __future__ import annotations
 

@@ -38,6 +38,17 @@ def test_a_missing_compiler_has_an_error_of_its_own(tmp_path, monkeypatch):
         engine.load_engine.__wrapped__()
 
 
+def test_who_asks_for_compiled_kernels_is_told_that_there_is_no_compiler(tmp_path):
+    variables = {"VIRTUAL_GPU": "90", "VIRTUAL_GPU_CACHE": str(tmp_path), "CC": "/nowhere/cc"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_figure1.py"]
+    environment = {**os.environ, **variables}
+    ran = subprocess.run(command, cwd=Path(TESTS).parent, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == pytest.ExitCode.USAGE_ERROR
+    assert (
+        "VIRTUAL_GPU=90: the virtual GPU's engine is built by a C compiler, and there is no /nowhere/cc" in ran.stderr
+    )
+
+
 def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
     monkeypatch.setenv("VIRTUAL_GPU_CACHE", str(tmp_path))
     monkeypatch.setenv("CC", "sh -c 'echo no such flag >&2; exit 1'")
