@@ -1,5 +1,5 @@
-"""These tests run kernels on the CPU, in a process of their own: compiled where VIRTUAL_GPU=90, or another target, is in
-the environment, in Triton's interpreter where TRITON_INTERPRET=1 is."""
+"""These tests run kernels on the CPU, in a process of their own: compiled where VIRTUAL_GPU names a target, in Triton's
+interpreter where TRITON_INTERPRET is 1."""
 
 from __future__ import annotations
 
