@@ -30,7 +30,7 @@ PARTS, CASES = (10, 300) if KERNELS else (4, 2000)
 BACKENDS = fuzz.default_backends()
 
 
-@pytest.mark.thinned(5 if KERNELS else 2)
+@pytest.mark.thinned(10 if KERNELS else 2)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_case_gives_the_reference_s_answer_or_a_clear_error(part, looking):
     outcomes, seconds = [], []

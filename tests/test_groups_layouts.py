@@ -61,6 +61,7 @@ def test_every_integer_dtype(dtype, backend):
     assert_same(of_case(RANK_SORT, case, backend, groups=ids[groups].to(dtype)), expected, backend)
 
 
+@pytest.mark.thinned(2 if KERNELS else 1)
 @by_backend
 @by_delta
 @by_some

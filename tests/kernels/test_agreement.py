@@ -96,7 +96,7 @@ def tolerance(dtype: torch.dtype) -> float:
     return {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 2 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.thinned(9)
+@pytest.mark.thinned(12)
 @pytest.mark.parametrize(("num_pos", "num_logits", "dtype", "layout", "regime", "special", "member", "delta"), cases())
 def test_problems_of_every_kind(
     num_pos: int,

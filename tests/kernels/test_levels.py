@@ -91,7 +91,7 @@ def results(made: list[Level]) -> tuple[list[Tensor], Counter[str]]:
     return [found[2], totals, gradient_of(walks)], launched
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     ("layout", "number"), [*((layout, number) for layout in LAYOUTS for number in (3, 12)), ("rows", 1), ("rows", 10)]
 )

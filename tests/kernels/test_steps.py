@@ -45,7 +45,7 @@ def results(name: str, delta: float, num_pos: int, dtype: torch.dtype) -> list[T
     return [loss.detach(), x.grad, *([] if values.grad is None else [values.grad])]
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("delta", [1.0, 0.0])
 @pytest.mark.parametrize("name", LOSSES)
