@@ -60,6 +60,15 @@ if COMPILED_FOR:
         with sound_kernels():
             yield
 
+    def pytest_sessionfinish(session: pytest.Session) -> None:
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["launched"] = dict(DEVICE.totals)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(node: Any) -> None:
+        """Of pytest-xdist: what a worker has launched."""
+        DEVICE.totals.update(getattr(node, "workeroutput", {}).get("launched", {}))
+
     def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         counted = ", ".join(f"{number:,} {what}" for what, number in DEVICE.totals.items())
         terminalreporter.write_line(f"virtual GPU, sm_{COMPILED_FOR}: {counted or 'nothing'}")
