@@ -124,6 +124,7 @@ def bucket_levels_kernel(
     scale,
     ignore_index,
     POINTERS: tl.constexpr,
+    ARGUMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     AXES: tl.constexpr,
     CLASSES: tl.constexpr,
@@ -135,7 +136,7 @@ def bucket_levels_kernel(
     BLOCK: tl.constexpr,
 ):
     bucket_kernel(
-        *level_of(tl.program_id(0), walks, POINTERS, UNIT),
+        *level_of(tl.program_id(0), walks, POINTERS, ARGUMENTS, UNIT),
         thresholds,
         threshold_groups,
         floors,

@@ -134,6 +134,7 @@ def gradient_levels_kernel(
     highest,
     ignore_index,
     POINTERS: tl.constexpr,
+    ARGUMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     AXES: tl.constexpr,
     CLASSES: tl.constexpr,
@@ -145,7 +146,7 @@ def gradient_levels_kernel(
     BLOCK: tl.constexpr,
 ):
     gradient_kernel(
-        *level_of(tl.program_id(0), walks, POINTERS, UNIT),
+        *level_of(tl.program_id(0), walks, POINTERS, ARGUMENTS, UNIT),
         thresholds,
         threshold_groups,
         floors,

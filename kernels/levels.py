@@ -113,7 +113,8 @@ def _run(functions: tuple[Any, Any], levels: list[Level], given: dict[str, Any],
     pointers = zip(*(level.pointers.values() for level in levels))
     integers = zip(*(_coded(level, unit) for level in levels))
     walks = (first_tile, *pointers, *integers)
-    several[(sum(tiles),)](walks, POINTERS=len(levels[0].pointers), UNIT=unit, **arguments)
+    counts = {"POINTERS": len(levels[0].pointers), "ARGUMENTS": len(walks)}
+    several[(sum(tiles),)](walks, **counts, UNIT=unit, **arguments)
 
 
 def _code(value: int) -> int:
@@ -146,11 +147,12 @@ def pick(values, program, first_tile):
 
 
 @triton.jit
-def level_of(program, walks, POINTERS: tl.constexpr, UNIT: tl.constexpr):
-    """A program's tile in its level, and that level's arguments: pointers, number of logits, further integers."""
+def level_of(program, walks, POINTERS: tl.constexpr, ARGUMENTS: tl.constexpr, UNIT: tl.constexpr):
+    """A program's tile in its level, and that level's arguments: pointers, number of logits, further integers.
+    Triton 3.5 cannot take the length of a tuple that holds a None, which is why it comes as ARGUMENTS."""
     first_tile = walks[0]
     level = (program - number(pick(first_tile, program, first_tile)),)
-    for i in tl.static_range(1, len(walks)):
+    for i in tl.static_range(1, ARGUMENTS):
         value = pick(walks[i], program, first_tile)
         if i > POINTERS and walks[i][0] is not None:
             value = number(value)

@@ -88,13 +88,14 @@ def collect_levels_kernel(
     num_slots,
     ignore_index,
     POINTERS: tl.constexpr,
+    ARGUMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     AXES: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     collect_kernel(
-        *level_of(tl.program_id(0), walks, POINTERS, UNIT),
+        *level_of(tl.program_id(0), walks, POINTERS, ARGUMENTS, UNIT),
         found,
         slots,
         scores,
