@@ -80,12 +80,16 @@ CRITERIA: dict[str, Loss] = {
 """The same of the modules as they come: GIoU, and self-balancing where there is any."""
 
 
-class Launches(TorchDispatchMode):
-    """Counts by name while it is entered; sees into registered operators."""
+class Operators(TorchDispatchMode):
+    """Counts some of PyTorch's operators by name while it is entered; sees into registered ones."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
+
+    def counted(self, name: str, schema: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a call is one of those."""
+        raise NotImplementedError
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -93,12 +97,19 @@ class Launches(TorchDispatchMode):
             with self:
                 return torch._library.custom_ops.OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
-        aliases = [returned.alias_info for returned in func._schema.returns]
-        computes = any("Tensor" in str(returned.type) for returned in func._schema.returns)
-        is_view = any(alias is not None and not alias.is_write for alias in aliases)
-        if computes and not is_view and name not in _FREE:
+        if self.counted(name, func._schema, args, kwargs):
             self.counts[name] += 1
         return func(*args, **kwargs)
+
+
+class Launches(Operators):
+    """Those that launch something on a GPU."""
+
+    def counted(self, name: str, schema: Any, args: Any, kwargs: Any) -> bool:
+        aliases = [returned.alias_info for returned in schema.returns]
+        computes = any("Tensor" in str(returned.type) for returned in schema.returns)
+        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        return computes and not is_view and name not in _FREE
 
     def kernel(self, about: Any) -> None:
         """Count a kernel; what Triton calls before it launches one."""

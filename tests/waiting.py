@@ -10,7 +10,8 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.launches import Operators
 
 # A value that the host reads, and a result whose size depends on values.
 _WAITS = {
@@ -33,26 +34,15 @@ _COPIES = [(Tensor, name) for name in ("__array__", "cpu", "numpy", "tolist")]
 _COPIES += [(torch, name) for name in ("as_tensor", "from_numpy", "tensor")]
 
 
-class Waiting(TorchDispatchMode):
-    """Counts by name; sees into registered operators."""
+class Waiting(Operators):
+    """Those for which the host would wait."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "alrp_triton":
-            with self:
-                return torch._library.custom_ops.OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
-        name = func._schema.name.removeprefix("aten::")
+    def counted(self, name: str, schema: Any, args: Any, kwargs: Any) -> bool:
         by_mask = name in _INDEXED and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
         # Where all get the same number nobody has to know how many they are.
         by_mask = by_mask and not (len(args) > 2 and args[2].numel() == 1)
         repeats = name == "repeat_interleave" and kwargs.get("output_size") is None
-        if name in _WAITS or by_mask or repeats:
-            self.counts[name] += 1
-        return func(*args, **kwargs)
+        return name in _WAITS or by_mask or repeats
 
 
 @contextlib.contextmanager
