@@ -55,8 +55,7 @@ def check(function, sizes, dynamic, groups=0):
         for actual, wanted in zip(found, expected):
             assert_same_bits(f"{num_logits}, {num_pos}", actual, wanted)
         counts.append(counter.frame_count)
-    # This PyTorch compiles anew when a list's shapes change.
-    assert counts == counts[:1] * len(sizes) or torch.__version__ < "2.7"
+    assert counts == counts[:1] * len(sizes)
 
 
 @pytest.mark.thinned(4)

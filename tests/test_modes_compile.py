@@ -49,8 +49,7 @@ def test_one_graph_serves_levels_of_any_size(member, backend, images):
         for one, other in zip(model.state(), eager.state()):
             assert_close("state", one, other, 1e-6)
         counts.append(counter.frame_count)
-    # This PyTorch compiles anew when a list's shapes change.
-    assert counts == counts[:1] * 3 or torch.__version__ < "2.7"
+    assert counts == counts[:1] * 3
 
 
 @pytest.mark.nightly
@@ -68,9 +67,6 @@ def test_by_inductor():
 
 
 NOT_COUNTED = "num_positives: expected an int where a whole graph is compiled or exported, got None"
-if torch.__version__ < "2.7":
-    # It does not tell which error there was.
-    NOT_COUNTED += "|Observed exception"
 UNCOUNTED = {"ap": ap_loss, "ndcg": ndcg_loss, "own": own_loss}
 by_uncounted = pytest.mark.parametrize("loss", UNCOUNTED.values(), ids=UNCOUNTED)
 
@@ -107,9 +103,7 @@ def exported_and_saved(member):
     """Exported strictly, once for the tests below, and what is saved of that."""
     buffer = io.BytesIO()
     program = exported(Detector(member), make_batch(), True)
-    # PyTorch 2.6 does not save a graph within one that takes a size.
-    if torch.__version__ >= "2.7":
-        torch.export.save(program, buffer)
+    torch.export.save(program, buffer)
     return program, buffer.getvalue()
 
 
@@ -123,7 +117,7 @@ by_one_worker = pytest.mark.xdist_group("exports")
 def test_an_exported_detector_trains_alike(member, strict):
     """One program for any number of anchors and positives: the same losses, gradients and self-balancing state."""
     if torch.__version__ < "2.12" and member == "RankSortLoss" and strict:
-        pytest.skip("PyTorch 2.6 and 2.9 do not export Rank & Sort strictly: they make two graphs of it")
+        pytest.skip("PyTorch 2.9 does not export Rank & Sort strictly: it makes two graphs of it")
     program = exported_and_saved(member)[0] if strict else exported(Detector(member), make_batch(), strict)
     assert "alrp_triton.attach_gradient" in program.graph_module.code
     model, eager = program.module(), Detector(member)
@@ -132,13 +126,10 @@ def test_an_exported_detector_trains_alike(member, strict):
         found, expected = model(*batch), eager(*batch)
         for one, other in zip(found, expected):
             assert_same_bits(f"loss of {sizes}", one.detach(), other.detach())
-        # Before 2.7 an exported program was made for inference.
-        if torch.__version__ >= "2.7":
-            sum(found).backward()
-            sum(expected).backward()
+        sum(found).backward()
+        sum(expected).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    if torch.__version__ >= "2.7":
-        assert len(gradients) == 4
+    assert len(gradients) == 4
     for name, gradient in gradients.items():
         assert_close(name, gradient, dict(eager.named_parameters())[name].grad, 1e-6)
     for name, buffer in eager.named_buffers():
@@ -146,7 +137,6 @@ def test_an_exported_detector_trains_alike(member, strict):
 
 
 @by_one_worker
-@pytest.mark.skipif(torch.__version__ < "2.7", reason="PyTorch 2.6 does not save a graph within one that takes a size")
 def test_an_exported_detector_is_saved_and_loaded():
     model = torch.export.load(io.BytesIO(exported_and_saved("ALRPLoss")[1])).module()
     batch = make_batch((25, 8), 7, seed=4)

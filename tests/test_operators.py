@@ -198,9 +198,6 @@ def loss_and_gradients(function, case: Case):
 
 
 SIZES = [(90, 9), (90, 7), (90, 30), (120, 11), (90, 1), (90, 0)]
-if torch.__version__ < "2.7":
-    # It does not compile the derivative of padding what is empty: no loss without positives that has one by values.
-    SIZES.remove((90, 0))
 
 
 @pytest.mark.thinned(4)
@@ -231,7 +228,6 @@ def test_compiled_function(dynamic, arguments, sizes, backend):
 @pytest.mark.parametrize(
     "sizes", [[(90, 9), (90, 7), (90, 30)], [(90, 9), (130, 9), (70, 9)]], ids=["positives", "logits"]
 )
-@pytest.mark.skipif(torch.__version__ < "2.7", reason="this PyTorch compiles anew when a list's shapes change")
 def test_one_graph_serves_any_number_of(sizes):
     """Else torch.compile would give up after some eight batches or image sizes."""
     counter = CompileCounterWithBackend("aot_eager")

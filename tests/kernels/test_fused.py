@@ -228,8 +228,6 @@ LOSSES = {
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_one_graph_for_any_number_of_positives(name: str) -> None:
-    if name == "rank_sort" and torch.__version__ < "2.7":
-        pytest.skip("this PyTorch does not compile Rank & Sort Loss for any number of positives, in any backend")
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(LOSSES[name], fullgraph=True, backend=counter, dynamic=True)
@@ -245,5 +243,4 @@ def test_one_graph_for_any_number_of_positives(name: str) -> None:
         for one, other in zip(*results):
             assert_same_bits("compiled", one, other)
         counts.append(counter.frame_count)
-    # Earlier ones compile anew when a list's shapes change.
-    assert counts == counts[:1] * 3 or torch.__version__ < "2.7"
+    assert counts == counts[:1] * 3
