@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
@@ -14,6 +15,7 @@ import triton.language as tl
 class Formula(NamedTuple):
     """What a formula needs beside the ranks, and what becomes of it."""
 
+    name: str = ""
     terms: int = 1
     """How many scalars the loss has."""
     above: bool = False
@@ -21,31 +23,69 @@ class Formula(NamedTuple):
     in_order: bool = False
     """Whether it takes their sum over what precedes a positive in descending order, itself included."""
     receives: str | None = None
-    """The kind of sum, see ``ranks.pair_sums``, that is the second term's derivative with respect to the values."""
+    """The kind of sum, see ``rank.sums``, that is the second scalar's derivative with respect to the values."""
     sorts: bool = False
-    """Whether its second term says how positives of lower values stand above those of higher ones."""
+    """Whether its second scalar says how positives of lower values stand above those of higher ones."""
     interpolated: bool = False
     """Whether the largest precision among a positive and those below it stands for its own."""
+    eps: float = 0.0
+    """A positive with at most this many false positives sends nothing."""
+
+    @property
+    def constants(self) -> Formula:
+        """As kernels take it."""
+        return Formula(*map(tl.constexpr, self))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of ``rank.Ranks``."""
+        if not self.name or (self.terms > 1 and not self.sorts):
+            return 5
+        return 6 if self.sorts or self.interpolated else 3
+
+    @property
+    def num_scores(self) -> int:
+        """Scalars that have a derivative with respect to scores."""
+        return 2 if self.sorts else 1
+
+    @property
+    def has_derivative(self) -> bool:
+        """Whether the last scalar has one with respect to the values, or to the errors of a formula that is not known
+        here."""
+        return not self.name or (self.terms > 1 and not self.sorts)
+
+    def derivative_dtype(self, given: torch.Tensor | None) -> torch.dtype:
+        """Of that derivative."""
+        return torch.float64 if given is None else torch.promote_types(given.dtype, torch.float32)
 
 
 FORMULAS = {
-    "alrp_sorted": Formula(terms=2, above=True, in_order=True, receives="sorted_received"),
-    "alrp_smooth": Formula(terms=2, above=True, receives="received"),
-    "ap": Formula(),
-    "ap_interpolated": Formula(interpolated=True),
-    "ndcg": Formula(),
-    "rank_sort": Formula(terms=2, sorts=True),
+    formula.name: formula
+    for formula in (
+        Formula(),
+        Formula("alrp_sorted", terms=2, above=True, in_order=True, receives="sorted_received"),
+        Formula("alrp_smooth", terms=2, above=True, receives="received"),
+        Formula("ap"),
+        Formula("ap_interpolated", interpolated=True),
+        Formula("ndcg"),
+        Formula("rank_sort", terms=2, sorts=True),
+    )
 }
+"""By name; under "" that of a loss whose formula is not known here."""
 
 
 @triton.jit
-def ideal_gain(num_positives, BLOCK: tl.constexpr):
-    """Sum over r = 1..P of 1 / log2(1 + r)."""
-    gains = tl.zeros([BLOCK], tl.float64)
+def ideal_gain(num_together, num_positives, ONE_RANKING: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum over r = 1..n of 1 / log2(1 + r), for n positives that are ranked together."""
+    gains = tl.zeros([BLOCK] if ONE_RANKING else [num_together.shape[0], BLOCK], tl.float64)
     for first in range(0, num_positives, BLOCK):
         place = first + tl.arange(0, BLOCK)
-        gains += tl.where(place < num_positives, 1 / log2(2.0 + place.to(tl.float64)), 0.0)
-    return tl.sum(gains)
+        gain = 1 / log2(2.0 + place.to(tl.float64))
+        if ONE_RANKING:
+            gains += tl.where(place < num_positives, gain, 0.0)
+        else:
+            gains += tl.where(place[None, :] < num_together[:, None], gain[None, :], 0.0)
+    return tl.sum(gains, axis=0 if ONE_RANKING else 1)
 
 
 @triton.jit
@@ -64,50 +104,58 @@ def log2_of_1_plus(x):
 
 @triton.jit
 def evaluate(
-    FORMULA: tl.constexpr,
+    formula,
     found,
     rank_positive,
     value,
     above,
-    together,
+    together_in_order,
+    num_together,
+    shared_by,
+    height_at_0,
     num_positives,
-    HEIGHT_AT_0: tl.constexpr,
+    ONE_RANKING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Of a block of positives, in float64.
 
     Args:
-        FORMULA: a name in :data:`FORMULAS`.
+        formula: one of :data:`FORMULAS`.
         found: N_FP(i).
         rank_positive: rank+(i).
         value: of the positive itself.
         above: the sum of the values by ramps, where the formula takes it.
-        together: the sum of the values in order, or the sorting error, where the formula takes one of them.
+        together_in_order: the sum of the values in order, or the sorting error, where the formula takes one of them.
+        num_together: how many positives i is ranked with.
+        shared_by: the same, times the number of groups.
+        height_at_0: H(0).
         num_positives: P.
-        HEIGHT_AT_0: H(0).
 
     Returns:
-        ``(excess, first, second)``: l(i) - l*(i), and what it adds to each scalar; all times 1/Z.
+        ``(excess, first, second)``: l(i) - l*(i), and what it adds to each scalar; all times 1/Z, but for precision
+        that is still to be interpolated.
     """
-    rank = rank_positive + found
-    share = 1.0 / tl.full([], num_positives, tl.float64)
-    if FORMULA == "alrp_sorted" or FORMULA == "alrp_smooth":
+    rank, share = rank_positive + found, 1.0 / shared_by
+    if formula.name == "alrp_sorted" or formula.name == "alrp_smooth":
         first = found / rank * share
         # Its own value cancels in the excess; the sum by ramps leaves it out, the one in order does not.
         excess = (found + above) / rank * share
-        second = (together if FORMULA == "alrp_sorted" else value + above) / rank * share
-    elif FORMULA == "ap" or FORMULA == "ap_interpolated":
-        first = found / rank
-        if FORMULA == "ap":
-            first *= share
+        second = (together_in_order if formula.in_order else value + above) / rank * share
+    elif formula.name == "ap":
+        first = found / rank * share
         excess, second = first, first
-    elif FORMULA == "rank_sort":
+    elif formula.name == "ap_interpolated":
+        first = found / rank
+        excess, second = first, first
+    elif formula.name == "rank_sort":
         # Ranks include the positive itself by its ramp.
-        excess = found / (rank - (1 - HEIGHT_AT_0)) * share
-        first, second = excess, together * share
+        excess = found / (rank - (1 - height_at_0)) * share
+        first, second = excess, together_in_order * share
     else:
-        tl.static_assert(FORMULA == "ndcg")
-        gain = ideal_gain(num_positives, BLOCK)
+        tl.static_assert(formula.name == "ndcg")
+        gain = ideal_gain(num_together, num_positives, ONE_RANKING, BLOCK)
+        if not ONE_RANKING:
+            gain *= shared_by / num_together
         behind = log2(1 + rank_positive)
         excess = log2_of_1_plus(found / (1 + rank_positive)) / (behind * log2(1 + rank)) / gain
         first = share - 1 / log2(1 + rank) / gain

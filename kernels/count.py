@@ -1,0 +1,97 @@
+"""Pass 1: count every negative into its bucket: how many there are, and the sum of their offsets in fixed point.
+
+All accumulation is in 64-bit integers, so the order in which tiles and atomics arrive changes nothing. Two things
+keep atomics apart: scores below the first threshold, most of them late in training, send none; and each tile sums the
+bucket of its first score, which early in training is nearly everyone's, before sending one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .lanes import address, address_of_label, address_or_position, is_positive, load, places, takes_part, within
+from .launch import launch, level_of, ramp_of
+from .layout import Table, Walk
+from .search import find_bucket, groups_of, offset_in_bucket, reaches_any
+
+# Of a sum over a tile that holds a count, of at most 2^12, above units, of at most 2^36 each.
+_UNIT_BITS = tl.constexpr(50)
+_ONE_MORE = tl.constexpr(1 << 50)
+
+
+@triton.jit
+def first_of(there, lane, bucket, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    """The bucket of the first lane that is there, by one reduction; some bucket where none is."""
+    if BLOCK << STEPS < 1 << 31:
+        key = tl.where(there, (lane << STEPS) | bucket, (BLOCK << STEPS) - 1)
+    else:
+        key = tl.where(there, (lane.to(tl.int64) << STEPS) | bucket, (BLOCK << STEPS) - 1)
+    return (tl.min(key) & ((1 << STEPS) - 1)).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["num_buckets", "ignore_index"])
+def count_kernel(
+    levels, table, totals, num_buckets, scale, ignore_index, ramp, STEPS: tl.constexpr, BLOCK: tl.constexpr
+):
+    level = level_of(levels)
+    begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
+    at = places(levels, level, begin, lane)
+    x_at = address_or_position(begin + lane, at, level.logit_steps, levels)
+    there = within(begin, lane, level.num_logits, BLOCK)
+    score = load(level.logits + x_at, there, table.floors.dtype.element_ty)
+    label = tl.load(level.labels + address_of_label(at, levels, level), mask=there, other=0)
+    counted = there & takes_part(label, ignore_index, levels.CLASSES) & ~is_positive(label, at[0], levels.CLASSES)
+
+    # One look for two questions; of NaN there are few.
+    reaches = counted & reaches_any(score, table, num_buckets)
+    nan = counted & (score != score)
+    interest = tl.max(tl.where(nan, 2, reaches.to(tl.int32)))
+    if interest > 1:
+        tl.atomic_add(totals + num_buckets, tl.sum(nan.to(tl.int32)).to(tl.int64), sem="relaxed")
+    if interest > 0:
+        group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
+        bucket = find_bucket(score, group, table, STEPS)
+        if table.groups is not None:
+            # What reaches a ramp of another group only.
+            reaches = reaches & (bucket > 0)
+        units = (offset_in_bucket(score, bucket, table, ramp) * scale).to(tl.int64)
+        # The bucket of the first score that reaches a ramp stands for the crowd.
+        crowd = first_of(reaches, lane, bucket, STEPS, BLOCK)
+        alone = reaches & (bucket != crowd)
+        tl.atomic_add(totals + bucket, tl.full([BLOCK], 1, tl.int64), mask=alone, sem="relaxed")
+        tl.atomic_add(totals + num_buckets + 1 + bucket, units, mask=alone, sem="relaxed")
+        # Count and units in one sum. Without a crowd its bucket may lie beyond the totals.
+        both = tl.sum(tl.where(reaches & (bucket == crowd), units + _ONE_MORE, 0))
+        count = both >> _UNIT_BITS
+        tl.atomic_add(totals + crowd, count, mask=count > 0, sem="relaxed")
+        units_of_crowd = both - (count << _UNIT_BITS)
+        tl.atomic_add(totals + num_buckets + 1 + crowd, units_of_crowd, mask=count > 0, sem="relaxed")
+
+
+def count(walks: Sequence[Walk], table: Table, totals: Tensor, delta: float, scale: float, ignore_index: int) -> None:
+    """Pass 1 over all levels.
+
+    Args:
+        walks: the levels. With groups, a score counts in its own group's buckets alone.
+        table: of the positives' ramps.
+        totals: ``[2, 2P + 2]`` int64, contiguous, to which is added: the number of negatives in each bucket, and the
+            sum of their offsets in units; in the last column the number of NaN, and nothing. Bucket 0 is left out.
+        delta: half width of the ramp.
+        scale: units of the fixed point in 1.
+        ignore_index: label of what is not counted.
+    """
+    num_buckets = len(table.floors)
+    arguments = {
+        "table": table,
+        "totals": totals,
+        "num_buckets": num_buckets,
+        "scale": scale,
+        "ignore_index": ignore_index,
+        "ramp": ramp_of(table.floors, delta),
+        "STEPS": (num_buckets - 1).bit_length(),
+    }
+    launch(count_kernel, "count" if table.groups is None else "count_grouped", walks, arguments)

@@ -1,0 +1,141 @@
+"""The lanes of a tile: where each one's logit, label and gradient are, and what it loads and stores.
+
+Positions are 64-bit. Within a tile, axis by axis from the innermost, they are 32-bit remainders: a tile begins at a
+position whose 64-bit division is done once, on a scalar. The number of classes is a constant of the compiled kernel, so
+that a division by it becomes a multiplication; and logits that lie in memory as they are walked are addressed by their
+position, several at a time.
+"""
+
+from __future__ import annotations
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def split(begin, lane, size0, size1, size2, AXES: tl.constexpr):
+    """Places of positions ``begin + lane`` on each axis, innermost first; those on axes that are not there mean
+    nothing."""
+    if AXES == 1:
+        at = begin + lane
+        return at, at, at, at
+    else:
+        rest0 = begin // size0
+        i0 = (begin - rest0 * size0).to(tl.int32) + lane
+        carry0 = i0 // size0
+        i0 = i0 - carry0 * size0
+        if AXES == 2:
+            i1 = rest0 + carry0
+            return i0, i1, i1, i1
+        else:
+            rest1 = rest0 // size1
+            i1 = (rest0 - rest1 * size1).to(tl.int32) + carry0
+            carry1 = i1 // size1
+            i1 = i1 - carry1 * size1
+            if AXES == 3:
+                i2 = rest1 + carry1
+                return i0, i1, i2, i2
+            else:
+                rest2 = rest1 // size2
+                i2 = (rest1 - rest2 * size2).to(tl.int32) + carry1
+                carry2 = i2 // size2
+                i2 = i2 - carry2 * size2
+                return i0, i1, i2, rest2 + carry2
+
+
+@triton.jit
+def within(begin, lane, number, BLOCK: tl.constexpr):
+    """Which lanes of a tile there are, of so many. Compared in 32 bits; as a choice, of which the compiler knows that
+    16 divides it where 16 divides the number."""
+    rest = number - begin
+    return lane < tl.where(rest < BLOCK, rest, BLOCK).to(tl.int32)
+
+
+@triton.jit
+def places(levels, level, begin, lane):
+    """:func:`split` over all axes of a level."""
+    if levels.CLASSES > 0:
+        return split(begin, lane, levels.CLASSES, level.sizes[1], level.sizes[2], levels.AXES)
+    else:
+        return split(begin, lane, level.sizes[0], level.sizes[1], level.sizes[2], levels.AXES)
+
+
+@triton.jit
+def address(at, steps, AXES: tl.constexpr):
+    """64-bit distance from a tensor's first element to the one at these places."""
+    distance = at[0].to(tl.int64) * steps[0]
+    for axis in tl.static_range(1, AXES):
+        distance += at[axis].to(tl.int64) * steps[axis]
+    return distance
+
+
+@triton.jit
+def address_of_label(at, levels, level):
+    """Of the label of a logit; the labels of rows take no step from class to class."""
+    if levels.CLASSES > 0:
+        distance = at[0].to(tl.int64) * 0
+        for axis in tl.static_range(1, levels.AXES):
+            distance += at[axis].to(tl.int64) * level.label_steps[axis]
+        return distance
+    else:
+        return address(at, level.label_steps, levels.AXES)
+
+
+@triton.jit
+def address_or_position(position, at, steps, levels):
+    """:func:`address`, or the position itself in tensors that lie in memory as they are walked."""
+    if levels.FLAT:
+        return position
+    else:
+        return address(at, steps, levels.AXES)
+
+
+@triton.jit
+def takes_part(label, ignore_index, CLASSES: tl.constexpr):
+    """Whether a logit is a negative or a positive, from the label of its row, or from its own."""
+    if CLASSES > 0:
+        return label != ignore_index
+    else:
+        return ((label == 0) | (label == 1)) & (label != ignore_index)
+
+
+@triton.jit
+def is_positive(label, column, CLASSES: tl.constexpr):
+    """Whether one that takes part is a positive, from the label of its row and its class, or from its own label."""
+    return label == (column if CLASSES > 0 else 1)
+
+
+# Triton's interpreter converts bfloat16 by its own arithmetic, which takes 0 for 2^-126 and does not round to nearest.
+# There, and there alone, the two functions below move the bits themselves.
+
+
+@triton.jit
+def load(pointers, mask, dtype: tl.constexpr):
+    """Load scores as ``dtype``; 0 where masked."""
+    if _INTERPRETED and pointers.dtype.element_ty == tl.bfloat16:
+        bits = tl.load(pointers.to(tl.pointer_type(tl.int16), bitcast=True), mask=mask, other=0)
+        return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return tl.load(pointers, mask=mask, other=0).to(dtype)
+
+
+@triton.jit
+def store(pointers, value, mask):
+    """Store in the pointers' dtype, rounded to nearest even; to half precision by way of float32, as PyTorch does."""
+    dtype: tl.constexpr = pointers.dtype.element_ty
+    if dtype == tl.float64:
+        tl.store(pointers, value.to(tl.float64), mask=mask)
+    else:
+        value = value.to(tl.float32)
+        if _INTERPRETED and dtype == tl.bfloat16:
+            bits = value.to(tl.int32, bitcast=True)
+            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            rounded = tl.where(value == value, rounded, 0x7FC0).to(tl.int16)
+            tl.store(pointers.to(tl.pointer_type(tl.int16), bitcast=True), rounded, mask=mask)
+        else:
+            tl.store(pointers, value.to(dtype), mask=mask)

@@ -1,0 +1,238 @@
+"""From levels to launches: those of one structure go together, and each program finds its level.
+
+A launch takes of each field a tuple with a value for each level. A program finds its level by comparing its number with
+the levels' first tiles, and selects; nothing is copied to the device.
+
+Triton compiles a kernel anew for integers that are 1, multiples of 16 or beyond 32 bits; in tuples always. That would
+be a kernel for nearly every size of image. So steps of 1 are left out (their places are part of the structure), other
+integers n go as 2 n + 3, and of the numbers of logits a common unit of 16 is taken out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime import driver
+
+from .lanes import INTERPRETED
+from .layout import MAX_AXES, Level, Levels, Ramp, Walk
+from .settings import Settings, architecture_of, pinned, settings_of
+
+MOST_LEVELS = 8
+"""In one launch; of each, a program looks at every argument."""
+_UNIT = 16
+
+
+class Part(NamedTuple):
+    """A level, and where its logits begin among those of all."""
+
+    walk: Walk
+    gradient: Tensor | None
+    first_index: int
+
+    @property
+    def structure(self) -> Hashable:
+        """What levels in one launch have in common."""
+        walk, layout = self.walk, self.walk.layout
+        kinds = tuple(x is not None and (x.dtype, x.data_ptr() % 16 == 0) for x in self.tensors)
+        ones = tuple(step == 1 for steps in layout.steps for step in steps)
+        return kinds, ones, len(layout.sizes), layout.flat, walk.classes
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.walk.logits, self.walk.labels, self.gradient, self.walk.groups
+
+
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Launches go to the current device, which need not be the tensor's."""
+    if INTERPRETED:
+        return contextlib.nullcontext()
+    guard: contextlib.AbstractContextManager[Any] = driver.active.get_device_interface().device(tensor.device)
+    return guard
+
+
+def ramp_of(logits: Tensor, delta: float) -> Ramp:
+    """The constants of a kernel for scores like these."""
+    saturate = logits.dtype == torch.float32 and architecture_of(logits.device).startswith("sm_")
+    return Ramp(*map(tl.constexpr, (delta, 0.5 / delta if delta else 0.0, saturate)))
+
+
+def launch(
+    kernel: Any,
+    name: str,
+    walks: Sequence[Walk],
+    arguments: dict[str, Any],
+    gradients: Sequence[Tensor] | None = None,
+    by_row: bool = False,
+) -> None:
+    """Launch a kernel over all levels that are not empty: once for all of one structure, up to eight.
+
+    Args:
+        kernel: takes ``levels``, the arguments, and ``BLOCK``.
+        name: its name among the launch settings.
+        walks: the levels.
+        arguments: what all levels share.
+        gradients: what the kernel writes, of the logits' shape and with the strides that ``empty_like`` gives them.
+        by_row: whether a tile is of rows of logits that share a label, rather than of logits.
+    """
+    for parts in join(walks, gradients):
+        first = parts[0].walk
+        settings = settings_for(name, parts)
+        block, num_warps = settings["block"], settings["num_warps"]
+        num_tiles, levels = tiles_of(parts, block * first.classes if by_row and first.classes else block)
+        with on_device_of(first.logits):
+            kernel[(num_tiles,)](levels=levels, **arguments, BLOCK=block, num_warps=num_warps)
+
+
+def settings_for(name: str, parts: list[Part]) -> Settings:
+    """The settings of one launch."""
+    return settings_of(name, parts[0].walk.logits, sum(part.walk.logits.numel() for part in parts))
+
+
+def compare(
+    kernel: Any, places: int, logits: Tensor, *, rows: int = 1, num_warps: int | None = None, **arguments: Any
+) -> None:
+    """Launch a kernel that compares a block of places, of positives or buckets, with all positives, whose ``logits``
+    say where; in each of the rows."""
+    settings = pinned("compare", architecture_of(logits.device))
+    if places == 0:
+        return
+    with on_device_of(logits):
+        kernel[(triton.cdiv(places, settings["block_p"]), rows)](
+            **arguments,
+            BLOCK=settings["block"],
+            BLOCK_P=settings["block_p"],
+            num_warps=num_warps or settings["num_warps"],
+        )
+
+
+def join(walks: Sequence[Walk], gradients: Sequence[Tensor] | None = None) -> list[list[Part]]:
+    """The levels of each launch, in their order; without the empty ones."""
+    by_structure: dict[Hashable, list[Part]] = {}
+    first_index = 0
+    for i, walk in enumerate(walks):
+        part = Part(walk, None if gradients is None else gradients[i], first_index)
+        first_index += walk.logits.numel()
+        if walk.logits.numel():
+            by_structure.setdefault(part.structure, []).append(part)
+    return [
+        alike[begin : begin + MOST_LEVELS]
+        for alike in by_structure.values()
+        for begin in range(0, len(alike), MOST_LEVELS)
+    ]
+
+
+def tiles_of(parts: list[Part], size: int) -> tuple[int, Levels]:
+    """How many tiles of so many logits there are, and the levels as a kernel takes them."""
+    first = parts[0].walk
+    tiles = [triton.cdiv(part.walk.logits.numel(), size) for part in parts]
+    unit = _UNIT if all(part.walk.logits.numel() % _UNIT == 0 for part in parts) else 1
+    steps = [part.walk.layout.steps for part in parts]
+    if first.groups is None:
+        steps = [(*of_level, ()) for of_level in steps]
+    logits, labels, gradients, groups = zip(*(part.tensors for part in parts))
+    logit_steps, label_steps, gradient_steps, group_steps = (_by_axis(of_tensor, 1) for of_tensor in zip(*steps))
+    levels = Levels(
+        first_tile=tuple(_code(tile) for tile in accumulate(tiles[:-1], initial=0)),
+        logits=logits,
+        labels=labels,
+        gradient=gradients,
+        groups=groups,
+        num_logits=tuple(_code(part.walk.logits.numel() // unit) for part in parts),
+        first_index=tuple(_code(part.first_index) for part in parts),
+        sizes=_by_axis([part.walk.layout.sizes for part in parts], None),
+        logit_steps=logit_steps,
+        label_steps=label_steps,
+        gradient_steps=gradient_steps,
+        group_steps=group_steps,
+        UNIT=tl.constexpr(unit),
+        AXES=tl.constexpr(len(first.layout.sizes)),
+        CLASSES=tl.constexpr(first.classes),
+        FLAT=tl.constexpr(first.layout.flat),
+    )
+    return sum(tiles), levels
+
+
+def _by_axis(levels: Sequence[tuple[int, ...]], left_out: int | None) -> tuple[tuple[int | None, ...], ...]:
+    """Of each axis the coded numbers of all levels; None for axes that are not there, and for what is left out."""
+    rows = [tuple(None if n == left_out else _code(n) for n in of_axis) for of_axis in zip(*levels)]
+    return tuple(rows + [(None,) * len(levels)] * (MAX_AXES - len(rows)))
+
+
+def _code(value: int) -> int:
+    """Neither 1 nor a multiple of 16; see ``number``."""
+    return 2 * value + 3
+
+
+@triton.jit
+def number(code):
+    """What was coded by ``_code``."""
+    return (code >> 1) - 1
+
+
+@triton.jit
+def pick(values, program, first_tile):
+    """The value of the level that a program is in; 1 where the levels have none."""
+    if values[0] is None:
+        return 1
+    else:
+        picked = values[0]
+        for k in tl.static_range(1, len(first_tile)):
+            picked = tl.where(program >= number(first_tile[k]), values[k], picked)
+        return picked
+
+
+@triton.jit
+def pick_number(values, program, first_tile):
+    """:func:`pick`, of coded numbers."""
+    if values[0] is None:
+        return 1
+    else:
+        return number(pick(values, program, first_tile))
+
+
+@triton.jit
+def pick_numbers(rows, program, first_tile):
+    """:func:`pick_number`, for each axis."""
+    return (
+        pick_number(rows[0], program, first_tile),
+        pick_number(rows[1], program, first_tile),
+        pick_number(rows[2], program, first_tile),
+        pick_number(rows[3], program, first_tile),
+    )
+
+
+@triton.jit
+def tile_of(program, first_tile):
+    """A program's tile in its level."""
+    if len(first_tile) == 1:
+        return program
+    else:
+        return program - pick_number(first_tile, program, first_tile)
+
+
+@triton.jit
+def level_of(levels):
+    """The level that this program is in. Triton before 3.7 cannot put a None into a tuple: what is not there is 1."""
+    program, first_tile = tl.program_id(0), levels.first_tile
+    return Level(
+        tile_of(program, first_tile),
+        pick(levels.logits, program, first_tile),
+        pick(levels.labels, program, first_tile),
+        pick(levels.gradient, program, first_tile),
+        pick(levels.groups, program, first_tile),
+        pick_number(levels.num_logits, program, first_tile).to(tl.int64) * levels.UNIT,
+        pick_number(levels.first_index, program, first_tile),
+        pick_numbers(levels.sizes, program, first_tile),
+        pick_numbers(levels.logit_steps, program, first_tile),
+        pick_numbers(levels.label_steps, program, first_tile),
+        pick_numbers(levels.gradient_steps, program, first_tile),
+        pick_numbers(levels.group_steps, program, first_tile),
+    )

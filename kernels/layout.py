@@ -1,0 +1,176 @@
+"""How a kernel walks a level: logits of any strides, in row-major order, beside their labels, groups and gradient.
+
+Axes of size 1 vanish, and axes that follow each other in memory in every tensor become one, so that what is contiguous
+has one axis (two with class labels: the axis of the classes stays, and takes no step in the labels). At most four
+remain without a copy: enough for a channel-first level ``[B, A C, H, W]`` seen as ``[B, H, W, A, C]``.
+
+The tuples in which kernels take what belongs together are here, too; :mod:`.lanes` reads them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_AXES = 4
+_MAX_INNER = 2**31 - 2**17
+
+
+class Ramp(NamedTuple):
+    """The ramp H(x) = clamp(x / (2 delta) + 1/2, 0, 1), as constants of a kernel."""
+
+    delta: Any
+    inverse_width: Any
+    """1 / (2 delta), or 0 for delta = 0."""
+    saturate: Any
+    """Whether one instruction of the target multiplies, adds and clamps."""
+
+
+class Table(NamedTuple):
+    """The 2P sorted ends of ramps (thresholds), in which both passes look for a score; :mod:`.place` makes it.
+
+    Bucket b >= 1 holds the scores from threshold b - 1 up to the next one; bucket 0 those below all thresholds. With
+    groups, thresholds are sorted by group first, and bucket 0 holds the scores below all thresholds of their group.
+    """
+
+    thresholds: Any
+    """``[4P + 1]``, float32 or float64: 2P thresholds, NaN last in its group; then NaN, which no score reaches. With
+    groups, the lowest threshold of all is in the last place, which no search reads."""
+    floors: Any
+    """``[2P + 1]``: finite lower ends of the buckets; the lowest finite number for bucket 0."""
+    groups: Any = None
+    """``[4P + 1]`` int64: the group of each threshold, the highest number beyond them; None for one ranking."""
+
+
+class Positives(NamedTuple):
+    """The P positives, in flat order."""
+
+    logits: Any
+    """``[P]``"""
+    begin: Any
+    """``[P]`` int64: the bucket in which each one's ramp begins."""
+    end: Any
+    """``[P]`` int64: the first bucket in which it has ended."""
+    groups: Any = None
+    """``[P]`` int64, or None."""
+
+
+class Levels(NamedTuple):
+    """The levels of one launch: of each field a tuple with a value for each level. Integers come coded, see
+    ``launch.number``; None stands for steps of 1, and for tensors that are not there. What all have in common are
+    constants, which a tuple made in a kernel would turn into numbers."""
+
+    first_tile: Any
+    logits: Any
+    labels: Any
+    gradient: Any
+    groups: Any
+    num_logits: Any
+    first_index: Any
+    sizes: Any
+    logit_steps: Any
+    label_steps: Any
+    gradient_steps: Any
+    group_steps: Any
+    UNIT: Any
+    """What numbers of logits are divided by."""
+    AXES: Any
+    CLASSES: Any
+    """C where each row has a label, 0 where each logit has one."""
+    FLAT: Any
+    """Whether logits and gradient lie in memory as they are walked."""
+
+
+class Level(NamedTuple):
+    """The level of one program. Sizes of the axes and steps of the tensors come innermost first."""
+
+    tile: Any
+    """The program's tile among those of the level."""
+    logits: Any
+    labels: Any
+    gradient: Any
+    groups: Any
+    num_logits: Any
+    first_index: Any
+    """Flat index of its first logit."""
+    sizes: Any
+    logit_steps: Any
+    label_steps: Any
+    gradient_steps: Any
+    group_steps: Any
+
+
+class Layout(NamedTuple):
+    """Sizes of the axes that are left, and the steps along them of logits, labels, gradient and groups."""
+
+    sizes: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
+
+    @property
+    def flat(self) -> bool:
+        """See :attr:`Levels.FLAT`."""
+        contiguous = [1]
+        for size in self.sizes[:-1]:
+            contiguous.append(contiguous[-1] * size)
+        return self.steps[0] == self.steps[2] == tuple(contiguous)
+
+
+class Walk(NamedTuple):
+    """A level on the host: its tensors, and how they are walked."""
+
+    logits: Tensor
+    labels: Tensor
+    groups: Tensor | None
+    layout: Layout
+    classes: int
+    """See :attr:`Levels.CLASSES`."""
+
+
+def walk_over(logits: Tensor, labels: Tensor, groups: Tensor | None) -> Walk:
+    """Describe a level; what has more than four axes is copied.
+
+    Args:
+        logits: any shape and strides (``[..., C]`` with class labels).
+        labels: of the logits' shape, or without the last axis.
+        groups: as the labels, or None.
+    """
+    per_class = labels.dim() != logits.dim()
+    tensors = [labels] if groups is None else [labels, groups]
+    layout = _layout(logits.shape, logits.stride(), tuple(_steps(x, logits) for x in tensors), per_class)
+    if layout is None:
+        return walk_over(logits.contiguous(), labels.contiguous(), None if groups is None else groups.contiguous())
+    return Walk(logits, labels, groups, layout, logits.shape[-1] if per_class else 0)
+
+
+def _steps(rows: Tensor, logits: Tensor) -> tuple[int, ...]:
+    """A tensor's strides in the logits' shape, whose last axis it may lack."""
+    return rows.stride() if rows.dim() == logits.dim() else (*rows.stride(), 0)
+
+
+@lru_cache(maxsize=4096)
+def _layout(
+    shape: torch.Size, strides: tuple[int, ...], others: tuple[tuple[int, ...], ...], per_class: bool
+) -> Layout | None:
+    """Of logits, and of the strides of labels and groups; None where too many axes are left."""
+    gradient = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
+    labels, *groups = others
+    outermost_first = list(zip(shape, zip(strides, labels, gradient, *groups)))
+    axes = [outermost_first.pop()]
+    for size, steps in reversed(outermost_first):
+        inner, inner_steps = axes[-1]
+        may_merge = not (per_class and len(axes) == 1)
+        if size == 1:
+            continue
+        if may_merge and inner == 1:
+            axes[-1] = (size, steps)
+        elif may_merge and all(step == inner * inner_step for step, inner_step in zip(steps, inner_steps)):
+            axes[-1] = (inner * size, inner_steps)
+        else:
+            axes.append((size, steps))
+    if len(axes) > MAX_AXES or any(size > _MAX_INNER for size, _ in axes[:-1]):
+        return None
+    sizes, steps = zip(*axes)
+    return Layout(sizes, tuple(zip(*steps)))

@@ -1,0 +1,138 @@
+"""Pass 2: write every logit's gradient, level + slope * offset of its bucket; for positives, their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .lanes import address, address_of_label, address_or_position, is_positive, load, places, store, takes_part, within
+from .launch import launch, level_of, ramp_of
+from .layout import Table, Walk
+from .search import NONE, find_bucket, groups_of, number_below, offset_in_bucket, reaches_any
+
+
+class Own(NamedTuple):
+    """The gradients of the positives' own scores."""
+
+    indices: Any
+    """``[P]`` int64, flat indices, ascending. Positives that it lacks get something, but nothing out of bounds is read
+    for them."""
+    gradients: Any
+    """``[K, P]`` float64, of each of K scalars."""
+
+
+class Factors(NamedTuple):
+    """Scalars, the upstream gradients of a loss's scalars, by which what each one passes on is multiplied."""
+
+    first: Any
+    second: Any
+    """None where only the first has a derivative with respect to scores."""
+
+
+@triton.jit
+def own_gradient(own, k, factors, num_own):
+    """Of positive k, float64."""
+    value = tl.load(own.gradients + k) * tl.load(factors.first).to(tl.float64)
+    if factors.second is not None:
+        value += tl.load(own.gradients + num_own + k) * tl.load(factors.second).to(tl.float64)
+    return value
+
+
+@triton.jit
+def with_positives(value, lane, first_index, own, factors, num_own, highest, BLOCK: tl.constexpr):
+    """A tile's values, with those of the positives that are in it; the place of each is a scalar, which takes no
+    registers of its own."""
+    k = number_below(first_index, own.indices, num_own, highest)
+    index = tl.load(own.indices + k, mask=k < num_own, other=NONE)
+    while index < first_index + BLOCK:
+        gradient = own_gradient(own, k, factors, num_own)
+        value = tl.where(lane == (index - first_index).to(tl.int32), gradient.to(value.dtype), value)
+        k += 1
+        index = tl.load(own.indices + k, mask=k < num_own, other=NONE)
+    return value
+
+
+@triton.jit(do_not_specialize=["num_buckets", "num_own", "highest", "ignore_index"])
+def write_kernel(
+    levels,
+    table,
+    lines,
+    own,
+    factors,
+    num_buckets,
+    num_own,
+    highest,
+    ignore_index,
+    ramp,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    level = level_of(levels)
+    begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
+    at = places(levels, level, begin, lane)
+    x_at = address_or_position(begin + lane, at, level.logit_steps, levels)
+    there = within(begin, lane, level.num_logits, BLOCK)
+    score = load(level.logits + x_at, there, table.floors.dtype.element_ty)
+    label = tl.load(level.labels + address_of_label(at, levels, level), mask=there, other=0)
+    counted = takes_part(label, ignore_index, levels.CLASSES)
+    positive = there & counted & is_positive(label, at[0], levels.CLASSES)
+
+    # One look for two questions; of positives there are few.
+    reaches = reaches_any(score, table, num_buckets)
+    interest = tl.max(tl.where(positive, 2, reaches.to(tl.int32)))
+    value = tl.zeros_like(score) + tl.load(lines)
+    if interest > 0:
+        group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
+        bucket = find_bucket(score, group, table, STEPS)
+        offset = offset_in_bucket(score, bucket, table, ramp)
+        value = tl.load(lines + bucket) + tl.load(lines + num_buckets + bucket) * offset
+    value *= tl.load(factors.first).to(value.dtype)
+    # Positives that are not among the expected ones keep what a negative gets, which then is NaN.
+    value = tl.where(counted, value, 0.0)
+    if interest > 1:
+        value = with_positives(value, lane, level.first_index + begin, own, factors, num_own, highest, BLOCK)
+    g_at = address_or_position(begin + lane, at, level.gradient_steps, levels)
+    store(level.gradient + g_at, value, there)
+
+
+def write(
+    walks: Sequence[Walk],
+    gradients: Sequence[Tensor],
+    table: Table,
+    lines: Tensor,
+    own: Own,
+    factors: Factors,
+    delta: float,
+    ignore_index: int,
+) -> None:
+    """Pass 2 over all levels.
+
+    Args:
+        walks: the levels.
+        gradients: to be written, one for each level.
+        table: as in pass 1.
+        lines: ``[2, 2P + 1]``, level and slope of each bucket, in the dtype of the table.
+        own: what positives get.
+        factors: upstream gradients; with the first all that negatives get is multiplied, before it is rounded to the
+            logits' dtype.
+        delta: half width of the ramp.
+        ignore_index: label of what gets 0.
+    """
+    num_own, num_buckets = len(own.indices), len(table.floors)
+    arguments = {
+        "table": table,
+        "lines": lines.contiguous(),
+        "own": Own(own.indices.contiguous(), own.gradients.contiguous()),
+        "factors": factors,
+        "num_buckets": num_buckets,
+        "num_own": num_own,
+        "highest": 1 << num_own.bit_length() >> 1,
+        "ignore_index": ignore_index,
+        "ramp": ramp_of(table.floors, delta),
+        "STEPS": (num_buckets - 1).bit_length(),
+    }
+    launch(write_kernel, "write" if table.groups is None else "write_grouped", walks, arguments, gradients)
