@@ -6,7 +6,6 @@ aLRP Loss unifies classification and localisation in one loss with one hyperpara
 """
 
 from . import framework
-from .balance import SelfBalance
 from .losses import (
     ALRPLoss,
     ALRPLossOutput,
@@ -20,6 +19,7 @@ from .losses import (
     ndcg_loss,
     rank_sort_loss,
 )
+from .losses.self_balance import SelfBalance
 
 __version__ = "0.1.0"
 __all__ = [

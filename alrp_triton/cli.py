@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from . import __version__, info, verify
-from .engine.backends import BACKENDS, triton_installed, why_unavailable
+from .engine.passes import BACKENDS, triton_installed, why_unavailable
 from .verify_cases import FULL, cases
 
 
@@ -151,7 +151,6 @@ def _info(arguments: argparse.Namespace) -> int:
         for kernel, chosen in kernels.items()
     ]
     _print_table("Pinned settings", ["architecture", "kernel", "settings"], settings)
-    print(f"Autotuning: {'on: GPUs use what was found' if tuning['on'] else 'off: pinned settings are used'}")
     holds = f"{len(tuning['found'])} settings" if tuning["exists"] else "not there"
     print(f"Cache file: {tuning['cache_file']} ({holds})")
     print()
@@ -174,7 +173,7 @@ def _backend_cells(backend: dict[str, Any]) -> list[str]:
 
 
 def _add_bench(commands: Any) -> None:
-    # Its options are those of the suite, which is imported only when it is to run.
+    # Its options are those of the runner, which is imported only when it is to run.
     parser = commands.add_parser("bench", help="time the loss and its peers on this machine", add_help=False)
     parser.set_defaults(run=_bench, rest=[])
 
@@ -186,9 +185,9 @@ def _bench(arguments: argparse.Namespace) -> int:
             f"alrp-triton bench: {' and '.join(missing)} not found: pip install 'alrp-triton[bench]'", file=sys.stderr
         )
         return 1
-    from .benchmarks import suite
+    from .benchmarks import run
 
-    status: int = suite.main(arguments.rest, prog="alrp-triton bench")
+    status: int = run.main(arguments.rest, prog="alrp-triton bench")
     return status
 
 

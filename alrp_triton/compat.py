@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .engine.backends import choose_backend
-from .engine.operators import find_positives
+from .engine.operators import find
+from .engine.passes import choose
 from .losses import alrp_loss
 
 __all__ = ["aLRPLoss"]
@@ -49,6 +49,7 @@ class aLRPLoss:
         # The published code reads 1 and 0 and nothing else.
         labels = torch.where(targets == 1, 1, torch.where(targets == 0, 0, -1)).to(torch.int8)
         cls, _, rank = alrp_loss(logits, labels, regression_losses.detach(), delta=delta, eps=eps)
-        backend = choose_backend("auto", logits.device)
-        _, pos_logits, _ = find_positives([logits.detach()], [labels], [], len(rank), -1, "regression_losses", backend)
+        backend = choose("auto", logits.device)
+        in_order, name = True, "regression_losses"
+        _, pos_logits, *_ = find([logits.detach()], [labels], [], len(rank), -1, in_order, name, backend)
         return cls, rank, pos_logits.argsort(stable=True)

@@ -17,20 +17,17 @@ formulas of this kind; ``alrp_triton.losses.alrp.lrp_error`` is one with further
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import reference
-from .engine import Levels, PairFunction, Ranking, Statistics, check_inputs
-from .engine.backends import TRITON_BACKENDS
-from .engine.inputs import compute_dtype
+from .engine import Evaluated, PairFunction, Ranking, Statistics, check_inputs
 from .engine.processes import among_processes
-from .engine.sums import total
-from .losses import exact
+from .losses.framework import Criterion, Definition, Exact, evaluate
 
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
@@ -39,8 +36,6 @@ __all__ = ["Formula", "PairFunction", "RankingLoss", "Statistics", "ranking_loss
 
 Formula = Callable[..., Tensor]
 """``formula(ranking, **extras) -> [P]``, with a :class:`Statistics` and float64 extras ``[P]``."""
-
-Pairs = PairFunction | Callable[[Tensor, float], Tensor]
 
 
 @among_processes
@@ -55,12 +50,12 @@ def ranking_loss(
     num_positives: int | None = None,
     delta: float = 1.0,
     eps: float = 0.0,
-    smoothing: Pairs | None = None,
-    distribution: Pairs | None = None,
+    smoothing: PairFunction | None = None,
+    distribution: PairFunction | None = None,
     groups: Tensor | Sequence[Tensor] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
-    group: ProcessGroup | bool | None = None,
+    process_group: ProcessGroup | bool | None = None,
 ) -> Tensor:
     r"""L = (1/Z) sum_i l(i), with the error-driven gradient of Algorithm 1.
 
@@ -82,10 +77,10 @@ def ranking_loss(
             :class:`PairFunction`.
         distribution: q, for p(j|i) in proportion to q(n_j - p_i); by default H, the uniform distribution over the false
             positives. One that grows with the difference promotes harder examples.
-        groups, group: see :func:`alrp_triton.alrp_loss`. With ``group`` formulas see the positives of all processes.
-        backend: see :func:`alrp_triton.alrp_loss`. With ``smoothing`` or ``distribution`` every pair of a positive and
-            a logit is looked at, in O(M P) time: on a GPU by the Triton kernels if the functions have a Triton form,
-            and otherwise by PyTorch.
+        groups, process_group: see :func:`alrp_triton.alrp_loss`. With ``process_group`` formulas see the positives of
+            all processes.
+        backend: see :func:`alrp_triton.alrp_loss`. With ``smoothing`` or ``distribution`` PyTorch looks at every pair
+            of a positive and a logit, in O(M P) time; the Triton backends are then refused.
 
     Returns:
         A scalar: float64 for float64 logits, else float32. 0, attached to the graph, without positives.
@@ -104,68 +99,64 @@ def ranking_loss(
         per_positive=extras,
         num_positives=num_positives,
         eps=eps,
-        group=group,
+        process_group=process_group,
     )
-    _check_formulas(error=error, target=target, normaliser=normaliser)
-    error, target = _checked("error", error), None if target is None else _checked("target", target)
-    normaliser = None if normaliser is None else _checked("normaliser", normaliser)
-    name, num_positives = _count(extras, num_positives)
-    smoothing, distribution = _pair_function("smoothing", smoothing), _pair_function("distribution", distribution)
-    backend = _choose_backend(backend, levels, {"smoothing": smoothing, "distribution": distribution})
-    dtype = compute_dtype(levels.logits[0].dtype)
-    if backend == "reference":
-        flat_logits, flat_labels, flat_groups = exact.flatten(levels, ignore_index, num_positives, name)
-        result = reference.ranking_loss(
-            flat_logits,
-            flat_labels,
-            error,
-            target=target,
-            normaliser=normaliser,
-            extras={key: value.detach() for key, value in extras.items()},
-            delta=delta,
-            eps=eps,
-            smoothing=None if smoothing is None else smoothing.torch,
-            distribution=None if distribution is None else distribution.torch,
-            groups=flat_groups,
-        )
-        further = [(extras[key], gradient) for key, gradient in result.grad_extras.items()]
-        return exact.attach(result.value, levels, result.grad_logits, further).to(dtype)
+    _check_functions(error=error, target=target, normaliser=normaliser, smoothing=smoothing, distribution=distribution)
+    formulas = {"error": error, "target": target, "normaliser": normaliser}
+    functions: dict[str, Any] = {
+        name: None if formula is None else _checked(name, formula) for name, formula in formulas.items()
+    }
+    pairs: dict[str, Any] = {"smoothing": smoothing, "distribution": distribution}
+    definition = Definition(
+        partial(_evaluate, names=tuple(extras), **functions),
+        partial(_reference, eps=eps, **functions, **pairs),
+        eps,
+        **pairs,
+    )
+    num_positives = _count(extras, num_positives)
+    settings: dict[str, Any] = {"delta": delta, "ignore_index": ignore_index, "backend": backend}
+    value = evaluate(definition, levels, extras, num_positives, **settings).scalars[0]
+    # It has a derivative with respect to every one of the extras, of 0 for one that l(i) does not take.
+    return value + sum(given[:0].sum().to(value.dtype) for given in extras.values() if given.requires_grad)
 
-    ranking = Ranking(
-        levels,
-        num_positives,
-        delta=delta,
-        ignore_index=ignore_index,
-        backend=backend,
-        values=tuple(extras.values()),
-        name=name,
-        smoothing=smoothing,
-        distribution=distribution,
-    )
-    values = {key: value.double() for key, value in zip(extras, ranking.values)}
+
+def _evaluate(
+    ranking: Ranking,
+    *values: Tensor,
+    names: tuple[str, ...],
+    error: Formula,
+    target: Formula | None,
+    normaliser: Callable[[Statistics], Tensor | float] | None,
+) -> Evaluated:
     if ranking.rank.shape[0] == 0:
+        # Users' formulas need not be made for that.
         error, target, normaliser = _nothing, None, None
-    errors = error(ranking, **values)
+    extras = dict(zip(names, values))
+    errors = error(ranking, **extras)
     with torch.no_grad():
         share = ranking.share
         if normaliser is not None:
             share = share * ranking.num_positives / normaliser(ranking)
         excess = errors.detach()
         if target is not None:
-            excess = excess - target(ranking, **values)
-        share = share + ranking.poison_where((errors * share).isnan() | ranking.sent(excess, eps)[0].isnan())
-    # The value may have a derivative with respect to the extras, of 0 if it does not; that of the scores goes onto a 0.
-    value = total(errors * share) + ranking.poison + sum(given[:0].sum() for given in values.values())
-    return (value + ranking.error_driven(torch.zeros_like(value), excess, share, eps)).to(dtype)
+            excess = excess - target(ranking, **extras)
+        return Evaluated((errors.detach() * share,), excess * share, errors, share)
 
 
-class RankingLoss(nn.Module):
+def _reference(logits: Tensor, labels: Tensor, extras: dict[str, Tensor], error: Formula, **settings: Any) -> Exact:
+    result = reference.ranking_loss(logits, labels, error, extras=extras, **settings)
+    return Exact((result.value,), (result.grad_logits,), result.grad_extras)
+
+
+class RankingLoss(Criterion):
     """:func:`ranking_loss` as a module, which holds the formula.
 
     Args:
-        error, target, normaliser, delta, eps, smoothing, distribution, ignore_index, backend, group: see
+        error, target, normaliser, delta, eps, smoothing, distribution, ignore_index, backend, process_group: see
             :func:`ranking_loss`.
     """
+
+    takes_boxes = False  # forward takes num_positives instead of boxes and returns one scalar
 
     def __init__(
         self,
@@ -175,19 +166,27 @@ class RankingLoss(nn.Module):
         *,
         delta: float = 1.0,
         eps: float = 0.0,
-        smoothing: Pairs | None = None,
-        distribution: Pairs | None = None,
+        smoothing: PairFunction | None = None,
+        distribution: PairFunction | None = None,
         ignore_index: int = -1,
         backend: str = "auto",
-        group: ProcessGroup | bool | None = None,
+        process_group: ProcessGroup | bool | None = None,
     ) -> None:
-        super().__init__()
-        _check_formulas(error=error, target=target, normaliser=normaliser)
-        self.error, self.target, self.normaliser = error, target, normaliser
-        self.smoothing = _pair_function("smoothing", smoothing)
-        self.distribution = _pair_function("distribution", distribution)
-        self.delta, self.eps, self.ignore_index, self.backend = delta, eps, ignore_index, backend
-        self.group = group
+        _check_functions(
+            error=error, target=target, normaliser=normaliser, smoothing=smoothing, distribution=distribution
+        )
+        super().__init__(
+            error=error,
+            target=target,
+            normaliser=normaliser,
+            delta=delta,
+            eps=eps,
+            smoothing=smoothing,
+            distribution=distribution,
+            ignore_index=ignore_index,
+            backend=backend,
+            process_group=process_group,
+        )
 
     def forward(
         self,
@@ -198,30 +197,12 @@ class RankingLoss(nn.Module):
         **extras: Tensor,
     ) -> Tensor:
         """The loss of one batch, a scalar; arguments as :func:`ranking_loss` takes them, extras by their names."""
-        return ranking_loss(
-            logits,
-            labels,
-            self.error,
-            target=self.target,
-            normaliser=self.normaliser,
-            extras=extras,
-            num_positives=num_positives,
-            delta=self.delta,
-            eps=self.eps,
-            smoothing=self.smoothing,
-            distribution=self.distribution,
-            groups=groups,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-            group=self.group,
-        )
+        return ranking_loss(logits, labels, extras=extras, num_positives=num_positives, groups=groups, **self.settings)
 
     def extra_repr(self) -> str:
-        """The arguments, as ``repr`` shows them."""
-        formulas = {name: getattr(self, name) for name in ("error", "target", "normaliser")}
-        shown = [f"{name}={getattr(f, '__name__', f)}" for name, f in formulas.items() if f is not None]
-        names = ("delta", "eps", "smoothing", "distribution", "ignore_index", "backend")
-        return ", ".join([*shown, *(f"{name}={getattr(self, name)!r}" for name in names)])
+        """The settings, as ``repr`` shows them."""
+        shown = [f"{name}={getattr(value, '__name__', repr(value))}" for name, value in self.settings.items()]
+        return ", ".join(text for text in shown if not text.endswith("=None"))
 
 
 def _nothing(ranking: Statistics, **extras: Tensor) -> Tensor:
@@ -229,41 +210,14 @@ def _nothing(ranking: Statistics, **extras: Tensor) -> Tensor:
     return ranking.rank
 
 
-# What wraps a function that is given as such, as long as something holds it.
-_wrapped: WeakValueDictionary[Callable[[Tensor, float], Tensor], PairFunction] = WeakValueDictionary()
+def _check_functions(**functions: Any) -> None:
+    for name, function in functions.items():
+        if not callable(function) and (function is not None or name == "error"):
+            raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
 
 
-def _pair_function(name: str, function: Pairs | None) -> PairFunction | None:
-    if function is None or isinstance(function, PairFunction):
-        return function
-    if not callable(function):
-        raise TypeError(f"{name}: expected a PairFunction or a function, got {type(function).__name__}")
-    if not isinstance(function, Hashable):
-        return PairFunction(function)
-    wrapped = _wrapped.get(function)
-    if wrapped is None:
-        wrapped = _wrapped[function] = PairFunction(function)
-    return wrapped
-
-
-def _choose_backend(backend: str, levels: Levels, functions: dict[str, PairFunction | None]) -> str:
-    chosen = levels.choose_backend(backend)
-    lacking = [name for name, function in functions.items() if function is not None and function.triton is None]
-    if chosen not in TRITON_BACKENDS or not lacking:
-        return chosen
-    if backend == "auto":
-        return "torch"
-    raise ValueError(f"{lacking[0]}: expected a PairFunction with a Triton form for backend {backend!r}")
-
-
-def _check_formulas(**formulas: Any) -> None:
-    for name, formula in formulas.items():
-        if not callable(formula) and (formula is not None or name == "error"):
-            raise TypeError(f"{name}: expected a function, got {type(formula).__name__}")
-
-
-def _count(extras: dict[str, Tensor], num_positives: int | None) -> tuple[str, int | None]:
-    """P as far as the host knows it, and the argument that says so."""
+def _count(extras: dict[str, Tensor], num_positives: int | None) -> int | None:
+    """P as far as the host knows it."""
     known = {name: values.shape[0] for name, values in extras.items()}
     if num_positives is not None:
         known["num_positives"] = num_positives
@@ -271,7 +225,7 @@ def _count(extras: dict[str, Tensor], num_positives: int | None) -> tuple[str, i
     for name, length in known.items():
         if length != known[first]:
             raise ValueError(f"{name}: expected as many as {first}, {known[first]}, got {length}")
-    return first, known.get(first)
+    return known.get(first)
 
 
 def _checked(name: str, formula: Callable[..., Any]) -> Callable[..., Tensor]:

@@ -11,12 +11,11 @@ import numpy
 import torch
 
 from . import __version__
-from .engine.backends import BACKENDS, choose_backend, numba_installed, triton_installed, why_unavailable
-from .kernels import configurations
+from .engine.passes import BACKENDS, choose, numba_installed, triton_installed, why_unavailable
+from .kernels import settings
 
 ENVIRONMENT = {
-    "ALRP_TRITON_AUTOTUNE": "1: time the candidates of each kernel once, and keep the fastest",
-    "ALRP_TRITON_CACHE": "folder for settings that were found so",
+    "ALRP_TRITON_CACHE": "folder for the launch settings that alrp-triton bench --autotune finds",
     "ALRP_TRITON_DEBUG": "1: check on a GPU what the host would have to wait for",
     "TRITON_INTERPRET": "1: Triton's interpreter, in which kernels run on the CPU",
 }
@@ -38,25 +37,24 @@ def collect() -> dict[str, Any]:
     Returns:
         ``versions``: name to version or None; ``devices``: a dict for each, memory in bytes; ``backends``: a dict for
         each backend and device, with a ``reason`` where it is not ``available``, and whether ``backend="auto"`` takes
-        it; ``settings``: architecture, then kernel, to what ships with the package; ``autotuning``: whether it is on,
-        the cache file, whether that exists, and what earlier searches found; ``environment``: variable to value or
+        it; ``settings``: architecture, then kernel, to what ships with the package; ``autotuning``: the cache
+        file, whether that exists, and what earlier searches found; ``environment``: variable to value or
         None.
     """
     found = devices()
-    architectures = {configurations.architecture_of(device) for device in found if device.type == "cuda"}
+    architectures = {settings.architecture_of(device) for device in found if device.type == "cuda"}
     return {
         "versions": _versions(),
         "devices": [_describe(device) for device in found],
         "backends": [_backend(backend, device) for device in found for backend in BACKENDS],
         "settings": {
-            architecture: {kernel: configurations.pinned(kernel, architecture) for kernel in configurations.PINNED}
+            architecture: {kernel: settings.pinned(kernel, architecture) for kernel in settings.PINNED}
             for architecture in sorted(architectures) or ["default"]
         },
         "autotuning": {
-            "on": configurations.autotuning(),
-            "cache_file": str(configurations.cache_file()),
-            "exists": configurations.cache_file().exists(),
-            "found": configurations.load(),
+            "cache_file": str(settings.cache_file()),
+            "exists": settings.cache_file().exists(),
+            "found": settings.load(),
         },
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
     }
@@ -94,7 +92,7 @@ def _describe(device: torch.device) -> dict[str, Any]:
         return {"device": "cpu", "name": name, "architecture": architecture, "memory": memory}
     # The properties ask the driver; free memory would need a context, which takes memory itself.
     properties = torch.cuda.get_device_properties(device)
-    architecture, memory = configurations.architecture_of(device), properties.total_memory
+    architecture, memory = settings.architecture_of(device), properties.total_memory
     return {"device": str(device), "name": properties.name, "architecture": architecture, "memory": memory}
 
 
@@ -112,5 +110,5 @@ def _backend(backend: str, device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "available": reason is None,
         "reason": reason,
-        "auto": choose_backend("auto", device) == backend,
+        "auto": choose("auto", device) == backend,
     }

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .engine.backends import TRITON_BACKENDS, why_unavailable
+from .engine.passes import has_passes, runs_triton, why_unavailable
 from .verify_cases import FULL, INTERPRETED, QUICK, Case, cases
 from .verify_losses import compute
 
@@ -139,10 +139,10 @@ def plan(
             if reason is not None:
                 unavailable.append((backend, device, reason))
                 continue
-            in_interpreter = backend in TRITON_BACKENDS and os.environ.get("TRITON_INTERPRET", "0") == "1"
+            in_interpreter = runs_triton(backend) and os.environ.get("TRITON_INTERPRET", "0") == "1"
             size = INTERPRETED if in_interpreter else QUICK if quick else FULL
             # The reference is slow, and nobody asks how slow exactly.
-            repeats = 1 if backend == "reference" else size.repeats
+            repeats = 1 if not has_passes(backend) else size.repeats
             checks += [Check(case, backend, device, repeats) for case in cases(size)]
     return checks, unavailable
 

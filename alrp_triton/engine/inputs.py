@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .backends import choose_backend
 from .processes import Processes, processes_of
 from .transforms import refuse_transforms
 
@@ -22,10 +21,7 @@ LABEL_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 class Levels(NamedTuple):
-    """Logits and labels, level by level.
-
-    torch.compile does not look into the properties before PyTorch 2.7: they are for what it does not see.
-    """
+    """Logits and labels, level by level."""
 
     logits: list[Tensor]
     labels: list[Tensor]
@@ -49,10 +45,6 @@ class Levels(NamedTuple):
         """The dtype scores are compared in, see :func:`compute_dtype`."""
         return compute_dtype(self.logits[0].dtype)
 
-    def choose_backend(self, backend: str) -> str:
-        """See :func:`.backends.choose_backend`."""
-        return choose_backend(backend, self.logits[0].device, self.processes is None)
-
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which scores of a dtype are compared: half precision and float32 in float32, float64 as it is."""
@@ -74,7 +66,7 @@ def check_inputs(
     per_positive: Mapping[str, Tensor] | None = None,
     num_positives: int | None = None,
     eps: float = 0.0,
-    group: Any = None,
+    process_group: Any = None,
 ) -> Levels:
     """Check everything that can be checked without reading a tensor.
 
@@ -88,7 +80,7 @@ def check_inputs(
         per_positive: by name, ``[P]`` floats, one for each positive.
         num_positives: P, where it is given as such.
         eps: false positives that send nothing, >= 0.
-        group: whose processes rank together with this one: a process group, True for the default one, or its
+        process_group: whose processes rank together with this one: a process group, True for the default one, or its
             :class:`Processes`. None for this process alone.
 
     Raises:
@@ -162,7 +154,7 @@ def check_inputs(
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
-    return levels if group is None else levels._replace(processes=processes_of(group))
+    return levels if process_group is None else levels._replace(processes=processes_of(process_group))
 
 
 def _check_per_positive(name: str, values: Tensor, device: torch.device) -> None:

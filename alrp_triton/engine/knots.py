@@ -26,17 +26,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import lexicographic
-from .sums import prefix_sums, suffix_sums
+from .scans import prefix_sums, suffix_sums
+
+
+class Table(NamedTuple):
+    """The 2P sorted knots (thresholds), in which both passes look for a score.
+
+    Bucket b >= 1 holds the scores from threshold b - 1 up to the next one; bucket 0 those below all thresholds. With
+    groups, thresholds are sorted by group first, and bucket 0 holds the scores below all thresholds of their group.
+    """
+
+    thresholds: Tensor
+    """``[4P + 1]`` in the compute dtype: 2P thresholds, NaN last in its group; then NaN, which no score reaches. With
+    groups, the lowest threshold of all is in the last place."""
+    floors: Tensor
+    """``[2P + 1]``: finite lower ends of the buckets, for subtraction; the lowest finite number for bucket 0."""
+    groups: Tensor | None = None
+    """``[4P + 1]`` int64: the group of each threshold, the highest number beyond them; None for one ranking."""
 
 
 class Knots(NamedTuple):
-    """Sorted ramps of P positives. Bucket b >= 1 holds the scores from threshold b - 1 up to the next of its group."""
+    """Sorted ramps of P positives."""
 
     pos_logits: Tensor
     """``[P]``, in the compute dtype."""
-    thresholds: Tensor
-    """``[2P]`` sorted knots in the compute dtype; NaN stands above +inf."""
+    table: Table
     begin: Tensor
     """``[P]`` int64: the bucket that begins where the ramp of positive i does."""
     end: Tensor
@@ -66,17 +80,22 @@ class Knots(NamedTuple):
     """``[P]`` int64: the groups of the positives in ``order``."""
 
 
-class Ramps(NamedTuple):
-    """What the passes over the logits compare scores with."""
+def bucket_floors(thresholds: Tensor) -> Tensor:
+    """``[n + 1]``: finite lower end of each bucket of sorted thresholds ``[n]``; see :attr:`Table.floors`."""
+    return _finite(F.pad(thresholds.masked_fill(thresholds.isnan(), torch.inf), (1, 0), value=-torch.inf))
 
-    thresholds: Tensor
-    """``[2P]`` sorted knots for the linear forms; for those that look at pairs the positives' logits ``[P]``."""
-    groups: Tensor | None
-    """int64, the group of each threshold."""
-    delta: float
-    """Half width of the ramp."""
-    function: str
-    """Key of the pair function in the place of the ramp, or empty."""
+
+def make_table(thresholds: Tensor, groups: Tensor | None) -> Table:
+    """Of ``[2P]`` sorted thresholds and their groups."""
+    floors = bucket_floors(thresholds)
+    padding = 0, thresholds.shape[0] + 1
+    padded = F.pad(thresholds, padding, value=torch.nan)
+    if groups is None:
+        return Table(padded, floors)
+    padded[-1] = padded.masked_fill(padded.isnan(), torch.inf).amin()
+    # F.pad would take the number through a float.
+    beyond = groups.new_full((padding[1],), torch.iinfo(torch.int64).max)
+    return Table(padded, floors, torch.cat([groups, beyond]))
 
 
 def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -> Knots:
@@ -91,7 +110,7 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
     # what is summed over the knots has the same bits then.
     knots, ascending = torch.cat([lower, upper]), pos_logits.argsort(stable=True)
     ascending = (ascending + num_pos * torch.arange(3, device=ascending.device)[:, None]).view(-1)
-    _, permutation, _ = lexicographic.sort(
+    _, permutation, _ = sort_by_group(
         torch.cat([knots, pos_logits])[ascending], None if groups is None else groups.repeat(3)[ascending]
     )
     permutation = ascending[permutation]
@@ -108,7 +127,8 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
         group_end = torch.searchsorted(order_groups, groups, right=True)
         below_end = torch.where(below_end == group_end, num_pos, below_end)
 
-    floors = bucket_floors(thresholds).double()
+    table = make_table(thresholds, threshold_groups)
+    floors = table.floors.double()
     # From each threshold to the next (from the last to the first, which is not above it: 0), and from the top down.
     # Nothing is ever measured in bucket 0.
     gaps = (floors[1:].roll(-1) - floors[1:]).clamp_(0, 2 * delta)
@@ -120,7 +140,7 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
 
     return Knots(
         pos_logits=pos_logits,
-        thresholds=thresholds,
+        table=table,
         begin=begin,
         end=end,
         coordinate=coordinate,
@@ -140,11 +160,6 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
 def inverse_width(delta: float) -> float:
     """1 / (2 delta); 0 for delta = 0, where no ramp has an inside."""
     return 0.5 / delta if delta > 0 else 0.0
-
-
-def bucket_floors(thresholds: Tensor) -> Tensor:
-    """``[2P + 1]``: finite lower end of each bucket, for subtraction; bucket 0 begins at the lowest finite number."""
-    return _finite(F.pad(thresholds.masked_fill(thresholds.isnan(), torch.inf), (1, 0), value=-torch.inf))
 
 
 def buckets_of(values: Tensor, thresholds: Tensor) -> Tensor:
@@ -188,6 +203,17 @@ def false_positives(knots: Knots, counts: Tensor, offsets: Tensor) -> Tensor:
     found = _partial_sums(knots, suffix, knots.first[knots.begin - 1], knots.first[knots.end - 1])[0]
     # Less than the fixed point of pass 1 resolves is rounding, and a loss would divide by it.
     return torch.where(found < 1e-10, 0.0, found)
+
+
+def sort_by_group(values: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Stable ascending sort by group first, by value second, NaN last within its group: sorted values, permutation,
+    sorted groups; ``[n]`` each."""
+    ordered, order = values.sort(stable=True)
+    if groups is None:
+        return ordered, order, None
+    grouped, by_group = groups[order].sort(stable=True)
+    order = order[by_group]
+    return values[order], order, grouped
 
 
 def _first_of_equals(thresholds: Tensor, groups: Tensor | None) -> Tensor:

@@ -118,7 +118,8 @@ def _in_a_row(labels: Tensor) -> Tensor:
 def rows_at_once(size: int, columns: int) -> int:
     """How many rows are about ``size`` logits, such that threads can share them out evenly."""
     rows = max(1, size // columns)
-    return rows - rows % min(rows, torch.get_num_threads())
+    # torch.compile cannot ask for the number of threads, nor would anybody share rows out.
+    return rows if torch.compiler.is_compiling() else rows - rows % min(rows, torch.get_num_threads())
 
 
 def group_of_each(groups: Tensor, rows: int, columns: int) -> Tensor:

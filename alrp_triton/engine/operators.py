@@ -1,75 +1,88 @@
-"""What touches M-sized data, registered with PyTorch, so that torch.compile sees opaque operators with known shapes.
+"""What the engine registers with PyTorch, so that torch.compile sees opaque operators with known shapes.
 
-``attach_gradient`` is where a ranking loss meets autograd: it returns the value it is given, and its derivative with
-respect to the logits is what the loss's update rule says. For backward it keeps the logits and tables of size P. That
-backward is an operator of its own without a derivative: differentiating twice raises instead of giving a wrong
-number.
+Tensors that belong together travel as lists: a table is its thresholds and floors, and with groups their groups;
+positives are their logits and the buckets in which each one's ramp begins and has ended, and with groups their groups.
+
+``send`` and ``attach`` are where a ranking loss meets autograd: what they return has the derivative with respect to the
+logits that the loss's update rule says. For backward they keep the logits and tables of size P. That backward is an
+operator of its own without a derivative: differentiating twice raises instead of giving a wrong number.
 """
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import positives
-from .backends import LINEAR_BACKENDS
-from .fixed_point import fraction_bits
-from .inputs import Levels
-from .knots import Ramps
-from .pairs import pair_function
+from .inputs import Levels, compute_dtype
+from .knots import Table
+from .passes import Found, Own, passes_of
+from .scans import fraction_bits
 from .transforms import refuse_vmap
 
-# Schemas are written out, since the oldest supported PyTorch does not read list[Tensor] from annotations.
 _LEVELS = "Tensor[] logits, Tensor[] labels, Tensor[] groups"
-_THRESHOLDS = "Tensor thresholds, Tensor? threshold_groups"
-_TABLES = f"{_THRESHOLDS}, Tensor coefficients, Tensor pos_index, Tensor pos_gradient"
-# ``function`` is the key of a pair function, or empty for the ramp.
-_SETTINGS = "float delta, int ignore_index, str backend, str function"
 
 
-def _backend(name: str) -> Any:
-    return importlib.import_module(f".backends.{name}", __package__)
+def present(*tensors: Tensor | None) -> list[Tensor]:
+    """Those that are there, as operators take them."""
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 @refuse_vmap
 @torch.library.custom_op(
-    "alrp_triton::find_positives",
+    "alrp_triton::find",
     mutates_args=(),
-    schema=f"({_LEVELS}, SymInt? num_positives, int ignore_index, str name, str backend) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_LEVELS}, SymInt? num_positives, int ignore_index, bool in_order, str name, str backend) -> Tensor[]",
 )
-def find_positives(
+def find(
     logits: list[Tensor],
     labels: list[Tensor],
     groups: list[Tensor],
     num_positives: int | None,
     ignore_index: int,
+    in_order: bool,
     name: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat indices ``[P]``, logits ``[P]`` (compute dtype) and groups (``[P]``, or ``[0]``) of the positives."""
-    return positives.find_positives(Levels(logits, labels, groups), num_positives, ignore_index, name, backend)
+) -> list[Tensor]:
+    """The positives of this process: flat indices ``[P]``, logits ``[P]``, numbers, and with groups those ``[P]``; see
+    ``passes.Found``. Without numbers ``[2]``, these are ``[0]``."""
+    found = passes_of(backend).find(Levels(logits, labels, groups), num_positives, ignore_index, name)
+    if found.numbers is None or in_order:
+        found = _put_in_order(found)
+    numbers = found.indices.new_empty(0) if found.numbers is None else found.numbers
+    return present(found.indices, found.logits, numbers, found.groups)
 
 
-@find_positives.register_fake
+def _put_in_order(found: Found) -> Found:
+    """By a sort, where there are too many positives to be compared, or they are to be sent to other processes."""
+    if found.numbers is None:
+        return found
+    number, invalid = found.numbers.unbind()
+    taken = torch.arange(len(found.indices), device=found.indices.device) < number
+    index, order = found.indices.masked_fill(~taken, 0).sort(stable=True)
+    mistaken = (number != len(index)) | (invalid > 0)
+    groups = None if found.groups is None else found.groups.masked_fill(~taken, 0)[order]
+    return Found(index, found.logits[order].masked_fill(mistaken, torch.nan), groups)
+
+
+@find.register_fake
 def _(
     logits: list[Tensor],
     labels: list[Tensor],
     groups: list[Tensor],
     num_positives: int | None,
     ignore_index: int,
+    in_order: bool,
     name: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     length = torch.library.get_ctx().new_dynamic_size() if num_positives is None else num_positives
-    like = logits[0]
-    return (
-        like.new_empty(length, dtype=torch.int64),
-        like.new_empty(length, dtype=Levels(logits, labels).compute_dtype),
-        like.new_empty(length if groups else 0, dtype=torch.int64),
-    )
+    index = logits[0].new_empty(length, dtype=torch.int64)
+    found = [index, index.new_empty(length, dtype=compute_dtype(logits[0].dtype))]
+    numbers = index.new_empty(0 if in_order else 2)
+    return [*found, numbers, *[index.new_empty(length) for _ in groups[:1]]]
 
 
 @refuse_vmap
@@ -80,195 +93,377 @@ def _(
 )
 def highest_in_row(logits: list[Tensor], labels: list[Tensor], pos_index: Tensor, ignore_index: int) -> Tensor:
     """For each positive the highest logit along the last axis ``[P]`` (compute dtype); of logits ``[M]`` its own."""
-    return positives.highest_in_row(Levels(logits, labels), pos_index, ignore_index)
+    from .passes.find import highest_in_row
+
+    return highest_in_row(Levels(logits, labels), pos_index, ignore_index)
 
 
 @highest_in_row.register_fake
 def _(logits: list[Tensor], labels: list[Tensor], pos_index: Tensor, ignore_index: int) -> Tensor:
-    return pos_index.new_empty(pos_index.shape, dtype=Levels(logits, labels).compute_dtype)
+    return pos_index.new_empty(pos_index.shape, dtype=compute_dtype(logits[0].dtype))
 
 
 @refuse_vmap
 @torch.library.custom_op(
-    "alrp_triton::count_negatives",
+    "alrp_triton::place",
     mutates_args=(),
-    schema=f"({_LEVELS}, {_THRESHOLDS}, Tensor pos_logits, Tensor? pos_groups, {_SETTINGS}, SymInt? num_logits=None)"
-    " -> (Tensor, Tensor)",
+    schema="(Tensor index, Tensor logits, Tensor numbers, Tensor? groups, float delta) -> Tensor[]",
 )
-def count_negatives(
+def place(index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float) -> list[Tensor]:
+    """The ramps of positives, by kernels: the totals of pass 1, still 0; thresholds, floors; where ramps begin and end.
+    With groups, the thresholds' and their number ``[1]``. Of positives in any order, those in flat order: indices,
+    logits, groups."""
+    from .passes import gpu
+
+    placed = gpu.place_positives(Found(index, logits, groups, numbers if len(numbers) else None), delta)
+    positives, (thresholds, floors, of_thresholds) = placed.positives, placed.table
+    in_order = present(placed.indices, positives.logits, positives.groups) if len(numbers) else []
+    by_group = present(of_thresholds, placed.num_groups)
+    return [placed.totals, thresholds, floors, positives.begin, positives.end, *by_group, *in_order]
+
+
+@place.register_fake
+def _(index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float) -> list[Tensor]:
+    num_pos = index.shape[0]
+    totals, begin, end = (index.new_empty(size) for size in ((2, 2 * num_pos + 2), num_pos, num_pos))
+    placed = [totals, logits.new_empty(4 * num_pos + 1), logits.new_empty(2 * num_pos + 1), begin, end]
+    if groups is not None:
+        placed += [index.new_empty(4 * num_pos + 1), index.new_empty(1)]
+    if numbers.shape[0]:
+        placed += [torch.empty_like(tensor) for tensor in present(index, logits, groups)]
+    return placed
+
+
+@refuse_vmap
+@torch.library.custom_op(
+    "alrp_triton::count",
+    mutates_args=("totals",),
+    schema=f"({_LEVELS}, Tensor[] table, Tensor[] own, Tensor(a!) totals, SymInt num_logits, float delta,"
+    " int ignore_index, str backend) -> ()",
+)
+def count(
     logits: list[Tensor],
     labels: list[Tensor],
     groups: list[Tensor],
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
-    pos_logits: Tensor,
-    pos_groups: Tensor | None,
+    table: list[Tensor],
+    own: list[Tensor],
+    totals: Tensor,
+    num_logits: int,
     delta: float,
     ignore_index: int,
     backend: str,
-    function: str,
-    num_logits: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Pass 1: what the negatives add up to, as int64 in which ``[0, -1]`` counts NaN; and the unit of its fixed
-    point, a float64 scalar (a tensor, so that a compiled graph does not depend on the number of logits). ``num_logits``
-    is M of all processes, whose totals are going to be added; None where there is but this one."""
-    levels = Levels(logits, labels, groups)
-    bits = fraction_bits(levels.num_logits if num_logits is None else num_logits)
-    ramps = Ramps(thresholds, threshold_groups, delta, function)
-    totals = _backend(backend).count_negatives(levels, ramps, pos_logits, pos_groups, ignore_index, 2.0**bits)
-    return totals, torch.full((), 2.0**-bits, dtype=torch.float64, device=totals.device)
+) -> None:
+    """Pass 1; see ``passes.Passes.count``. ``own`` are logits and groups of this process's positives, and
+    ``num_logits`` is M of all processes."""
+    levels, found = Levels(logits, labels, groups), Found(own[0], own[0], own[1] if len(own) > 1 else None)
+    scale = 2.0 ** fraction_bits(num_logits)
+    passes_of(backend).count(levels, Table(*table), found, totals, delta, ignore_index, scale)
 
 
-@count_negatives.register_fake
+@count.register_fake
+def _(*given: Any) -> None:
+    return None
+
+
+@refuse_vmap
+@torch.library.custom_op(
+    "alrp_triton::rank",
+    mutates_args=(),
+    schema="(Tensor[] positives, Tensor[] table, Tensor totals, Tensor? num_groups, Tensor? values, SymInt num_logits,"
+    " float delta, float eps, str formula) -> (Tensor, Tensor, Tensor)",
+)
+def rank(
+    positives: list[Tensor],
+    table: list[Tensor],
+    totals: Tensor,
+    num_groups: Tensor | None,
+    values: Tensor | None,
+    num_logits: int,
+    delta: float,
+    eps: float,
+    formula: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows ``[R, P]``, rank and poison, by kernels; see ``kernels.rank.Ranks``. ``values`` are ``[K, P]``."""
+    from .passes import gpu
+
+    unit = 2.0 ** -fraction_bits(num_logits)
+    rows, ranks, poison = gpu.rank_positives(positives, table, totals, num_groups, values, unit, formula, delta, eps)
+    return rows, ranks, poison
+
+
+@rank.register_fake
+def _(
+    positives: list[Tensor],
+    table: list[Tensor],
+    totals: Tensor,
+    num_groups: Tensor | None,
+    values: Tensor | None,
+    num_logits: int,
+    delta: float,
+    eps: float,
+    formula: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from .passes import gpu
+
+    logits = positives[0]
+    rows = logits.new_empty((gpu.formula_of(formula).num_rows, logits.shape[0]), dtype=torch.float64)
+    return rows, logits.new_empty(logits.shape[0] if formula else 0), rows.new_empty(())
+
+
+@refuse_vmap
+@torch.library.custom_op(
+    "alrp_triton::sums",
+    mutates_args=(),
+    schema="(Tensor[] positives, Tensor values, Tensor poison, float delta, str kind) -> Tensor",
+)
+def sums(positives: list[Tensor], values: Tensor, poison: Tensor, delta: float, kind: str) -> Tensor:
+    """A sum over the positives, or the running maximum, for each of them, by kernels; see ``kernels.rank.sums``."""
+    from .passes import gpu
+
+    return gpu.sums(positives, values, poison, kind, delta)
+
+
+@sums.register_fake
+def _(positives: list[Tensor], values: Tensor, poison: Tensor, delta: float, kind: str) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+@refuse_vmap
+@torch.library.custom_op(
+    "alrp_triton::send",
+    mutates_args=(),
+    schema=f"({_LEVELS}, Tensor? given, Tensor index, Tensor[] positives, Tensor[] table, Tensor rows, Tensor poison,"
+    " SymInt first_own, int num_processes, float delta, float eps, int ignore_index, str formula, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def send(
+    logits: list[Tensor],
+    labels: list[Tensor],
+    groups: list[Tensor],
+    given: Tensor | None,
+    index: Tensor,
+    positives: list[Tensor],
+    table: list[Tensor],
+    rows: Tensor,
+    poison: Tensor,
+    first_own: int,
+    num_processes: int,
+    delta: float,
+    eps: float,
+    ignore_index: int,
+    formula: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The scalars of a loss by kernels, with their derivatives; see ``kernels.send.Sent``.
+
+    Args:
+        logits, labels, groups: the levels.
+        given: ``[P]``, with respect to which the last scalar has a derivative: the values of a formula that the kernels
+            know, or the errors of one that they do not.
+        index: flat indices of this process's positives.
+        positives, table: of all.
+        rows, poison: from :func:`rank`.
+        first_own: where this process's positives begin among all.
+        num_processes: what the derivatives with respect to scores are multiplied by.
+    """
+    from .passes import gpu
+
+    sent = gpu.send_positives(positives, table, rows, poison, given, formula, delta, eps, num_processes)
+    own = sent.own[:, first_own : first_own + len(index)].contiguous()
+    return sent.first, sent.second, sent.lines, own, sent.derivative
+
+
+@send.register_fake
 def _(
     logits: list[Tensor],
     labels: list[Tensor],
     groups: list[Tensor],
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
-    pos_logits: Tensor,
-    pos_groups: Tensor | None,
+    given: Tensor | None,
+    index: Tensor,
+    positives: list[Tensor],
+    table: list[Tensor],
+    rows: Tensor,
+    poison: Tensor,
+    first_own: int,
+    num_processes: int,
     delta: float,
+    eps: float,
     ignore_index: int,
+    formula: str,
     backend: str,
-    function: str,
-    num_logits: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    rows, buckets = (2, 1) if backend in LINEAR_BACKENDS else (1, 2)
-    totals = thresholds.new_empty((rows, thresholds.shape[0] + buckets + 1), dtype=torch.int64)
-    return totals, thresholds.new_empty((), dtype=torch.float64)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from .passes import gpu
 
-
-@refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::attach_gradient",
-    mutates_args=(),
-    schema=f"(Tensor values, {_LEVELS}, {_TABLES}, {_SETTINGS}) -> Tensor",
-)
-def attach_gradient(
-    values: Tensor,
-    logits: list[Tensor],
-    labels: list[Tensor],
-    groups: list[Tensor],
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
-    coefficients: Tensor,
-    pos_index: Tensor,
-    pos_gradient: Tensor,
-    delta: float,
-    ignore_index: int,
-    backend: str,
-    function: str,
-) -> Tensor:
-    """``values`` ``[K]``, with derivatives with respect to the logits that are given by K tables of size P:
-    ``coefficients`` ``[K, ...]`` and ``pos_gradient`` ``[K, P]``."""
-    return values.clone()
-
-
-@attach_gradient.register_fake
-def _(values: Tensor, *further: Any) -> Tensor:
-    return torch.empty_like(values)
-
-
-@refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::write_gradient",
-    mutates_args=(),
-    schema=f"(Tensor grad_output, {_LEVELS}, {_TABLES}, {_SETTINGS}) -> Tensor[]",
-)
-def write_gradient(
-    grad_output: Tensor,
-    logits: list[Tensor],
-    labels: list[Tensor],
-    groups: list[Tensor],
-    thresholds: Tensor,
-    threshold_groups: Tensor | None,
-    coefficients: Tensor,
-    pos_index: Tensor,
-    pos_gradient: Tensor,
-    delta: float,
-    ignore_index: int,
-    backend: str,
-    function: str,
-) -> list[Tensor]:
-    """Pass 2: the gradient of every logit, for the K values together; ``grad_output`` ``[K]`` goes into the tables
-    before they are rounded."""
-    levels, ramps = Levels(logits, labels, groups), Ramps(thresholds, threshold_groups, delta, function)
-    gradients: list[Tensor] = _backend(backend).write_gradient(
-        levels, ramps, coefficients, pos_index, pos_gradient, ignore_index, grad_output
+    like, how = positives[0], gpu.formula_of(formula)
+    return (
+        like.new_empty(()),
+        like.new_empty(()),
+        like.new_empty((2, table[1].shape[0])),
+        like.new_empty((how.num_scores, index.shape[0]), dtype=torch.float64),
+        like.new_empty(like.shape[0] if how.has_derivative else 0, dtype=how.derivative_dtype(given)),
     )
-    return gradients
 
 
-@write_gradient.register_fake
-def _(grad_output: Tensor, logits: list[Tensor], *further: Any) -> list[Tensor]:
+@refuse_vmap
+@torch.library.custom_op(
+    "alrp_triton::attach",
+    mutates_args=(),
+    schema=f"(Tensor first, Tensor? second, {_LEVELS}, Tensor? given, Tensor? derivative, Tensor[] table, Tensor index,"
+    " Tensor lines, Tensor own, float delta, int ignore_index, str backend) -> (Tensor, Tensor)",
+)
+def attach(
+    first: Tensor,
+    second: Tensor | None,
+    logits: list[Tensor],
+    labels: list[Tensor],
+    groups: list[Tensor],
+    given: Tensor | None,
+    derivative: Tensor | None,
+    table: list[Tensor],
+    index: Tensor,
+    lines: Tensor,
+    own: Tensor,
+    delta: float,
+    ignore_index: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The scalars of a loss, with derivatives that have been computed elsewhere.
+
+    Args:
+        first, second: the scalars; the first twice where there is one.
+        logits, labels, groups: the levels.
+        given, derivative: ``[P]`` each: with respect to what the last scalar has which derivative.
+        table: of all positives.
+        index: flat indices of this process's positives.
+        lines, own: see ``passes.Passes.write``. The first scalar sends, and each has its row of ``own``.
+    """
+    return first.clone(), (first if second is None else second).clone()
+
+
+@attach.register_fake
+def _(first: Tensor, *further: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(first), torch.empty_like(first)
+
+
+@refuse_vmap
+@torch.library.custom_op(
+    "alrp_triton::write",
+    mutates_args=(),
+    schema=f"(Tensor[] factors, {_LEVELS}, Tensor[] table, Tensor index, Tensor lines, Tensor own, float delta,"
+    " int ignore_index, str backend) -> Tensor[]",
+)
+def write(
+    factors: list[Tensor],
+    logits: list[Tensor],
+    labels: list[Tensor],
+    groups: list[Tensor],
+    table: list[Tensor],
+    index: Tensor,
+    lines: Tensor,
+    own: Tensor,
+    delta: float,
+    ignore_index: int,
+    backend: str,
+) -> list[Tensor]:
+    """Pass 2: the gradient of every logit; ``factors`` are the upstream gradients of the scalars."""
+    levels, passes = Levels(logits, labels, groups), passes_of(backend)
+    return passes.write(levels, Table(*table), lines, Own(index, own), factors, delta, ignore_index)
+
+
+@write.register_fake
+def _(factors: list[Tensor], logits: list[Tensor], *further: Any) -> list[Tensor]:
     return [torch.empty_like(level) for level in logits]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, logits, labels, groups, *tables, ctx.delta, ctx.ignore_index, ctx.backend, ctx.function = inputs
-    ctx.num_levels, ctx.num_groups = len(logits), len(groups)
-    # Held, since backward asks for it by its key, maybe when nothing else holds it.
-    ctx.held = pair_function(ctx.function) if ctx.function else None
-    ctx.save_for_backward(*logits, *labels, *groups, *tables)
+def _keep_sent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    from .passes import gpu
+
+    logits, labels, groups, given, index, _, table, *_, delta, _, ignore_index, formula, backend = inputs
+    _, _, *tables = output
+    ctx.mark_non_differentiable(*tables)
+    how = gpu.formula_of(formula)
+    given = given if how.has_derivative else None
+    _keep(ctx, inputs, (logits, labels, groups, table), (index, *tables), given, how.terms)
+    ctx.settings = delta, ignore_index, backend
 
 
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    saved, n, g = list(ctx.saved_tensors), ctx.num_levels, ctx.num_groups
-    logits, labels, groups, tables = saved[:n], saved[n : 2 * n], saved[2 * n : 2 * n + g], saved[2 * n + g :]
-    settings = ctx.delta, ctx.ignore_index, ctx.backend, ctx.function
-    gradients = write_gradient(grad_output, logits, labels, groups, *tables, *settings)
-    return (None, gradients, [None] * n, [None] * g, *[None] * (len(tables) + len(settings)))
+def _keep_attached(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, second, logits, labels, groups, given, derivative, table, index, lines, own, *settings = inputs
+    tensors = index, lines, own, own.new_empty(0) if derivative is None else derivative
+    given = None if derivative is None else given
+    _keep(ctx, inputs, (logits, labels, groups, table), tensors, given, 1 if second is None else 2)
+    ctx.settings = tuple(settings)
 
 
-attach_gradient.register_autograd(_backward, setup_context=_keep)
+def _keep(
+    ctx: Any, inputs: tuple[Any, ...], lists: Sequence[list[Tensor]], tensors: Sequence[Tensor], given: Any, terms: int
+) -> None:
+    # Of what nobody differentiates there is nothing to fill with zeros.
+    ctx.set_materialize_grads(False)
+    ctx.inputs = [[None] * len(value) if isinstance(value, list) else None for value in inputs]
+    ctx.lengths, ctx.terms, ctx.given_dtype = [len(tensors) for tensors in lists], terms, getattr(given, "dtype", None)
+    ctx.save_for_backward(*(tensor for tensors in lists for tensor in tensors), *tensors)
+
+
+def _differentiate(ctx: Any, first: Tensor | None, second: Tensor | None) -> tuple[Any, Any]:
+    """What the logits get, and what was given, for upstream gradients of the scalars."""
+    saved, lists = list(ctx.saved_tensors), []
+    for length in ctx.lengths:
+        lists.append(saved[:length])
+        del saved[:length]
+    (logits, *_), (index, lines, own, derivative) = lists, saved
+    to_sort = second if len(own) > 1 else None
+    if first is None and to_sort is not None:
+        first = torch.zeros_like(to_sort)
+    of_logits: Any = [None] * len(logits)
+    if first is not None:
+        factors = present(first, to_sort)
+        if len(own) > 1 and to_sort is None:
+            own = own[:1]
+        of_logits = write(factors, *lists, index, lines, own, *ctx.settings)
+    elif lines.shape[-1] == 1:  # no positives at all
+        of_logits = [torch.zeros_like(level) for level in logits]
+    last = first if ctx.terms == 1 else second
+    of_given = None
+    if last is not None and ctx.given_dtype is not None:
+        of_given = (derivative * last).to(ctx.given_dtype)
+    return of_logits, of_given
+
+
+def _backward_sent(ctx: Any, first: Tensor | None, second: Tensor | None, *tables: None) -> tuple[Any, ...]:
+    gradients = list(ctx.inputs)
+    gradients[0], gradients[3] = _differentiate(ctx, first, second)
+    return tuple(gradients)
+
+
+def _backward_attached(ctx: Any, first: Tensor | None, second: Tensor | None) -> tuple[Any, ...]:
+    gradients = list(ctx.inputs)
+    gradients[2], gradients[5] = _differentiate(ctx, first, second)
+    return tuple(gradients)
+
+
+send.register_autograd(_backward_sent, setup_context=_keep_sent)
+attach.register_autograd(_backward_attached, setup_context=_keep_attached)
 
 
 @refuse_vmap
 @torch.library.custom_op(
-    "alrp_triton::attach_computed",
+    "alrp_triton::sort_by_value",
     mutates_args=(),
-    schema="(Tensor values, Tensor[] logits, Tensor[] gradients) -> Tensor",
+    schema="(Tensor logits, Tensor values, Tensor? groups, Tensor share, float delta, float eps) -> (Tensor, Tensor)",
 )
-def attach_computed(values: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    """``values`` ``[K]``, with derivatives ``[K, ...]`` with respect to the logits that are given whole (for the
-    reference)."""
-    return values.clone()
+def sort_by_value(
+    logits: Tensor, values: Tensor, groups: Tensor | None, share: Tensor, delta: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The sorting error of each positive, and its sorting gradient; see ``sorting.sort_by_value``."""
+    from .sorting import sort_by_value
+
+    return sort_by_value(logits, values, groups, share, delta, eps)
 
 
-@attach_computed.register_fake
-def _(values: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    return torch.empty_like(values)
-
-
-@refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::scale_gradients",
-    mutates_args=(),
-    schema="(Tensor grad_output, Tensor[] logits, Tensor[] gradients) -> Tensor[]",
-)
-def scale_gradients(grad_output: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-    """The sum over K of ``grad_output`` ``[K]`` times each of the gradients, rounded once to the dtype of the logits.
-
-    The logits are there to be depended on: differentiating twice must raise here, too.
-    """
-    scaled = [sum(row * factor for row, factor in zip(each, grad_output.to(each.dtype))) for each in gradients]
-    return [torch.empty_like(x).copy_(gradient) for x, gradient in zip(logits, scaled)]
-
-
-@scale_gradients.register_fake
-def _(grad_output: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-    return [torch.empty_like(x) for x in logits]
-
-
-def _keep_computed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.num_levels = len(inputs[1])
-    ctx.save_for_backward(*inputs[1], *inputs[2])
-
-
-def _backward_computed(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    saved, n = ctx.saved_tensors, ctx.num_levels
-    return None, scale_gradients(grad_output, list(saved[:n]), list(saved[n:])), [None] * n
-
-
-attach_computed.register_autograd(_backward_computed, setup_context=_keep_computed)
+@sort_by_value.register_fake
+def _(
+    logits: Tensor, values: Tensor, groups: Tensor | None, share: Tensor, delta: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    errors, gradients = (logits.new_empty(logits.shape, dtype=torch.float64) for _ in range(2))
+    return errors, gradients

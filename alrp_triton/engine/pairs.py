@@ -1,129 +1,193 @@
-"""Functions of the difference of two scores, other than the ramp; for these every pair has to be looked at."""
+"""Functions of the difference of two scores, other than the ramp: in the place of H, or as the shares p(j|i) in which
+errors are spread. For these every pair of a positive and a score is looked at, in plain PyTorch, some at a time."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-# Pairs held at once.
-_PAIRS_PER_BLOCK = 1 << 20
+from .blocks import differences, pair_blocks
+from .inputs import Levels
+from .labels import LabelKinds, group_of_each, pieces
+from .passes import Own
+from .passes.eager import overwrite_positives
+from .placed import Ranks, Sorted, poison_of
+from .scans import unit_of
+from .transforms import refuse_twice
 
-# Weak, so that one made in every iteration goes when the iteration's graph does, with all that its function holds.
-_known: WeakValueDictionary[str, PairFunction] = WeakValueDictionary()
-_numbers = itertools.count()
+PairFunction = Callable[[Tensor, float], Tensor]
+"""f(x, delta) of differences x = s_j - s_i, elementwise, with values in [0, 1]; what lies outside is clamped. For equal
+scores x is 0, also for equal infinities."""
 
-
-class PairFunction:
-    """A function f(x, delta) of differences x = s_j - s_i, with values in [0, 1]; what lies outside is clamped.
-
-    It can be found under :attr:`key` as long as something holds it: a criterion, or the graph of a loss.
-
-    Args:
-        torch: computes f for a tensor of differences, elementwise, and a number delta; for equal scores x is 0, also
-            for equal infinities.
-        triton: the same as a ``@triton.jit`` function of a block and a constexpr, for the kernels.
-    """
-
-    def __init__(self, torch: Callable[[Tensor, float], Tensor], triton: Any = None) -> None:
-        if not callable(torch):
-            raise TypeError(f"torch: expected a function of differences and delta, got {type(torch).__name__}")
-        self.torch, self.triton = torch, triton
-        #: A name by which registered operators, which take no functions, can be told of it.
-        self.key = f"{getattr(torch, '__name__', type(torch).__name__)}#{next(_numbers)}"
-        _known[self.key] = self
-
-    def __call__(self, s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
-        """f for all pairs, ``[I, J]``; 0 where a difference is NaN, and NaN where f makes one of a number."""
-        x = differences(s_j, s_i)
-        nan = x.isnan()
-        values = self.torch(x.masked_fill(nan, 0), delta)
-        if not isinstance(values, Tensor) or values.shape != x.shape:
-            shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(f"{self.key}: expected a tensor of the differences' shape {list(x.shape)}, got {shape}")
-        return values.to(x.dtype).clamp(0, 1).masked_fill(nan, 0)
-
-    def __repr__(self) -> str:
-        return f"PairFunction({self.key})"
-
-    def __reduce__(self) -> tuple[type[PairFunction], tuple[Any, ...]]:
-        # A copy, here or in another process, is one of its own, known under a key of its own.
-        return PairFunction, (self.torch, self.triton)
+# Logits looked at in one step, and pairs held at once.
+_PIECE, _PAIRS = 1 << 16, 1 << 20
 
 
-def pair_function(key: str) -> PairFunction:
-    """The one with this :attr:`PairFunction.key`."""
-    return _known[key]
+def values_of(function: PairFunction, s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
+    """f for all pairs, ``[I, J]``; 0 where a difference is NaN, and NaN where f makes one of a number."""
+    x = differences(s_j, s_i)
+    nan = x.isnan()
+    values = function(x.masked_fill(nan, 0), delta)
+    if not isinstance(values, Tensor) or values.shape != x.shape:
+        shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(f"{name}: expected a tensor of the differences' shape {list(x.shape)}, got {shape}")
+    return values.to(x.dtype).clamp(0, 1).masked_fill(nan, 0)
 
 
-def differences(s_j: Tensor, s_i: Tensor) -> Tensor:
-    """s_j - s_i for all pairs, ``[I, J]``, in the scores' own dtype; 0 for equal infinities."""
-    above, own = s_j[None, :], s_i[:, None]
-    return torch.where(above == own, 0.0, above - own)
-
-
-def pair_blocks(
-    function: Callable[[Tensor, Tensor, float], Tensor],
-    scores: Tensor,
-    groups: Tensor | None,
-    pos_logits: Tensor,
-    pos_groups: Tensor | None,
-    delta: float,
-    held: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk all pairs of a positive and a score, in blocks of positives.
+class Pairs:
+    """A ranking by functions of pairs.
 
     Args:
-        function: of scores ``[n]``, some positives' scores ``[I]`` and delta, ``[I, n]``.
-        scores: ``[n]``.
-        groups: ``[n]`` int64, or None.
-        pos_logits: ``[P]``.
-        pos_groups: ``[P]`` int64, or None.
-        delta: handed to ``function``.
-        held: pairs in a block, at the most (but never less than a positive's).
-
-    Yields:
-        Indices of some positives ``[I]``, and the function of them and all scores, ``[I, n]`` float64; 0 across groups.
-    """
-    everyone = torch.arange(pos_logits.shape[0], device=pos_logits.device)
-    for i in everyone.split(max(1, held // max(len(scores), 1))):
-        pairs = function(scores, pos_logits[i], delta).double()
-        if groups is not None and pos_groups is not None:
-            pairs = torch.where(groups == pos_groups[i, None], pairs, 0.0)
-        yield i, pairs
-
-
-class PairSums:
-    """Sums of a pair function over the positives, each by all others.
-
-    Args:
-        function: takes the place of the ramp.
-        pos_logits: ``[P]``.
-        pos_groups: ``[P]`` int64, or None.
-        delta: handed to ``function``.
+        smoothing: takes the place of the ramp, None for the ramp.
+        distribution: what p(j|i) is proportional to, None for what stands for the ramp.
+        placed: the positives.
+        levels, delta, ignore_index: of the loss.
     """
 
-    def __init__(self, function: PairFunction, pos_logits: Tensor, pos_groups: Tensor | None, delta: float) -> None:
-        self.function, self.pos_logits, self.pos_groups, self.delta = function, pos_logits, pos_groups, delta
+    spread: Tensor
+    """``[P]``: the sum over the negatives of what p(j|i) is proportional to."""
 
-    def sums_above(self, values: Tensor) -> Tensor:
-        """sum over k != i of v_k f(p_k - p_i): ``[P] -> [P]`` float64."""
-        return torch.cat([(pairs * values).sum(1) for _, pairs in self._blocks()])
+    def __init__(
+        self,
+        smoothing: PairFunction | None,
+        distribution: PairFunction | None,
+        placed: Sorted,
+        levels: Levels,
+        delta: float,
+        ignore_index: int,
+    ) -> None:
+        self.smoothing, self.distribution, self.placed = smoothing, distribution, placed
+        self.levels, self.delta, self.ignore_index = levels, delta, ignore_index
 
-    def sums_received(self, values: Tensor) -> Tensor:
-        """sum over i != k of v_i f(p_k - p_i): ``[P] -> [P]`` float64."""
-        total = torch.zeros_like(values)
-        for i, pairs in self._blocks():
-            total = total + (pairs * values[i, None]).sum(0)
-        return total
+    def rank(self, num_logits: int, values: Sequence[Tensor], add: Callable[[Tensor], Tensor]) -> Ranks:
+        """The ranks of the positives; ``add`` makes totals those of all processes."""
+        placed = self.placed
+        unit = unit_of(num_logits, placed.logits.device)
+        if self.smoothing is None:
+            ranks = placed.rank(num_logits, values)
+        else:
+            totals = add(self._count(self.smoothing, unit))
+            poison = poison_of(totals[-1], (placed.logits, *values))
+            found = totals[:-1].double() * unit
+            ranks = placed.ranks(found, poison, 1 + self.sums(torch.ones_like(found), "above", poison))
+        self.spread = ranks.num_false_positives
+        if self.distribution is not None:
+            totals = add(self._count(self.distribution, unit))
+            self.spread = totals[:-1].double() * unit
+            poison = poison_of(totals[-1], ())
+            ranks = Ranks(*(statistic + poison for statistic in ranks))
+        return ranks
 
-    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some positives i, and f(p_k - p_i) for them and all k: ``[I, P]`` float64, 0 for k = i."""
-        logits, groups = self.pos_logits, self.pos_groups
-        everyone = torch.arange(logits.shape[0], device=logits.device)
-        for i, pairs in pair_blocks(self.function, logits, groups, logits, groups, self.delta, _PAIRS_PER_BLOCK):
-            yield i, pairs.masked_fill(everyone == i[:, None], 0)
+    def _count(self, function: PairFunction, unit: Tensor) -> Tensor:
+        """``[P + 1]`` int64: the sum of the function over the negatives for each positive, in units; and how many
+        negatives are NaN, those among them of which the function makes one."""
+        placed = self.placed
+        totals = torch.zeros(len(placed.logits) + 1, dtype=torch.int64, device=placed.logits.device)
+        for scores, groups, negative, _ in self._pieces():
+            totals[-1] += (negative & scores.isnan()).sum()
+            for i, pairs in self._blocks(function, scores, groups):
+                counted = torch.where(negative, pairs, 0.0)
+                failed = counted.isnan()
+                totals[-1] += failed.sum()
+                totals[i] += (counted.masked_fill(failed, 0) / unit).to(torch.int64).sum(1)
+        return totals
+
+    def sums(self, values: Tensor, kind: str, poison: Tensor) -> Tensor:
+        """The sums ``"above"`` and ``"received"`` of ``placed.Sorted``, with what stands for the ramp."""
+        placed = self.placed
+        if self.smoothing is None:
+            return placed.sums(values, kind, poison)
+        everyone = torch.arange(len(placed.logits), device=placed.logits.device)
+        total, rows = torch.zeros_like(values), []
+        for i, pairs in self._blocks(self.smoothing, placed.logits, placed.groups):
+            others = pairs.masked_fill(everyone == i[:, None], 0)
+            if kind == "above":
+                rows.append((others * values).sum(1))
+            else:
+                total = total + (others * values[i, None]).sum(0)
+        return (torch.cat(rows) if kind == "above" else total) + poison
+
+    def lines(self, weights: Tensor, poison: Tensor) -> Tensor:
+        """``[P + 1]``: weights, and what is added to all."""
+        return torch.cat([weights, weights.new_zeros(1)]) + poison
+
+    def attach(
+        self, first: Tensor, given: Tensor | None, derivative: Tensor | None, index: Tensor, lines: Tensor, own: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See ``operators.attach``; of one scalar."""
+        levels = self.levels
+        attached: Tensor = _Attached.apply(  # type: ignore[no-untyped-call]
+            first, given, derivative, lines, own, index, self, *levels.logits
+        )
+        return attached, attached
+
+    def gradients(self, factor: Tensor, lines: Tensor, own: Tensor, index: Tensor) -> list[Tensor]:
+        """Of every logit."""
+        function = self.distribution or self.smoothing
+        assert function is not None
+        weights = lines * factor.double()
+        gradients = [torch.empty_like(logits) for logits in self.levels.logits]
+        for scores, groups, negative, out in self._pieces(gradients):
+            value = torch.zeros(scores.shape, dtype=torch.float64, device=scores.device) + weights[-1]
+            for i, pairs in self._blocks(function, scores, groups):
+                value += (pairs * weights[i, None]).sum(0)
+            out.copy_(torch.where(negative, value, 0).view(out.shape))
+        overwrite_positives(gradients, Own(index, own), [factor])
+        return gradients
+
+    def _pieces(self, gradients: list[Tensor] | None = None) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+        """Scores ``[n]`` of each piece of the levels, their groups, which of them are negatives, and what is to be
+        written."""
+        for k, (logits, labels, groups) in enumerate(self.levels.each()):
+            per_class = logits.dim() != labels.dim()
+            out = None if gradients is None else gradients[k]
+            for x, y, written, group in pieces(logits.detach(), labels, _PIECE, out, groups):
+                kinds = LabelKinds(y, x.shape[1], per_class, self.ignore_index)
+                negative = ~kinds.ignored[:, None].expand(x.shape)
+                if per_class:
+                    negative = negative & (torch.arange(x.shape[1], device=x.device) != y[:, None])
+                else:
+                    negative = negative & ~kinds.positive[:, None]
+                group_ids = None if group is None else group_of_each(group, *x.shape).long()
+                scores = x.to(self.placed.logits.dtype).reshape(-1)
+                yield scores, group_ids, negative.reshape(-1), written
+
+    def _blocks(self, function: PairFunction, scores: Tensor, groups: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some positives, and the function of them and all scores."""
+
+        def of_scores(s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
+            return values_of(function, s_j, s_i, delta)
+
+        placed = self.placed
+        return pair_blocks(of_scores, scores, groups, placed.logits, placed.groups, self.delta, _PAIRS)
+
+
+class _Attached(torch.autograd.Function):
+    """A scalar with the derivatives of :meth:`Pairs.attach`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        first: Tensor,
+        given: Tensor | None,
+        derivative: Tensor | None,
+        lines: Tensor,
+        own: Tensor,
+        index: Tensor,
+        pairs: Pairs,
+        *logits: Tensor,
+    ) -> Tensor:
+        ctx.pairs, ctx.given_dtype = pairs, None if given is None else given.dtype
+        ctx.save_for_backward(derivative, lines, own, index, *logits)
+        return first.clone()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Any, ...]:
+        derivative, lines, own, index, *logits = ctx.saved_tensors
+        of_given = None if derivative is None else (derivative * factor).to(ctx.given_dtype)
+        gradients = ctx.pairs.gradients(factor.detach(), lines, own, index)
+        return None, of_given, None, None, None, None, None, *refuse_twice(gradients, logits)

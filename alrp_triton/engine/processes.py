@@ -39,13 +39,13 @@ class Processes:
 
     def __init__(self, group: Any) -> None:
         if not dist.is_available():
-            raise ValueError("group: expected a PyTorch that has torch.distributed; this one was built without")
+            raise ValueError("process_group: expected a PyTorch that has torch.distributed; this one was built without")
         if not dist.is_initialized():
-            raise ValueError("group: expected torch.distributed to be initialised, by init_process_group")
+            raise ValueError("process_group: expected torch.distributed to be initialised, by init_process_group")
         if group is not True and not isinstance(group, dist.ProcessGroup):
             if group is dist.GroupMember.NON_GROUP_MEMBER:
-                raise ValueError("group: expected a group that this process is in")
-            raise TypeError(f"group: expected a process group, True or None, got {type(group).__name__}")
+                raise ValueError("process_group: expected a group that this process is in")
+            raise TypeError(f"process_group: expected a process group, True or None, got {type(group).__name__}")
         self.group = dist.group.WORLD if group is True else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         # Until they have met, the others wait for this process.
@@ -67,7 +67,7 @@ class Processes:
         rows = self._exchange([_HERE, num_positives, num_logits, *settings.values()])
         for process, row in enumerate(rows):
             if row[0] == _FAILED:
-                raise RuntimeError(f"group: process {process} raised an error, so that there is nothing to rank with")
+                raise RuntimeError(f"process_group: process {process} raised an error: there is nothing to rank with")
             for name, mine, theirs in zip(settings, settings.values(), row[3:]):
                 if mine != theirs:
                     raise ValueError(
@@ -108,7 +108,6 @@ def processes_of(group: Any) -> Processes | None:
 class telling_failure:
     """Where what is done inside raises before the processes have met, the others are told; None if there are none."""
 
-    # No generator, into which torch.compile does not look before PyTorch 2.7.
     def __init__(self, processes: Processes | None) -> None:
         self._processes = processes
 
@@ -121,14 +120,14 @@ class telling_failure:
 
 
 def among_processes(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorate a loss with an argument ``group``: where it raises before the processes have met, the others are told;
-    and it is kept :func:`outside_graphs`."""
+    """Decorate a loss with an argument ``process_group``: where it raises before the processes have met, the others
+    are told; and it is kept :func:`outside_graphs`."""
 
     @wraps(function)
     def call_among_processes(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        if kwargs.get("group") is None:
+        if kwargs.get("process_group") is None:
             return function(*args, **kwargs)
-        kwargs["group"] = processes = processes_of(kwargs["group"])
+        kwargs["process_group"] = processes = processes_of(kwargs["process_group"])
         with telling_failure(processes):
             return function(*args, **kwargs)
 
@@ -136,18 +135,18 @@ def among_processes(function: Callable[_Arguments, _Result]) -> Callable[_Argume
 
 
 def outside_graphs(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorate a loss with an argument ``group``, or a method of a module that holds one: with a group
+    """Decorate a loss with an argument ``process_group``, or a method of a module that holds one: with a group
     ``torch.compile`` breaks its graph around the call, which then runs as it would without. How large the tables are
     is heard from the others, and no graph can wait for that."""
 
     @wraps(function)
     def call_outside_graphs(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         holder = args[0] if args else None
-        group = holder.group if isinstance(holder, nn.Module) else kwargs.get("group")
+        group = holder.process_group if isinstance(holder, nn.Module) else kwargs.get("process_group")
         if group is None or not torch.compiler.is_compiling():
             return function(*args, **kwargs)
         if function not in _eager:
-            # Once, since PyTorch 2.6 compiles anew for another one; and not before, since it imports the compiler.
+            # Not before, since it imports the compiler.
             _eager[function] = torch.compiler.disable(function)
         result: _Result = _eager[function](*args, **kwargs)
         return result
@@ -195,10 +194,9 @@ class Meeting:
         return found
 
     def add(self, totals: Tensor) -> Tensor:
-        """The sum over the processes of int64 totals of one shape."""
-        total = totals.clone()
-        dist.all_reduce(total, group=self._processes.group)
-        return total
+        """The sum over the processes of int64 totals of one shape, in their place."""
+        dist.all_reduce(totals, group=self._processes.group)
+        return totals
 
 
 class _Joined(torch.autograd.Function):

@@ -58,3 +58,21 @@ def refuse_vmap(operator: _Operator) -> _Operator:
     _libraries[name] = torch.library.Library("alrp_triton", "FRAGMENT")
     _libraries[name].impl(name.split("::")[1], refuse, "Batched")
     return operator
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that depends on what it is the gradient of, in a way that nobody has defined."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, of: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Any) -> Any:
+        raise RuntimeError("a ranking loss cannot be differentiated twice: its gradient is no derivative of its value")
+
+
+def refuse_twice(gradients: Iterable[Tensor], of: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients of an ``autograd.Function``, made to raise where they are differentiated, instead of being taken
+    for constants."""
+    return [_Once.apply(gradient, tensor) for gradient, tensor in zip(gradients, of)]  # type: ignore[no-untyped-call]

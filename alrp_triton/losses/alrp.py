@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import reference
-from ..balance import SelfBalance
 from ..boxes import BoxError, box_error, check_box_error
-from ..engine import Levels, Ranking, Statistics, check_inputs
-from ..engine.fused import can_fuse, fused_loss
-from ..engine.inputs import compute_dtype
+from ..engine import Evaluated, Ranking, Statistics, check_inputs
 from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
-from ..engine.sums import total
-from . import exact
+from .framework import Criterion, Definition, Exact, evaluate
+from .self_balance import SelfBalance
 
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
@@ -52,6 +50,39 @@ def lrp_target(ranking: Statistics, loc_errors: Tensor) -> Tensor:
     return loc_errors / ranking.rank
 
 
+def lrp_excess(ranking: Statistics, loc_errors: Tensor) -> Tensor:
+    """l(i) - l*(i), in which i's own error cancels: what i sends to its false positives (equation 14), ``[P]``."""
+    return (ranking.num_false_positives + ranking.sums_above(loc_errors)) / ranking.rank
+
+
+def loc_weights(ranking: Ranking, loc_ranking: str) -> Tensor:
+    """The derivative of ``loc``, which is linear in the errors: E_k counts once for k itself and once for each positive
+    that k stands above, each time over the rank of that positive; ``[P]``."""
+    each = ranking.share / ranking.rank
+    if loc_ranking == "smooth":
+        return each + ranking.sums_received(each)
+    return ranking.sums_sorted_received(each)
+
+
+def _evaluate(ranking: Ranking, loc_errors: Tensor, loc_ranking: str) -> Evaluated:
+    with torch.no_grad():
+        cls = ranking.num_false_positives / ranking.rank * ranking.share
+        sent = lrp_excess(ranking, loc_errors) * ranking.share
+        weights = loc_weights(ranking, loc_ranking)
+        return Evaluated((cls, loc_errors * weights), sent, loc_errors, weights)
+
+
+def _reference(
+    logits: Tensor, labels: Tensor, values: dict[str, Tensor], eps: float, loc_ranking: str, **settings: Any
+) -> Exact:
+    result = reference.alrp(logits, labels, values["loc_errors"], eps=eps, loc_ranking=loc_ranking, **settings)
+    # A NaN in the logits may be hidden from the weights.
+    loc = (values["loc_errors"].double() * result.grad_loc_errors).sum() + 0 * result.loc
+    nothing = torch.zeros_like(result.grad_logits)
+    of_values = {"loc_errors": result.grad_loc_errors}
+    return Exact((result.cls, loc), (result.grad_logits, nothing), of_values, result.rank)
+
+
 @among_processes
 def alrp_loss(
     logits: Tensor | Sequence[Tensor],
@@ -64,7 +95,7 @@ def alrp_loss(
     groups: Tensor | Sequence[Tensor] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
-    group: ProcessGroup | bool | None = None,
+    process_group: ProcessGroup | bool | None = None,
 ) -> ALRPLossOutput:
     r"""aLRP Loss (equation 9), exact, in O(M log P) time for M logits and P positives.
 
@@ -91,14 +122,14 @@ def alrp_loss(
             over the groups that have a positive. For one ranking per image of ``[B, A, C]`` logits:
             ``torch.arange(B)[:, None].expand(B, A)``. None for one ranking of all.
         ignore_index: the label of logits that take part in nothing.
-        backend: ``"auto"`` (triton on a GPU, else torch), ``"torch"``, ``"numba"`` (compiled for the CPU),
-            ``"triton"``, ``"pairwise"`` or ``"reference"``.
-        group: a ``torch.distributed`` process group, or True for the default one: rank the logits of all its processes
-            together, exactly, as if they were passed at once, process after process. All have to call, with the same
-            settings; any may be without positives, negatives, or logits. ``cls`` and ``loc`` are then those of all, the
-            same in each process, and ``rank`` has this process's positives. Gradients come multiplied by the number of
-            processes, so that the mean that DistributedDataParallel takes is the gradient of the whole. Not with
-            ``"reference"``. None for this process alone.
+        backend: ``"auto"`` (triton on a GPU and numba on the CPU, where they are installed, else torch), ``"torch"``,
+            ``"numba"``, ``"triton"``, ``"pairwise"`` or ``"reference"``.
+        process_group: a ``torch.distributed`` process group, or True for the default one: rank the logits of all its
+            processes together, exactly, as if they were passed at once, process after process. All have to call, with
+            the same settings; any may be without positives, negatives, or logits. ``cls`` and ``loc`` are then those of
+            all, the same in each process, and ``rank`` has this process's positives. Gradients come multiplied by the
+            number of processes, so that the mean that DistributedDataParallel takes is the gradient of the whole. Not
+            with ``"reference"``. None for this process alone.
 
     Returns:
         ``ALRPLossOutput(cls, loc, rank)``. Float64 for float64 logits, else float32; score gradients have the logits'
@@ -120,72 +151,22 @@ def alrp_loss(
         groups=groups,
         per_positive={"loc_errors": loc_errors},
         eps=eps,
-        group=group,
+        process_group=process_group,
     )
     if loc_ranking not in LOC_RANKINGS:
         raise ValueError(f"loc_ranking: expected one of {LOC_RANKINGS}, got {loc_ranking!r}")
-    backend = levels.choose_backend(backend)
-    if backend == "reference":
-        return _reference(levels, loc_errors, delta, eps, loc_ranking, ignore_index)
-
-    num_positives, name = loc_errors.shape[0], "loc_errors"
-    if can_fuse(levels, num_positives, backend):
-        cls, loc, rank, _ = fused_loss(
-            f"alrp_{loc_ranking}",
-            levels,
-            num_positives,
-            loc_errors,
-            delta=delta,
-            ignore_index=ignore_index,
-            eps=eps,
-            name=name,
-        )
-        return ALRPLossOutput(cls, loc, rank)
-    ranking = Ranking(
-        levels,
-        num_positives,
-        delta=delta,
-        ignore_index=ignore_index,
-        backend=backend,
-        values=(loc_errors,),
-        name=name,
+    definition = Definition(
+        partial(_evaluate, loc_ranking=loc_ranking),
+        partial(_reference, eps=eps, loc_ranking=loc_ranking),
+        eps,
+        in_kernels=f"alrp_{loc_ranking}",
     )
-    with torch.no_grad():
-        errors = ranking.values[0].double()
-        rank, share = ranking.rank, ranking.share
-        cls = total(ranking.num_false_positives / rank * share) + ranking.poison
-        # l(i) - l*(i), in which i's own error cancels.
-        excess = (ranking.num_false_positives + ranking.sums_above(errors)) / rank
-        # loc is linear in the errors: E_k counts once for k itself and for each positive that k stands above.
-        if loc_ranking == "smooth":
-            received = share / rank + ranking.sums_received(share / rank)
-        else:
-            received = ranking.sums_sorted_received(share / rank)
-    cls = ranking.error_driven(cls, excess, share, eps)
-    loc = total(ranking.values[0].double() * received) + ranking.poison
-    return _output(levels, cls, loc, ranking.own(rank))
+    settings: dict[str, Any] = {"delta": delta, "ignore_index": ignore_index, "backend": backend}
+    loss = evaluate(definition, levels, {"loc_errors": loc_errors}, loc_errors.shape[0], **settings)
+    return ALRPLossOutput(*loss.scalars, loss.rank)
 
 
-def _reference(
-    levels: Levels, loc_errors: Tensor, delta: float, eps: float, loc_ranking: str, ignore_index: int
-) -> ALRPLossOutput:
-    logits, labels, groups = exact.flatten(levels, ignore_index, loc_errors.shape[0], "loc_errors")
-    result = reference.alrp(logits, labels, loc_errors, delta=delta, eps=eps, loc_ranking=loc_ranking, groups=groups)
-    cls = exact.attach(result.cls, levels, result.grad_logits)
-    # result.loc is linear in the errors, with this gradient.
-    loc = (loc_errors.double() * result.grad_loc_errors).sum() + 0 * result.loc
-    return _output(levels, cls, loc, result.rank)
-
-
-def _output(levels: Levels, cls: Tensor, loc: Tensor, rank: Tensor) -> ALRPLossOutput:
-    if rank.shape[0] == 0:
-        # No positive: the errors may come without a graph; the zero then still reaches the scores.
-        loc = loc + 0 * cls
-    dtype = compute_dtype(levels.logits[0].dtype)
-    return ALRPLossOutput(cls.to(dtype), loc.to(dtype), rank.to(dtype))
-
-
-class ALRPLoss(nn.Module):
+class ALRPLoss(Criterion):
     """aLRP Loss on logits and boxes, with self-balancing of its two components.
 
     Args:
@@ -196,12 +177,14 @@ class ALRPLoss(nn.Module):
             returns the ``[P]`` localisation errors, see :func:`alrp_triton.boxes.box_error`.
         self_balance: a :class:`SelfBalance`, a constant weight >= 0 for the localisation component, or None for 1. By
             default a new ``SelfBalance()``, whose ``step_epoch()`` is to be called after each epoch.
-        eps, loc_ranking, ignore_index, backend, group: see :func:`alrp_loss`. With ``group`` the self-balancing weight
-            is common to all its processes.
+        eps, loc_ranking, ignore_index, backend, process_group: see :func:`alrp_loss`. With ``process_group`` the
+            self-balancing weight is common to all its processes.
 
     Raises:
         TypeError, ValueError: naming the argument; wrong values of those of :func:`alrp_loss` raise in ``forward``.
     """
+
+    takes_boxes = True
 
     def __init__(
         self,
@@ -214,9 +197,8 @@ class ALRPLoss(nn.Module):
         loc_ranking: str = "sorted",
         ignore_index: int = -1,
         backend: str = "auto",
-        group: ProcessGroup | bool | None = None,
+        process_group: ProcessGroup | bool | None = None,
     ) -> None:
-        super().__init__()
         if self_balance is _NEW:
             self_balance = SelfBalance()
         if isinstance(self_balance, bool) or not isinstance(self_balance, (SelfBalance, int, float, type(None))):
@@ -226,10 +208,17 @@ class ALRPLoss(nn.Module):
         if isinstance(self_balance, (int, float)) and not 0 <= self_balance < math.inf:
             raise ValueError(f"self_balance: expected a finite weight >= 0, got {self_balance}")
         check_box_error(box_error, tau)
-        self.delta, self.tau, self.box_error = delta, tau, box_error
-        self.self_balance = self_balance
-        self.eps, self.loc_ranking, self.ignore_index, self.backend = eps, loc_ranking, ignore_index, backend
-        self.group = group
+        super().__init__(
+            delta=delta,
+            tau=tau,
+            box_error=box_error,
+            self_balance=self_balance,
+            eps=eps,
+            loc_ranking=loc_ranking,
+            ignore_index=ignore_index,
+            backend=backend,
+            process_group=process_group,
+        )
 
     @outside_graphs
     def forward(
@@ -250,7 +239,7 @@ class ALRPLoss(nn.Module):
         Returns:
             ``ALRPLossOutput``; ``loc`` comes multiplied by the self-balancing weight. Train on ``cls + loc``.
         """
-        with telling_failure(processes_of(self.group)):
+        with telling_failure(processes_of(self.process_group)):
             errors = box_error(pred_boxes, target_boxes, self.box_error, self.tau)
         cls, loc, rank = alrp_loss(
             logits,
@@ -262,20 +251,11 @@ class ALRPLoss(nn.Module):
             groups=groups,
             ignore_index=self.ignore_index,
             backend=self.backend,
-            group=self.group,
+            process_group=self.process_group,
         )
         if isinstance(self.self_balance, SelfBalance):
             # Another process may have positives; where none has, there is no ratio to be counted.
-            loc = loc * self.self_balance(cls, loc, errors.shape[0] > 0 or self.group is not None)
+            loc = loc * self.self_balance(cls, loc, errors.shape[0] > 0 or self.process_group is not None)
         elif self.self_balance is not None:
             loc = loc * self.self_balance
         return ALRPLossOutput(cls, loc, rank)
-
-    def extra_repr(self) -> str:
-        """The arguments, as ``repr`` shows them."""
-        names = ["delta", "tau", "box_error", "eps", "loc_ranking", "ignore_index", "backend"]
-        if not isinstance(self.self_balance, SelfBalance):
-            names.insert(3, "self_balance")
-        if self.group is not None:
-            names.append("group")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

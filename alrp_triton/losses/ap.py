@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .. import reference
-from ..engine import Ranking, Statistics
-from .scores import ScoreLoss, score_loss
+from ..engine import Evaluated, Ranking, Statistics
+from .framework import Definition, Exact, ScoreLoss, score_loss
 
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
@@ -25,6 +26,28 @@ def ap_error(ranking: Statistics, interpolated: bool) -> Tensor:
     """l(i): one minus the precision at positive i, or minus the largest among i and the positives below it; ``[P]``."""
     error = ranking.num_false_positives / ranking.rank
     return -ranking.running_max(-error) if interpolated else error
+
+
+@torch.no_grad()
+def _evaluate(ranking: Ranking, interpolated: bool) -> Evaluated:
+    # Its target is 0: what a positive adds, it sends.
+    error = ap_error(ranking, interpolated) * ranking.share
+    return Evaluated((error,), error)
+
+
+def _reference(logits: Tensor, labels: Tensor, values: dict[str, Tensor], **settings: Any) -> Exact:
+    result = reference.ap(logits, labels, **settings)
+    return Exact((result.value,), (result.grad_logits,))
+
+
+_DEFINITIONS = {
+    interpolated: Definition(
+        partial(_evaluate, interpolated=interpolated),
+        partial(_reference, interpolated=interpolated),
+        in_kernels="ap_interpolated" if interpolated else "ap",
+    )
+    for interpolated in (True, False)
+}
 
 
 def ap_loss(
@@ -37,7 +60,7 @@ def ap_loss(
     groups: Tensor | Sequence[Tensor] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
-    group: ProcessGroup | bool | None = None,
+    process_group: ProcessGroup | bool | None = None,
 ) -> Tensor:
     r"""AP Loss, exact, in O(M log P) time for M logits and P positives.
 
@@ -46,7 +69,7 @@ def ap_loss(
     gradient is error-driven: each positive sends one minus its precision to its false positives.
 
     Args:
-        logits, labels, groups, ignore_index, backend, group: see :func:`alrp_loss`.
+        logits, labels, groups, ignore_index, backend, process_group: see :func:`alrp_loss`.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step.
         interpolated: take for the precision at i the largest among i and the positives below it, as the published code
             does and as the AP of detection benchmarks is defined.
@@ -62,22 +85,16 @@ def ap_loss(
     if not isinstance(interpolated, bool):
         raise TypeError(f"interpolated: expected a bool, got {type(interpolated).__name__}")
 
-    def formula(ranking: Ranking) -> tuple[Tensor, Tensor, Tensor]:
-        error = ap_error(ranking, interpolated)
-        return error, error, ranking.share
-
     return score_loss(
         logits,
         labels,
-        formula,
-        partial(reference.ap, interpolated=interpolated),
-        "ap_interpolated" if interpolated else "ap",
+        _DEFINITIONS[interpolated],
         delta=delta,
         num_positives=num_positives,
         groups=groups,
         ignore_index=ignore_index,
         backend=backend,
-        group=group,
+        process_group=process_group,
     )
 
 
@@ -85,7 +102,7 @@ class APLoss(ScoreLoss):
     """AP Loss as a module.
 
     Args:
-        delta, interpolated, ignore_index, backend, group: see :func:`ap_loss`.
+        delta, interpolated, ignore_index, backend, process_group: see :func:`ap_loss`.
     """
 
     function = ap_loss
@@ -97,8 +114,12 @@ class APLoss(ScoreLoss):
         *,
         ignore_index: int = -1,
         backend: str = "auto",
-        group: ProcessGroup | bool | None = None,
+        process_group: ProcessGroup | bool | None = None,
     ) -> None:
         super().__init__(
-            delta=delta, interpolated=interpolated, ignore_index=ignore_index, backend=backend, group=group
+            delta=delta,
+            interpolated=interpolated,
+            ignore_index=ignore_index,
+            backend=backend,
+            process_group=process_group,
         )

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..engine import Ranking, Statistics
-from ..engine.sums import prefix_sums
-from .scores import ScoreLoss, score_loss
+from ..engine import Evaluated, Ranking, Statistics
+from ..engine.scans import prefix_sums
+from .framework import Definition, Exact, ScoreLoss, score_loss
 
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
@@ -40,6 +40,27 @@ def ndcg_target(ranking: Statistics) -> Tensor:
     return ideal_gain(ranking) / ranking.num_positives - 1 / (1 + ranking.rank_positive).log2()
 
 
+def ndcg_excess(ranking: Statistics) -> Tensor:
+    """l(i) - l*(i), written so that a small N_FP(i) is not lost in the difference of two logarithms; ``[P]``."""
+    behind, rank = 1 + ranking.rank_positive, 1 + ranking.rank
+    return (ranking.num_false_positives / behind).log1p() / math.log(2) / (behind.log2() * rank.log2())
+
+
+@torch.no_grad()
+def _evaluate(ranking: Ranking) -> Evaluated:
+    # Z takes the place of P.
+    share = ranking.share * ranking.num_positives / ideal_gain(ranking)
+    return Evaluated((ndcg_error(ranking) * share,), ndcg_excess(ranking) * share)
+
+
+def _reference(logits: Tensor, labels: Tensor, values: dict[str, Tensor], **settings: Any) -> Exact:
+    result = reference.ndcg(logits, labels, **settings)
+    return Exact((result.value,), (result.grad_logits,))
+
+
+_DEFINITION = Definition(_evaluate, _reference, in_kernels="ndcg")
+
+
 def ndcg_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
@@ -49,7 +70,7 @@ def ndcg_loss(
     groups: Tensor | Sequence[Tensor] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
-    group: ProcessGroup | bool | None = None,
+    process_group: ProcessGroup | bool | None = None,
 ) -> Tensor:
     r"""NDCG Loss, exact, in O(M log P) time for M logits and P positives.
 
@@ -62,7 +83,7 @@ def ndcg_loss(
     for ``delta=0`` without ties, else what the smoothed ranks of positives closer than delta leave of the ideal gain.
 
     Args:
-        logits, labels, groups, ignore_index, backend, group: see :func:`alrp_loss`.
+        logits, labels, groups, ignore_index, backend, process_group: see :func:`alrp_loss`.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step.
         num_positives: see :func:`ap_loss`.
 
@@ -75,30 +96,21 @@ def ndcg_loss(
     return score_loss(
         logits,
         labels,
-        _formula,
-        reference.ndcg,
-        "ndcg",
+        _DEFINITION,
         delta=delta,
         num_positives=num_positives,
         groups=groups,
         ignore_index=ignore_index,
         backend=backend,
-        group=group,
+        process_group=process_group,
     )
-
-
-def _formula(ranking: Ranking) -> tuple[Tensor, Tensor, Tensor]:
-    # l(i) - l*(i), written so that a small N_FP(i) is not lost in the difference of two logarithms.
-    behind, rank = 1 + ranking.rank_positive, 1 + ranking.rank
-    excess = (ranking.num_false_positives / behind).log1p() / math.log(2) / (behind.log2() * rank.log2())
-    return ndcg_error(ranking), excess, ranking.share * ranking.num_positives / ideal_gain(ranking)
 
 
 class NDCGLoss(ScoreLoss):
     """NDCG Loss as a module.
 
     Args:
-        delta, ignore_index, backend, group: see :func:`ndcg_loss`.
+        delta, ignore_index, backend, process_group: see :func:`ndcg_loss`.
     """
 
     function = ndcg_loss
@@ -109,6 +121,6 @@ class NDCGLoss(ScoreLoss):
         *,
         ignore_index: int = -1,
         backend: str = "auto",
-        group: ProcessGroup | bool | None = None,
+        process_group: ProcessGroup | bool | None = None,
     ) -> None:
-        super().__init__(delta=delta, ignore_index=ignore_index, backend=backend, group=group)
+        super().__init__(delta=delta, ignore_index=ignore_index, backend=backend, process_group=process_group)

@@ -10,19 +10,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import boxes, reference
 from ..boxes import BoxError, box_error, check_box_error
-from ..engine import Levels, Ranking, check_inputs
-from ..engine.fused import can_fuse, fused_loss
-from ..engine.inputs import compute_dtype
-from ..engine.knots import ramp_at_0
-from ..engine.operators import highest_in_row
+from ..engine import Evaluated, Levels, Ranking, check_inputs
+from ..engine.operators import highest_in_row, sort_by_value
 from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
-from ..engine.sorting import sorting_order, sorting_received, sorting_sums
-from ..engine.sums import total
-from . import exact
+from .framework import Criterion, Definition, Exact, Loss, evaluate
 
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
@@ -64,7 +59,7 @@ def rank_sort_loss(
     groups: Tensor | Sequence[Tensor] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
-    group: ProcessGroup | bool | None = None,
+    process_group: ProcessGroup | bool | None = None,
 ) -> RankSortOutput:
     r"""Rank & Sort Loss, exact, in O(M log P + P^2) time for M logits and P positives.
 
@@ -79,7 +74,7 @@ def rank_sort_loss(
     lower IoU above it.
 
     Args:
-        logits, labels, groups, ignore_index, backend, group: see :func:`alrp_loss`.
+        logits, labels, groups, ignore_index, backend, process_group: see :func:`alrp_loss`.
         ious: ``[P]``, usually in [0, 1]: of each positive with its object, in the flat order of the positives. Taken as
             constants, and compared in float32 unless the logits are float64. A positive of IoU 0 remains a positive.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step.
@@ -91,86 +86,58 @@ def rank_sort_loss(
     Raises:
         TypeError, ValueError, RuntimeError: see :func:`alrp_loss`.
     """
-    levels = _check(logits, labels, ious, delta, groups, ignore_index, group)
-    return _rank_sort(levels, ious, delta, ignore_index, backend)[0]
+    loss, _ = _rank_sort(logits, labels, ious, delta, groups, ignore_index, backend, process_group)
+    return RankSortOutput(*loss.scalars)
 
 
-def _check(
+def ranking_error(ranking: Ranking) -> Tensor:
+    """N_FP(i) / rank(i), where rank+(i) includes i itself by H(0) (equation 7); ``[P]``."""
+    return ranking.num_false_positives / (ranking.rank - (1 - ranking.height_at_0))
+
+
+def _evaluate(ranking: Ranking, ious: Tensor) -> Evaluated:
+    with torch.no_grad():
+        error = ranking_error(ranking) * ranking.share
+        placed = ranking.counted.placed
+        values = ious.to(placed.logits.dtype)
+        sorting = sort_by_value(placed.logits, values, placed.groups, ranking.share, ranking.counted.delta, _EPS)
+        return Evaluated((error, sorting[0]), error, sorting=sorting[1])
+
+
+def _reference(logits: Tensor, labels: Tensor, values: dict[str, Tensor], **settings: Any) -> Exact:
+    result = reference.rank_sort(logits, labels, values["ious"], **settings)
+    return Exact((result.ranking, result.sorting), (result.grad_ranking, result.grad_sorting))
+
+
+_DEFINITION = Definition(_evaluate, _reference, _EPS, in_kernels="rank_sort")
+
+
+def _rank_sort(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
     ious: Tensor,
     delta: float,
     groups: Tensor | Sequence[Tensor] | None,
     ignore_index: int,
-    group: ProcessGroup | bool | None,
-) -> Levels:
-    return check_inputs(
+    backend: str,
+    process_group: Any,
+) -> tuple[Loss, Levels]:
+    levels = check_inputs(
         logits,
         labels,
         delta=delta,
         ignore_index=ignore_index,
         groups=groups,
         per_positive={"ious": ious},
-        group=group,
+        process_group=process_group,
     )
+    # Constants, compared in the dtype of scores.
+    values = {"ious": ious.detach().to(levels.compute_dtype)}
+    settings: dict[str, Any] = {"delta": delta, "ignore_index": ignore_index, "backend": backend}
+    return evaluate(_DEFINITION, levels, values, ious.shape[0], **settings), levels
 
 
-def _rank_sort(
-    levels: Levels, ious: Tensor, delta: float, ignore_index: int, backend: str
-) -> tuple[RankSortOutput, Tensor, Ranking | None]:
-    """The loss, the flat indices of this process's positives, and the ranking if it was made step by step."""
-    dtype = compute_dtype(levels.logits[0].dtype)
-    backend = levels.choose_backend(backend)
-    if backend == "reference":
-        flat = exact.flatten(levels, ignore_index, ious.shape[0], "ious")
-        result = reference.rank_sort(*flat[:2], ious.detach().to(dtype), delta=delta, groups=flat[2])
-        values = torch.stack([result.ranking, result.sorting])
-        ranked, ordered = exact.attach(values, levels, torch.stack([result.grad_ranking, result.grad_sorting])).unbind()
-        pos_index = (flat[1] == 1).nonzero().squeeze(1)
-        return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), pos_index, None
-
-    num_positives, values = ious.shape[0], ious.detach().to(dtype)
-    if can_fuse(levels, num_positives, backend):
-        ranked, ordered, _, pos_index = fused_loss(
-            "rank_sort", levels, num_positives, values, delta=delta, ignore_index=ignore_index, eps=_EPS, name="ious"
-        )
-        return RankSortOutput(ranked, ordered), pos_index, None
-    ranking = Ranking(
-        levels,
-        num_positives,
-        delta=delta,
-        ignore_index=ignore_index,
-        backend=backend,
-        values=(values,),
-        name="ious",
-    )
-    (values,) = ranking.values
-    with torch.no_grad():
-        share, itself = ranking.share, ramp_at_0(ranking.delta)
-        error = ranking.num_false_positives / (ranking.rank - (1 - itself))
-        sent, weights = ranking.sent(error * share, _EPS)
-
-        order = sorting_order(ranking.steps.pos_logits, values, ranking.pos_groups)
-        groups = None if ranking.pos_groups is None else ranking.pos_groups[order]
-        arguments = ranking.steps.pos_logits[order], values[order], groups
-        rank, above, target_rank, target_above, missorted = sorting_sums(*arguments, ranking.delta, backend)
-        sorting_error = (above / rank - target_above / target_rank) * share[order]
-        sends = missorted > _EPS
-        sorting_sent = torch.where(sends, sorting_error, 0.0)
-        sorting_weights = torch.where(sends, sorting_sent / missorted, 0.0)
-        received = sorting_received(*arguments, sorting_weights, ranking.delta, backend)
-        sorted_gradient = torch.empty_like(received).index_copy(0, order, received - sorting_sent)
-
-        totals = torch.stack([total(error * share), total(sorting_error)]) + ranking.poison
-    ranked, ordered = ranking.attach(
-        totals,
-        torch.stack([-sent, sorted_gradient]),
-        torch.stack([weights, torch.zeros_like(weights)]),
-    ).unbind()
-    return RankSortOutput(ranked.to(dtype), ordered.to(dtype)), ranking.pos_index, ranking
-
-
-class RankSortLoss(nn.Module):
+class RankSortLoss(Criterion):
     """Rank & Sort Loss on logits and boxes.
 
     The localisation loss is the mean error of the positives' boxes, weighted by the highest score of each one's row,
@@ -181,8 +148,10 @@ class RankSortLoss(nn.Module):
         box_error: ``"iou"``, ``"giou"``, ``"diou"``, ``"ciou"``, or a callable of predicted and target boxes that
             returns ``[P]`` errors, see :func:`alrp_triton.boxes.box_error`. Its scale does not matter.
         self_balance: whether to weight the localisation loss by that ratio.
-        ignore_index, backend, group: see :func:`alrp_loss`.
+        ignore_index, backend, process_group: see :func:`alrp_loss`.
     """
+
+    takes_boxes = True
 
     def __init__(
         self,
@@ -192,14 +161,19 @@ class RankSortLoss(nn.Module):
         *,
         ignore_index: int = -1,
         backend: str = "auto",
-        group: ProcessGroup | bool | None = None,
+        process_group: ProcessGroup | bool | None = None,
     ) -> None:
-        super().__init__()
         check_box_error(box_error, 0.0)
         if not isinstance(self_balance, bool):
             raise TypeError(f"self_balance: expected a bool, got {type(self_balance).__name__}")
-        self.delta, self.box_error, self.self_balance = delta, box_error, self_balance
-        self.ignore_index, self.backend, self.group = ignore_index, backend, group
+        super().__init__(
+            delta=delta,
+            box_error=box_error,
+            self_balance=self_balance,
+            ignore_index=ignore_index,
+            backend=backend,
+            process_group=process_group,
+        )
 
     @outside_graphs
     def forward(
@@ -220,18 +194,16 @@ class RankSortLoss(nn.Module):
         Returns:
             ``RankSortLossOutput(ranking, sorting, loc)``; train on ``cls + loc``, the sum of the three.
         """
-        processes: Any = processes_of(self.group)
+        processes = processes_of(self.process_group)
         with telling_failure(processes):
             errors = box_error(pred_boxes, target_boxes, self.box_error, 0.0)
             ious = boxes.iou(pred_boxes.detach(), target_boxes.detach())
-            levels = _check(logits, labels, ious, self.delta, groups, self.ignore_index, processes)
-            (ranking, sorting), pos_index, ranked = _rank_sort(
-                levels, ious, self.delta, self.ignore_index, self.backend
-            )
+            settings = self.delta, groups, self.ignore_index, self.backend, processes
+            loss, levels = _rank_sort(logits, labels, ious, *settings)
+        ranking, sorting = loss.scalars
         detached = [level.detach() for level in levels.logits]
-        scores = highest_in_row(detached, levels.labels, pos_index, self.ignore_index).sigmoid().to(errors.dtype)
-        if ranked is not None:
-            errors, scores = ranked.gather(errors, scores)
+        scores = highest_in_row(detached, levels.labels, loss.indices, self.ignore_index).sigmoid().to(errors.dtype)
+        errors, scores = loss.gather(errors, scores)
         weight = scores.sum()
         loc = (errors * scores).sum() / weight.masked_fill(weight < _EPS, 1.0)
         if self.self_balance:
@@ -239,10 +211,3 @@ class RankSortLoss(nn.Module):
             nothing = loc.detach() == 0
             loc = loc * ((ranking + sorting).detach() / loc.detach().masked_fill(nothing, 1.0))
         return RankSortLossOutput(ranking, sorting, loc.to(ranking.dtype))
-
-    def extra_repr(self) -> str:
-        """The arguments, as ``repr`` shows them."""
-        names = ["delta", "box_error", "self_balance", "ignore_index", "backend"]
-        if self.group is not None:
-            names.append("group")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

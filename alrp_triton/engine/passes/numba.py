@@ -9,7 +9,7 @@ used by several callers at once, and do not survive a fork.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,15 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..inputs import Levels
-from ..knots import Ramps, bucket_floors, inverse_width
+from ..knots import Table, inverse_width
 from ..labels import Piece, pieces
 from . import numba_loops, numba_tables
-from .factors import combine
+from .eager import Eager, overwrite_positives
+from .find import find
 from .numba_tables import Array
-from .search import grid_over
-from .torch import count_negatives as count_in_pytorch
-from .torch import overwrite_positives
-from .torch import write_gradient as write_in_pytorch
+from .protocol import Found, Own
+from .tables import grid_over
 
 # Logits that a thread takes at once; fewer where they are copied, which then stays in the cache, and which PyTorch
 # would share out among threads of its own if they were more.
@@ -36,66 +35,65 @@ _RUN = 16
 _PER_THREAD = 1 << 16
 
 
-def count_negatives(
-    levels: Levels,
-    ramps: Ramps,
-    pos_logits: Tensor,
-    pos_groups: Tensor | None,
-    ignore_index: int,
-    scale: float,
-) -> Tensor:
-    """Pass 1; see ``backends.torch.count_negatives``. Of NaN only the number is known."""
-    if _alternate(levels):
-        return count_in_pytorch(levels, ramps, pos_logits, pos_groups, ignore_index, scale)
-    tables = _Tables(ramps)
-    of_threads: list[Array] = []
-    scale = tables.number(scale)
+class Compiled(Eager):
+    """The passes in compiled loops."""
 
-    def add(scores: Array, ignored: Array, columns: int, runs: Array, sums: Array) -> None:
-        numba_loops.count(scores, ignored, columns, runs, tables.search, scale, sums)
+    def find(self, levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
+        return find(levels, num_positives, ignore_index, name, positions)
 
-    def work(turns: Iterator[_Turn]) -> None:
-        sums, flat = tables.empty_sums(), _Flat(levels.compute_dtype, ignore_index, tables)
-        of_threads.append(sums)
-        for piece, _ in turns:
-            add(*flat(piece), sums)
+    def count(
+        self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
+    ) -> None:
+        if _alternate(levels):
+            super().count(levels, table, own, totals, delta, ignore_index, scale)
+            return
+        tables = _Tables(table, delta)
+        of_threads: list[Array] = []
+        scale = tables.number(scale)
 
-    _share_out(levels, None, work)
-    taken_out, runs = tables.empty_sums(), tables.runs(len(pos_logits), pos_groups)
-    add(pos_logits.detach().contiguous().numpy(), np.empty(0, np.uint8), 1, runs, taken_out)
-    return tables.spread(sum(of_threads) - taken_out)
+        def add(scores: Array, ignored: Array, columns: int, runs: Array, sums: Array) -> None:
+            numba_loops.count(scores, ignored, columns, runs, tables.search, scale, sums)
 
+        def work(turns: Iterator[_Turn]) -> None:
+            sums, flat = tables.empty_sums(), _Flat(levels.compute_dtype, ignore_index, tables)
+            of_threads.append(sums)
+            for piece, _ in turns:
+                add(*flat(piece), sums)
 
-def write_gradient(
-    levels: Levels,
-    ramps: Ramps,
-    coefficients: Tensor,
-    pos_index: Tensor,
-    pos_gradient: Tensor,
-    ignore_index: int,
-    grad_output: Tensor,
-) -> list[Tensor]:
-    """Pass 2; see ``backends.torch.write_gradient``."""
-    if _alternate(levels):
-        return write_in_pytorch(levels, ramps, coefficients, pos_index, pos_gradient, ignore_index, grad_output)
-    tables = _Tables(ramps)
-    lines = (
-        combine(coefficients, grad_output).detach()[:, tables.buckets].to(levels.compute_dtype).T.contiguous().numpy()
-    )
-    gradients = [torch.empty_like(logits) for logits in levels.logits]
+        _share_out(levels, None, work)
+        taken_out, runs = tables.empty_sums(), tables.runs(len(own.logits), own.groups)
+        add(own.logits.detach().contiguous().numpy(), np.empty(0, np.uint8), 1, runs, taken_out)
+        totals += tables.spread(sum(of_threads) - taken_out)
 
-    def work(turns: Iterator[_Turn]) -> None:
-        flat = _Flat(levels.compute_dtype, ignore_index, tables)
-        for piece, in_place in turns:
-            arguments = flat(piece)
-            values = piece.out.view(-1) if in_place else torch.empty(len(arguments[0]), dtype=levels.compute_dtype)
-            numba_loops.write(*arguments, tables.search, lines, values.numpy())
-            if not in_place:
-                piece.out.copy_(values.view(piece.out.shape))
+    def write(
+        self,
+        levels: Levels,
+        table: Table,
+        lines: Tensor,
+        own: Own,
+        factors: Sequence[Tensor],
+        delta: float,
+        ignore_index: int,
+    ) -> list[Tensor]:
+        if _alternate(levels):
+            return super().write(levels, table, lines, own, factors, delta, ignore_index)
+        tables = _Tables(table, delta)
+        lines = (lines * factors[0].double() + 0.0).detach()[:, tables.buckets].to(levels.compute_dtype)
+        of_buckets = lines.T.contiguous().numpy()
+        gradients = [torch.empty_like(logits) for logits in levels.logits]
 
-    _share_out(levels, gradients, work)
-    overwrite_positives(gradients, pos_index, combine(pos_gradient, grad_output))
-    return gradients
+        def work(turns: Iterator[_Turn]) -> None:
+            flat = _Flat(levels.compute_dtype, ignore_index, tables)
+            for piece, in_place in turns:
+                arguments = flat(piece)
+                values = piece.out.view(-1) if in_place else torch.empty(len(arguments[0]), dtype=levels.compute_dtype)
+                numba_loops.write(*arguments, tables.search, of_buckets, values.numpy())
+                if not in_place:
+                    piece.out.copy_(values.view(piece.out.shape))
+
+        _share_out(levels, gradients, work)
+        overwrite_positives(gradients, own, factors)
+        return gradients
 
 
 def positions(labels: Tensor, columns: int, per_class: bool, ignore_index: int) -> tuple[Tensor, bool]:
@@ -126,8 +124,10 @@ class _Tables:
     precision they are many, and a search among them is slow.
     """
 
-    def __init__(self, ramps: Ramps) -> None:
-        thresholds, groups = ramps.thresholds.detach(), ramps.groups
+    def __init__(self, table: Table, delta: float) -> None:
+        num_thresholds = len(table.floors) - 1
+        thresholds = table.thresholds[:num_thresholds]
+        groups = None if table.groups is None else table.groups[:num_thresholds]
         last = thresholds.new_ones(len(thresholds), dtype=torch.bool)
         last[:-1] = thresholds[1:] != thresholds[:-1]
         if groups is not None:
@@ -135,7 +135,7 @@ class _Tables:
         # The buckets that may hold anything, among all.
         self.buckets = F.pad(last.nonzero().squeeze(1) + 1, (1, 0))
         self.num_thresholds = len(thresholds)
-        floors, thresholds = bucket_floors(thresholds)[self.buckets].numpy(), thresholds[last]
+        floors, thresholds = table.floors[self.buckets].numpy(), thresholds[last]
         self.number = floors.dtype.type
         grid, low, cells_per_unit = np.empty(0, np.int32), 0.0, 0.0
         if groups is not None:
@@ -152,7 +152,7 @@ class _Tables:
             grid,
             self.number(low),
             self.number(cells_per_unit),
-            self.number(inverse_width(ramps.delta)),
+            self.number(inverse_width(delta)),
         )
 
     def runs(self, num: int, groups: Tensor | None) -> Array:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 
-from .engine.devices import is_asynchronous
+from ..engine.devices import is_asynchronous
 
 __all__ = ["SelfBalance"]
 

@@ -7,19 +7,18 @@ last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..devices import is_asynchronous
 from ..inputs import Levels
-from ..knots import Ramps
+from ..knots import Table
 from ..labels import Piece, equals, group_of_each, pieces, rows_at_once
-from ..positives import local_indices, place_of
-from .factors import combine
-from .lookup import Sums, look_up
-from .tables import UNSEEN, Seen, Tables, TablesByGroup
+from .find import find, local_indices, place_of
+from .protocol import Found, Own
+from .tables import UNSEEN, Seen, Sums, Tables, TablesByGroup, look_up
 
 # On the CPU a piece and its temporaries stay in the cache; on a GPU it must be large enough to hide the launches.
 _PIECE, _PIECE_ON_DEVICE = 1 << 17, 1 << 21
@@ -27,34 +26,62 @@ _PIECE, _PIECE_ON_DEVICE = 1 << 17, 1 << 21
 _SPAN = 4
 
 
-def count_negatives(
-    levels: Levels,
-    ramps: Ramps,
-    pos_logits: Tensor,
-    pos_groups: Tensor | None,
-    ignore_index: int,
-    scale: float,
-) -> Tensor:
-    """Pass 1: ``[2, 2P + 2]`` int64; for each bucket its number of negatives, and the sum of their offsets from its
-    floor in units of 2 delta, in fixed point with ``scale`` units to 1. The last column counts NaN."""
-    tables_of = TablesByGroup(ramps.thresholds, ramps.groups, ramps.delta)
-    counters: dict[Tables, _Counter] = {}
+class Eager:
+    """The passes in PyTorch."""
 
-    def counter(tables: Tables) -> _Counter:
-        if tables not in counters:
-            counters[tables] = _Counter(tables, scale)
-        return counters[tables]
+    def find(self, levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
+        return find(levels, num_positives, ignore_index, name)
 
-    for tables, (x, y, _, group), picks in _walk(levels, tables_of):
-        scores, ignored = x.reshape(-1).to(levels.compute_dtype), _ignored_rows(y, ignore_index)
-        counter(tables).add(scores, ignored, _spread(group, x), picks)
-    counter(tables_of.all).take_out(pos_logits, pos_groups)
-    totals = torch.zeros(2, len(ramps.thresholds) + 2, dtype=torch.int64, device=ramps.thresholds.device)
-    for tables, counted in counters.items():
-        found = counted.totals
-        totals[:, tables.own] += found[:, 1:-2]
-        totals[:, -1] += found[:, -2]
-    return totals
+    def count(
+        self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
+    ) -> None:
+        tables_of = TablesByGroup(table, delta)
+        counters: dict[Tables, _Counter] = {}
+
+        def counter(tables: Tables) -> _Counter:
+            if tables not in counters:
+                counters[tables] = _Counter(tables, scale)
+            return counters[tables]
+
+        for tables, (x, y, _, group), picks in _walk(levels, tables_of):
+            scores, ignored = x.reshape(-1).to(levels.compute_dtype), _ignored_rows(y, ignore_index)
+            counter(tables).add(scores, ignored, _spread(group, x), picks)
+        counter(tables_of.all).take_out(own.logits, own.groups)
+        for tables, counted in counters.items():
+            found = counted.totals
+            totals[:, tables.own] += found[:, 1:-2]
+            totals[:, -1] += found[:, -2]
+
+    def write(
+        self,
+        levels: Levels,
+        table: Table,
+        lines: Tensor,
+        own: Own,
+        factors: Sequence[Tensor],
+        delta: float,
+        ignore_index: int,
+    ) -> list[Tensor]:
+        tables_of = TablesByGroup(table, delta)
+        # No -0, whatever the sign of the factor.
+        lines = (lines * factors[0].double() + 0.0).to(levels.compute_dtype)
+        rows: dict[Tables, Tensor] = {}
+        gradients = [torch.empty_like(logits) for logits in levels.logits]
+        for tables, (x, y, out, group), picks in _walk(levels, tables_of, gradients):
+            if tables not in rows:
+                rows[tables] = tables.rows(lines)
+            scores = x.reshape(-1).to(levels.compute_dtype)
+            in_place = out.dtype == scores.dtype and out.is_contiguous()
+            values = out.view(-1) if in_place else torch.empty_like(scores)
+            level, slope = rows[tables]
+            _evaluate(tables, level, slope, scores, _spread(group, x), picks, values)
+            ignored = _ignored_rows(y, ignore_index)
+            if ignored is not None:
+                values.view(len(ignored), -1).masked_fill_(ignored[:, None], 0)
+            if not in_place:
+                out.copy_(values.view(out.shape))
+        overwrite_positives(gradients, own, factors)
+        return gradients
 
 
 def _walk(
@@ -127,48 +154,6 @@ class _Counter:
         return offset.mul_(self.scale).to(torch.int64)
 
 
-def write_gradient(
-    levels: Levels,
-    ramps: Ramps,
-    coefficients: Tensor,
-    pos_index: Tensor,
-    pos_gradient: Tensor,
-    ignore_index: int,
-    grad_output: Tensor,
-) -> list[Tensor]:
-    """Pass 2: the gradient of every logit, in the logits' dtype and layout.
-
-    Args:
-        levels: the logits and labels.
-        ramps: those of the positives.
-        coefficients: ``[K, 2, 2P + 1]`` level and slope of each bucket, see ``knots.ramp_coefficients``, for each of K
-            values.
-        pos_index: ``[P]`` flat indices of the positives.
-        pos_gradient: ``[K, P]`` their gradients.
-        ignore_index: label of what gets a zero.
-        grad_output: ``[K]``, by which each value's tables are multiplied before they are summed and rounded.
-    """
-    tables_of = TablesByGroup(ramps.thresholds, ramps.groups, ramps.delta)
-    coefficients = combine(coefficients, grad_output).to(levels.compute_dtype)
-    rows: dict[Tables, Tensor] = {}
-    gradients = [torch.empty_like(logits) for logits in levels.logits]
-    for tables, (x, y, out, group), picks in _walk(levels, tables_of, gradients):
-        if tables not in rows:
-            rows[tables] = tables.rows(coefficients)
-        scores = x.reshape(-1).to(levels.compute_dtype)
-        in_place = out.dtype == scores.dtype and out.is_contiguous()
-        values = out.view(-1) if in_place else torch.empty_like(scores)
-        level, slope = rows[tables]
-        _evaluate(tables, level, slope, scores, _spread(group, x), picks, values)
-        ignored = _ignored_rows(y, ignore_index)
-        if ignored is not None:
-            values.view(len(ignored), -1).masked_fill_(ignored[:, None], 0)
-        if not in_place:
-            out.copy_(values.view(out.shape))
-    overwrite_positives(gradients, pos_index, combine(pos_gradient, grad_output))
-    return gradients
-
-
 def _evaluate(
     tables: Tables, level: Tensor, slope: Tensor, scores: Tensor, groups: Tensor | None, picks: bool, values: Tensor
 ) -> None:
@@ -198,13 +183,14 @@ def _interpolate(
     torch.addcmul(look_up(level, bucket), look_up(slope, bucket), offset, out=values)
 
 
-def overwrite_positives(gradients: list[Tensor], pos_index: Tensor, pos_gradient: Tensor) -> None:
-    """Write the positives' own gradients ``[P]`` at flat indices ``[P]``."""
-    for gradient, local, inside in local_indices(gradients, pos_index):
-        if not is_asynchronous(gradient.device):
-            gradient[place_of(local[inside], gradient.shape)] = pos_gradient[inside].to(gradient.dtype)
+def overwrite_positives(gradients: list[Tensor], own: Own, factors: Sequence[Tensor]) -> None:
+    """Write the positives' own gradients at their flat indices."""
+    values = torch.stack([row * factor.double() for row, factor in zip(own.gradients, factors)]).sum(0)
+    for gradient, local, inside in local_indices(gradients, own.indices):
+        if not is_asynchronous(gradient.device) and not torch.compiler.is_compiling():
+            gradient[place_of(local[inside], gradient.shape)] = values[inside].to(gradient.dtype)
         else:
-            _overwrite_without_sync(gradient, local, inside, pos_gradient)
+            _overwrite_without_sync(gradient, local, inside, values)
 
 
 def _overwrite_without_sync(gradient: Tensor, local: Tensor, inside: Tensor, values: Tensor) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .backends import TRITON_BACKENDS
-from .devices import is_asynchronous
-from .inputs import Levels, debug_checks
-from .labels import LabelKinds, equals, pieces, positions
+from ..devices import is_asynchronous
+from ..inputs import Levels, debug_checks
+from ..labels import LabelKinds, equals, pieces, positions
+from .protocol import Found
 
 Place = tuple[Tensor, ...]
 
@@ -19,55 +19,31 @@ Place = tuple[Tensor, ...]
 _PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 22
 
 
-def find_positives(
-    levels: Levels, num_positives: int | None, ignore_index: int, name: str, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat indices (row-major, level after level), logits and groups of the positives.
+Positions = Callable[[Tensor, int, bool, int], tuple[Tensor, bool]]
+"""See :func:`..labels.positions`."""
+
+
+def find(
+    levels: Levels, num_positives: int | None, ignore_index: int, name: str, positions: Positions = positions
+) -> Found:
+    """See :meth:`.protocol.Passes.find`.
 
     On the CPU a wrong number of positives or a label out of range raises ``ValueError``. Elsewhere that would make the
     host wait, so the logits come back as NaN, which makes the loss NaN; ``ALRP_TRITON_DEBUG=1`` raises there too.
-
-    Args:
-        levels: what to look through.
-        num_positives: P, or None to count; counting makes the host wait.
-        ignore_index: label of what takes part in nothing.
-        name: the argument that said how many positives there are, for errors.
-        backend: what is to look.
-
-    Returns:
-        ``(pos_index [P] int64, pos_logits [P], pos_groups [P] int64)``, the logits in the levels' compute dtype;
-        ``pos_groups`` is ``[0]`` where there are no groups.
     """
-    if backend in TRITON_BACKENDS:
-        return _find_by_kernels(levels, num_positives, ignore_index, name)
     if not is_asynchronous(levels.logits[0].device):
-        pos_index, invalid = _collect(levels, ignore_index, _positions(backend))
-        expected = len(pos_index) if num_positives is None else num_positives
-        raise_on_mistakes(len(pos_index), invalid, expected, name)
-        return pos_index, _gather_logits(levels, pos_index), _gather_groups(levels, pos_index)
+        index, invalid = _collect(levels, ignore_index, positions)
+        expected = len(index) if num_positives is None else num_positives
+        raise_on_mistakes(len(index), invalid, expected, name)
+        return Found(index, _gather_logits(levels, index), _gather_groups(levels, index))
     if num_positives is None:
         num_positives = int(_collect_without_sync(levels, 0, ignore_index)[1])
-    pos_index, found, invalid_ = _collect_without_sync(levels, num_positives, ignore_index)
+    index, found, invalid_ = _collect_without_sync(levels, num_positives, ignore_index)
     if debug_checks():
         raise_on_mistakes(int(found), bool(invalid_), num_positives, name)
     mistaken = (found != num_positives) | invalid_
-    pos_logits = _gather_logits(levels, pos_index).masked_fill(mistaken, torch.nan)
-    return pos_index, pos_logits, _gather_groups(levels, pos_index)
-
-
-def _find_by_kernels(
-    levels: Levels, num_positives: int | None, ignore_index: int, name: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    from ..kernels.positives import collect
-
-    pairs = [(logits.detach(), labels) for logits, labels, _ in levels.each()]
-    if num_positives is None:
-        num_positives = int(collect(pairs, 0, ignore_index, levels.compute_dtype)[2][0])
-    pos_index, pos_logits, found = collect(pairs, num_positives, ignore_index, levels.compute_dtype)
-    if debug_checks() or not is_asynchronous(found.device):
-        count, num_invalid = found.tolist()
-        raise_on_mistakes(count, num_invalid > 0, num_positives, name)
-    return pos_index, pos_logits, _gather_groups(levels, pos_index)
+    logits = _gather_logits(levels, index).masked_fill(mistaken, torch.nan)
+    return Found(index, logits, _gather_groups(levels, index))
 
 
 def raise_on_mistakes(found: int, invalid: bool, expected: int, name: str) -> None:
@@ -81,18 +57,7 @@ def raise_on_mistakes(found: int, invalid: bool, expected: int, name: str) -> No
         raise ValueError(f"{name}: expected one for each positive label, {found}, got {expected}")
 
 
-_Positions = Callable[[Tensor, int, bool, int], tuple[Tensor, bool]]
-
-
-def _positions(backend: str) -> _Positions:
-    if backend != "numba":
-        return positions
-    from .backends import numba
-
-    return numba.positions
-
-
-def _collect(levels: Levels, ignore_index: int, positions: _Positions = positions) -> tuple[Tensor, bool]:
+def _collect(levels: Levels, ignore_index: int, positions: Positions) -> tuple[Tensor, bool]:
     # Numbers, not small tensors, which would lie about the heap between the large temporaries.
     index, base, invalid = array("q"), 0, False
     for logits, labels, _ in levels.each():
@@ -134,9 +99,9 @@ def _gather_logits(levels: Levels, pos_index: Tensor) -> Tensor:
     return _gather(levels, pos_index, levels.compute_dtype, lambda x, y, groups, place: x[place])
 
 
-def _gather_groups(levels: Levels, pos_index: Tensor) -> Tensor:
+def _gather_groups(levels: Levels, pos_index: Tensor) -> Tensor | None:
     if not levels.groups:
-        return torch.empty(0, dtype=torch.int64, device=pos_index.device)
+        return None
     return _gather(levels, pos_index, torch.int64, lambda x, y, groups, place: groups[place[: groups.dim()]])
 
 

@@ -1,4 +1,5 @@
-"""Scans of P-sized rows whose order of operations is fixed on every device.
+"""Sums whose bits do not depend on the device: scans of P-sized rows in a fixed order, and 64-bit fixed point, whose
+integers add up to the same bits in any order, on any number of threads or processes.
 
 With ``groups``, sorted integers ``[n]``, each run of equal ones is scanned by itself. Its sums are not differences of
 sums over the whole row, in which a group of small numbers would lose its digits to a group of large ones.
@@ -13,6 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .devices import is_gpu
+
+# float32 numbers up to 1, scaled by a power of two, are exact in float32, and 2^17 of them in float64.
+_MOST_BITS = 36
+
+
+def fraction_bits(num_logits: int) -> int:
+    """Bits after the binary point for numbers in [0, 1], so that 64 bits hold the sum of ``num_logits`` of them: 36 up
+    to 67 million logits, 32 at a billion; a float32 logit near 4 has 22."""
+    return min(_MOST_BITS, 62 - num_logits.bit_length())
+
+
+def unit_of(num_logits: int, device: torch.device) -> Tensor:
+    """2 to the power of minus :func:`fraction_bits`, a float64 scalar, for a number that a graph does not know."""
+    # x = m 2^e with m in [1/2, 1), so that e is the length of a whole number.
+    length = torch.frexp(torch.full((), num_logits, dtype=torch.float64, device=device)).exponent
+    return torch.ldexp(torch.ones_like(length, dtype=torch.float64), (length - 62).clamp(min=-_MOST_BITS))
 
 
 def prefix_sums(rows: Tensor, groups: Tensor | None = None) -> Tensor:

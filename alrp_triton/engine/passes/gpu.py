@@ -1,0 +1,150 @@
+"""The passes by Triton kernels, and what is P-sized, too, for positives few enough to compare each with all. The one
+module that imports :mod:`alrp_triton.kernels`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...kernels import count, find, pairwise, place, rank, send, write
+from ...kernels.formulas import FORMULAS, Formula
+from ...kernels.layout import Positives, Walk, walk_over
+from ...kernels.layout import Table as kernel_table
+from ..devices import is_asynchronous
+from ..inputs import Levels, debug_checks
+from ..knots import Table
+from .find import raise_on_mistakes
+from .protocol import Found, Own
+
+
+class Linear:
+    """The linear form: each score is looked up."""
+
+    def find(self, levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
+        walks, dtype = _walks(levels), levels.compute_dtype
+        if num_positives is None:
+            num_positives = int(find.find(walks, 0, ignore_index, dtype)[3][0])
+        index, logits, groups, numbers = find.find(walks, num_positives, ignore_index, dtype)
+        if debug_checks() or not is_asynchronous(numbers.device):
+            number, num_invalid = numbers.tolist()
+            raise_on_mistakes(number, num_invalid > 0, num_positives, name)
+        return Found(index, logits, groups, numbers)
+
+    def count(
+        self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
+    ) -> None:
+        count.count(_walks(levels), table, totals, delta, scale, ignore_index)
+
+    def write(
+        self,
+        levels: Levels,
+        table: Table,
+        lines: Tensor,
+        own: Own,
+        factors: Sequence[Tensor],
+        delta: float,
+        ignore_index: int,
+    ) -> list[Tensor]:
+        walks, gradients = _to_write(levels)
+        arguments = write.Own(*own), _factors(factors), delta, ignore_index
+        write.write(walks, gradients, table, lines.to(table.floors.dtype), *arguments)
+        return _written(levels, gradients)
+
+
+class Pairwise(Linear):
+    """The direct form: each score is compared with each positive, whose logits take the place of thresholds. Totals are
+    ``[P + 1]``, N_FP in units and the number of NaN; lines ``[P + 1]``, weights, and what is added to all."""
+
+    def count(
+        self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
+    ) -> None:
+        pairwise.count_pairs(_walks(levels), table.thresholds, table.groups, totals, delta, scale, ignore_index)
+
+    def write(
+        self,
+        levels: Levels,
+        table: Table,
+        lines: Tensor,
+        own: Own,
+        factors: Sequence[Tensor],
+        delta: float,
+        ignore_index: int,
+    ) -> list[Tensor]:
+        walks, gradients = _to_write(levels)
+        weights = (lines * factors[0].double()).to(table.thresholds.dtype)
+        arguments = write.Own(*own), _factors(factors), delta, ignore_index
+        pairwise.write_pairs(walks, gradients, table.thresholds, table.groups, weights, *arguments)
+        return _written(levels, gradients)
+
+
+def _walks(levels: Levels) -> list[Walk]:
+    return [walk_over(logits.detach(), labels, groups) for logits, labels, groups in levels.each()]
+
+
+def _to_write(levels: Levels) -> tuple[list[Walk], list[Tensor]]:
+    """Walks over the levels, and gradients for them."""
+    walks = _walks(levels)
+    return walks, [torch.empty_like(walk.logits) for walk in walks]
+
+
+def _written(levels: Levels, gradients: list[Tensor]) -> list[Tensor]:
+    """Gradients with the strides that ``empty_like`` gives; those of levels that were copied have others."""
+    like = [torch.empty_like(logits, device="meta").stride() for logits in levels.logits]
+    return [
+        gradient if gradient.stride() == stride else torch.empty_like(logits).copy_(gradient)
+        for gradient, stride, logits in zip(gradients, like, levels.logits)
+    ]
+
+
+def _factors(factors: Sequence[Tensor]) -> write.Factors:
+    first, *second = factors
+    return write.Factors(first, second[0] if second else None)
+
+
+def formula_of(name: str) -> Formula:
+    """A formula that the kernels know."""
+    return FORMULAS[name]
+
+
+def place_positives(found: Found, delta: float) -> place.Placed:
+    """See ``kernels.place``."""
+    return place.place(place.Found(*found), delta)
+
+
+def rank_positives(
+    positives: list[Tensor],
+    table: list[Tensor],
+    totals: Tensor,
+    num_groups: Tensor | None,
+    values: Tensor | None,
+    unit: float,
+    formula: str,
+    delta: float,
+    eps: float,
+) -> rank.Ranks:
+    """See ``kernels.rank``."""
+    counted, how = rank.Counted(totals, unit, num_groups), FORMULAS[formula]._replace(eps=eps)
+    return rank.rank(Positives(*positives), kernel_table(*table), counted, values, how, delta)
+
+
+def sums(positives: list[Tensor], values: Tensor, poison: Tensor, kind: str, delta: float) -> Tensor:
+    """See ``kernels.rank``."""
+    return rank.sums(Positives(*positives), values, poison, kind, delta)
+
+
+def send_positives(
+    positives: list[Tensor],
+    table: list[Tensor],
+    rows: Tensor,
+    poison: Tensor,
+    values: Tensor | None,
+    formula: str,
+    delta: float,
+    eps: float,
+    num_processes: int,
+) -> send.Sent:
+    """See ``kernels.send``."""
+    ranks, how = rank.Ranks(rows, None, poison), FORMULAS[formula]._replace(eps=eps)
+    return send.send(Positives(*positives), kernel_table(*table), ranks, values, how, delta, num_processes)

@@ -1,0 +1,41 @@
+"""Gradients that have been computed whole, for the reference: there is nothing left but to write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..inputs import Levels
+from ..knots import Table
+from .protocol import Found, Own
+
+
+class Whole:
+    """The reference has no other passes."""
+
+    def find(self, levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
+        raise NotImplementedError("the reference computes losses whole")
+
+    def count(
+        self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
+    ) -> None:
+        raise NotImplementedError("the reference computes losses whole")
+
+    def write(
+        self,
+        levels: Levels,
+        table: Table,
+        lines: Tensor,
+        own: Own,
+        factors: Sequence[Tensor],
+        delta: float,
+        ignore_index: int,
+    ) -> list[Tensor]:
+        """``lines`` are ``[K, M]``, the derivatives of the scalars."""
+        sizes = [level.numel() for level in levels.logits]
+        of_all = sum(row * factor.to(row.dtype) for row, factor in zip(lines, factors))
+        # Rounded once to the dtype of the logits.
+        parts = zip(levels.logits, torch.as_tensor(of_all).split(sizes))
+        return [torch.empty_like(level).copy_(part.view(level.shape)) for level, part in parts]

@@ -1,0 +1,198 @@
+"""From a formula to a loss: the only way from one to the other, which all losses of the package take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import Counted, Evaluated, Levels, PairFunction, Ranking, attach_whole, check_inputs, passes
+from ..engine.labels import flatten_levels
+from ..engine.passes.find import raise_on_mistakes
+from ..engine.processes import among_processes
+
+if TYPE_CHECKING:  # not everywhere there
+    from torch.distributed import ProcessGroup
+
+
+class Exact(NamedTuple):
+    """A loss as :mod:`alrp_triton.reference` computes it, of flat float64 tensors."""
+
+    scalars: Sequence[Tensor]
+    of_logits: Sequence[Tensor]
+    """``[M]``, the derivative of each scalar."""
+    of_values: Mapping[str, Tensor] = {}
+    """``[P]`` by name, the derivatives of the last scalar."""
+    rank: Tensor | None = None
+    """``[P]``"""
+
+
+class Definition(NamedTuple):
+    """What makes a loss of a ranking."""
+
+    evaluate: Callable[..., Evaluated]
+    """Called with a :class:`Ranking` and the values, ``[P]`` float64."""
+    reference: Callable[..., Exact]
+    """Called with flat logits, labels, the values by name, delta and groups."""
+    eps: float = 0.0
+    """A positive with at most this many false positives sends nothing."""
+    in_kernels: str = ""
+    """The name of its twin in ``kernels.formulas``, where it has one."""
+    smoothing: PairFunction | None = None
+    distribution: PairFunction | None = None
+
+
+class Loss(NamedTuple):
+    """A loss, and what it ranked."""
+
+    scalars: tuple[Tensor, Tensor]
+    """In the compute dtype, with their derivatives; of a loss of one scalar, twice that."""
+    rank: Tensor
+    """``[P]`` of this process, in the compute dtype and detached."""
+    indices: Tensor
+    """``[P]`` int64: flat indices of this process's positives."""
+    gather: Callable[..., Sequence[Tensor]]
+    """``[P]`` numbers of all processes from those of this one."""
+
+
+def evaluate(
+    definition: Definition,
+    levels: Levels,
+    values: Mapping[str, Tensor],
+    num_positives: int | None,
+    *,
+    delta: float,
+    ignore_index: int,
+    backend: str,
+) -> Loss:
+    """The loss of a definition.
+
+    Args:
+        definition: of the loss.
+        levels: as ``check_inputs`` returns them.
+        values: by the names of the arguments, ``[P]`` each, that the formula takes.
+        num_positives: P, known on the host where there are values; None to count them.
+        delta, ignore_index, backend: see :func:`alrp_triton.alrp_loss`.
+    """
+    by_pairs = definition.smoothing is not None or definition.distribution is not None
+    choose = passes.choose_for_pairs if by_pairs else passes.choose
+    backend = choose(backend, levels.logits[0].device, levels.processes is None)
+    name = next(iter(values), "num_positives")
+    if not passes.has_passes(backend):
+        return _exactly(definition, levels, values, num_positives, name, delta, ignore_index)
+    counted = Counted(
+        levels,
+        num_positives,
+        delta=delta,
+        ignore_index=ignore_index,
+        backend=backend,
+        values=tuple(values.values()),
+        name=name,
+        smoothing=definition.smoothing,
+        distribution=definition.distribution,
+    )
+    known = counted.lose(definition.in_kernels, definition.eps)
+    if known is not None:
+        return Loss(*known, counted.indices, counted.gather)
+    ranking = Ranking(counted)
+    evaluated = definition.evaluate(ranking, *(value.double() for value in counted.values))
+    scalars = counted.send(ranking.ranks, evaluated, definition.eps, doubtful=not definition.in_kernels)
+    return Loss(scalars, ranking.rank[counted.own].to(levels.compute_dtype), counted.indices, counted.gather)
+
+
+def _exactly(
+    definition: Definition,
+    levels: Levels,
+    values: Mapping[str, Tensor],
+    num_positives: int | None,
+    name: str,
+    delta: float,
+    ignore_index: int,
+) -> Loss:
+    """The loss of :mod:`alrp_triton.reference`, given back to the levels."""
+    logits, labels, groups = flatten_levels(levels, ignore_index)
+    index = (labels == 1).nonzero().squeeze(1)
+    expected = len(index) if num_positives is None else num_positives
+    raise_on_mistakes(len(index), bool((labels == -2).any()), expected, name)
+    detached = {key: value.detach() for key, value in values.items()}
+    exact = definition.reference(logits, labels, detached, delta=delta, groups=groups)
+    given = torch.cat([values[key].double() for key in exact.of_values]) if exact.of_values else None
+    rank = logits.new_empty(0) if exact.rank is None else exact.rank
+    scalars = attach_whole(levels, exact.scalars, exact.of_logits, given, [*exact.of_values.values()], ignore_index)
+    return Loss(scalars, rank.to(levels.compute_dtype), index, lambda *columns: columns)
+
+
+class Criterion(nn.Module):
+    """A loss as a module that holds its settings: attributes by the names of the function's arguments."""
+
+    takes_boxes = False
+    """Whether ``forward`` takes predicted and target boxes."""
+
+    if TYPE_CHECKING:  # the settings
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self._names = tuple(settings)
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings by name."""
+        return {name: getattr(self, name) for name in self._names}
+
+    def extra_repr(self) -> str:
+        """The settings, as ``repr`` shows them."""
+        shown = {
+            name: value
+            for name, value in self.settings.items()
+            if not isinstance(value, nn.Module) and (name != "process_group" or value is not None)
+        }
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+@among_processes
+def score_loss(
+    logits: Tensor | Sequence[Tensor],
+    labels: Tensor | Sequence[Tensor],
+    definition: Definition,
+    *,
+    delta: float,
+    num_positives: int | None,
+    groups: Tensor | Sequence[Tensor] | None,
+    ignore_index: int,
+    backend: str,
+    process_group: ProcessGroup | bool | None,
+) -> Tensor:
+    """A loss that needs nothing but scores and labels: a scalar."""
+    levels = check_inputs(
+        logits,
+        labels,
+        delta=delta,
+        ignore_index=ignore_index,
+        groups=groups,
+        num_positives=num_positives,
+        process_group=process_group,
+    )
+    settings: dict[str, Any] = {"delta": delta, "ignore_index": ignore_index, "backend": backend}
+    return evaluate(definition, levels, {}, num_positives, **settings).scalars[0]
+
+
+class ScoreLoss(Criterion):
+    """A loss of scores and labels as a module; its settings are arguments of the function."""
+
+    function: Callable[..., Tensor]
+
+    def forward(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        labels: Tensor | Sequence[Tensor],
+        num_positives: int | None = None,
+        groups: Tensor | Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """The loss of one batch, a scalar; arguments as the function takes them."""
+        return type(self).function(logits, labels, num_positives=num_positives, groups=groups, **self.settings)
