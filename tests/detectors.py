@@ -1,13 +1,19 @@
-"""A small model of each torchvision detector, with random weights."""
+"""A small model of each torchvision detector, with random weights, and what tests of several files do with them."""
 
+from typing import NamedTuple
+
+import pytest
 import torch
+from adapters import own_loss
 from torch import nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from alrp_triton.integrations.torchvision import use_alrp, use_rank_sort
+from alrp_triton import ALRPLoss
+from alrp_triton.assigners import ATSS
+from alrp_triton.integrations.torchvision import use_alrp, use_ap, use_loss, use_ndcg, use_rank_sort
 
 NUM_CLASSES = 4
 SIZE = 64
@@ -66,12 +72,86 @@ LOSSES = {
     "faster_rcnn": ["loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"],
 }
 BOX_LOSS = {"retinanet": "bbox_regression", "fcos": "bbox_regression", "faster_rcnn": "loss_box_reg"}
-USES = {"alrp": use_alrp, "rank_sort": use_rank_sort}
+
+
+def use_own(model, **options):
+    return use_loss(model, own_loss(), **options)
+
+
+WITH_BOXES = {"alrp": use_alrp, "rank_sort": use_rank_sort}
+SCORES_ONLY = {"ap": use_ap, "ndcg": use_ndcg, "own": use_own}
+MEMBERS = {**WITH_BOXES, **SCORES_ONLY}
+
+
+class Case(NamedTuple):
+    """A detector with a member of the family."""
+
+    name: str
+    member: str = "alrp"
+    options: dict = {}  # noqa: RUF012
+
+    def build(self, seed=0, **more):
+        return self.use(BUILDERS[self.name](seed), **more)
+
+    def use(self, model, **more):
+        return MEMBERS[self.member](model, **self.options, **more)
+
+
+CASES = {f"{name}-{member}": Case(name, member) for name in ("retinanet", "fcos") for member in MEMBERS}
+CASES |= {f"faster_rcnn-{member}": Case("faster_rcnn", member) for member in WITH_BOXES}
+CASES |= {"retinanet-atss": Case("retinanet", options={"assigner": ATSS()})}
+CASES |= {"fcos-drop": Case("fcos", options={"centerness": "drop"})}
+every_detector = pytest.mark.parametrize("name", BUILDERS)
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def constant(name, **options):
+    """A detector with aLRP Loss and constant weights of the boxes: 3, and 2 in a proposal network."""
+    if name == "faster_rcnn":
+        options.setdefault("rpn_criterion", ALRPLoss(tau=0.7, self_balance=2.0))
+    return use_loss(spread(BUILDERS[name]()), ALRPLoss(self_balance=3.0), **options)
+
+
+def spread(model):
+    """Larger last-layer weights: scores that differ by more than the ramp, boxes that differ from their anchors."""
+    generator = torch.Generator().manual_seed(7)
+    scales = {"cls_logits": 2.0, "bbox_reg": 0.5, "bbox_ctrness": 1.0, "bbox_pred": 0.3, "cls_score": 1.0}
+    with torch.no_grad():
+        for name, layer in model.named_modules():
+            if scale := scales.get(name.rpartition(".")[2]):
+                layer.weight.copy_(scale * torch.randn(layer.weight.shape, generator=generator))
+        if isinstance(model, FCOS):
+            model.head.regression_head.bbox_reg.weight.mul_(0.02)
+            model.head.regression_head.bbox_reg.bias.copy_(torch.tensor([4.0, 2, 5, 3]))
+    return model
 
 
 def criteria(model):
     """Those of a model, by where they are."""
     return {name: part for name, part in model.named_modules() if name.endswith(".ranking_criterion")}
+
+
+def head_inputs(model, images, targets):
+    """The arguments that torchvision hands to ``head.compute_loss``, recorded in a training step of ``model``."""
+    recorded = []
+
+    class Listening(type(model.head)):
+        def compute_loss(self, *arguments):
+            recorded.extend(arguments)
+            return {}
+
+    original, model.head.__class__ = model.head.__class__, Listening
+    try:
+        model(images, targets)
+    finally:
+        model.head.__class__ = original
+    return recorded
+
+
+def same(one, other):
+    """Whether two lists of detections are the same."""
+    pairs = list(zip(one, other))
+    return all(len(a["boxes"]) > 0 and all(torch.equal(a[key], b[key]) for key in a) for a, b in pairs)
 
 
 def objects(boxes_per_image=(2, 1), seed=1, sizes=None, background=0):

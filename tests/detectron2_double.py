@@ -157,16 +157,9 @@ class RetinaNet(nn.Module):
         num_classes,
         focal_loss_alpha=0.25,
         focal_loss_gamma=2.0,
-        smooth_l1_beta=0.0,
-        box_reg_loss_type="smooth_l1",
-        test_score_thresh=0.05,
-        test_topk_candidates=1000,
-        test_nms_thresh=0.5,
         max_detections_per_image=100,
         pixel_mean,
         pixel_std,
-        vis_period=0,
-        input_format="BGR",
     ):
         super().__init__()
         self.backbone, self.head, self.anchor_generator = backbone, head, anchor_generator

@@ -2,33 +2,18 @@
 
 import pytest
 import torch
-from torch import nn
 
 pytest.importorskip("torchvision")
 
-from detectors import NUM_CLASSES, batch_for, build_faster_rcnn, criteria
+from adapters import Recorder, assert_same_gradients, by_batch_or_image
+from detectors import NUM_CLASSES, batch_for, build_faster_rcnn, constant, criteria, spread
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import box_convert, box_iou, clip_boxes_to_image, generalized_box_iou
 
 import alrp_triton
-from alrp_triton import ALRPLoss, SelfBalance
-from alrp_triton.integrations.torchvision import use_alrp, use_rank_sort
-
-
-def spread(model):
-    """Larger last-layer weights: scores that differ by more than the ramp, boxes that differ from their proposals."""
-    generator = torch.Generator().manual_seed(7)
-    layers = {
-        model.rpn.head.cls_logits: 2.0,
-        model.rpn.head.bbox_pred: 0.3,
-        model.roi_heads.box_predictor.cls_score: 1.0,
-        model.roi_heads.box_predictor.bbox_pred: 0.3,
-    }
-    with torch.no_grad():
-        for layer, scale in layers.items():
-            layer.weight.copy_(scale * torch.randn(layer.weight.shape, generator=generator))
-    return model
+from alrp_triton import RankSortLoss, SelfBalance
+from alrp_triton.integrations.torchvision import use_alrp, use_loss, use_rank_sort
 
 
 def decode(deltas, box, weights):
@@ -95,18 +80,9 @@ class Stages:
         return alrp_triton.alrp_loss(logits[:, 1:], torch.tensor(labels), torch.stack(errors))
 
 
-def balanced(**options):
-    return use_alrp(
-        spread(build_faster_rcnn()),
-        ALRPLoss(self_balance=3.0),
-        rpn_criterion=ALRPLoss(tau=0.7, self_balance=2.0),
-        **options,
-    )
-
-
 @pytest.mark.parametrize("boxes_per_image", [(2, 1), (0, 2), (1, 0, 2)])
 def test_losses_equal_those_computed_by_hand(boxes_per_image):
-    model = balanced()
+    model = constant("faster_rcnn")
     batch = batch_for("faster_rcnn", boxes_per_image)
     losses = model(*batch)
     stages = Stages(model, *batch)
@@ -120,58 +96,46 @@ def test_losses_equal_those_computed_by_hand(boxes_per_image):
     assert losses.keys() == expected.keys()
     for part, value in expected.items():
         torch.testing.assert_close(losses[part], value, rtol=1e-4, atol=1e-6)
-    got = torch.autograd.grad(sum(losses.values()), list(model.parameters()))
-    want = torch.autograd.grad(sum(expected.values()), list(model.parameters()))
-    for a, b in zip(got, want):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    # The background's column gets none.
+    predictor, inputs = model.roi_heads.box_predictor, dict(model.named_parameters())
+    assert_same_gradients(sum(losses.values()), sum(expected.values()), list(inputs.values()), rtol=1e-3, atol=1e-6)
+    sum(losses.values()).backward()
+    for layer, rows in ((predictor.cls_score, 1), (predictor.bbox_pred, 4)):
+        assert not layer.weight.grad[:rows].any()
+        assert not layer.bias.grad[:rows].any()
 
 
 def test_the_defaults_are_those_published():
     model = use_alrp(build_faster_rcnn())
-    first, second = model.rpn.ranking_criterion, model.roi_heads.ranking_criterion
-    assert (first.tau, second.tau) == (0.7, 0.5)
-    assert (first.box_error, second.box_error) == ("giou", "giou")
+    first, second = criteria(model).values()
+    assert (first.tau, second.tau, first.box_error, second.box_error) == (0.7, 0.5, "giou", "giou")
     assert first.self_balance is not second.self_balance
-    assert isinstance(first.self_balance, SelfBalance)
-    assert isinstance(second.self_balance, SelfBalance)
+    assert all(type(each.self_balance) is SelfBalance for each in (first, second))
     assert model.rpn.ranking_weight == 0.2
-    assert list(criteria(model)) == ["rpn.ranking_criterion", "roi_heads.ranking_criterion"]
+    first, second = criteria(use_rank_sort(model)).values()
+    assert type(first) is type(second) is RankSortLoss
+    assert first is not second
 
 
 def test_the_weight_of_the_proposal_network():
     batch = batch_for("faster_rcnn")
-    plain, half, none = (balanced(rpn_weight=weight)(*batch) for weight in (1, 0.5, 0))
+    plain, half, none = (constant("faster_rcnn", rpn_weight=weight)(*batch) for weight in (1, 0.5, 0))
     for part, value in plain.items():
         share = 0.5 if part in ("loss_objectness", "loss_rpn_box_reg") else 1
         torch.testing.assert_close(half[part], share * value)
         assert none[part] == (0 if share == 0.5 else value)
 
 
-class Recorder(nn.Module):
-    """Notes what it is given, and returns nothing but zeros."""
-
-    ignore_index = -7
-
-    def __init__(self):
-        super().__init__()
-        self.given = []
-
-    def forward(self, *arguments, **options):
-        self.given.append((arguments, options))
-        zero = arguments[0].sum() * 0 + arguments[2].sum() * 0
-        return alrp_triton.ALRPLossOutput(zero, zero, zero)
-
-
-@pytest.mark.parametrize("per_image", [False, True])
-@pytest.mark.parametrize("use", [use_alrp, use_rank_sort])
-def test_what_the_criteria_are_given(use, per_image):
+@by_batch_or_image
+def test_what_the_criteria_are_given(per_image):
     """All anchors and all proposals; those of the sampler, 4 in an image, would be fewer."""
     few = {"rpn_batch_size_per_image": 4, "box_batch_size_per_image": 4, "rpn_post_nms_top_n_train": 30}
-    model = use(spread(build_faster_rcnn(**few)), Recorder(), rpn_criterion=Recorder(), per_image=per_image)
+    model = spread(build_faster_rcnn(**few))
+    use_loss(model, Recorder(), rpn_criterion=Recorder(), per_image=per_image)
     batch = batch_for("faster_rcnn", (2, 0, 1))
     model(*batch)
     stages = Stages(model, *batch)
-    ((logits, labels, *boxes), options), _ = model.rpn.ranking_criterion.given
+    (logits, labels, *boxes), options = model.rpn.ranking_criterion.arguments, model.rpn.ranking_criterion.options
     assert torch.equal(logits, stages.objectness[..., None])
     assert set(labels.flatten().tolist()) == {0, 1, -7}
     assert (labels[1] == 1).all()  # no objects: background
@@ -180,7 +144,8 @@ def test_what_the_criteria_are_given(use, per_image):
     if per_image:
         assert torch.equal(options["groups"], torch.arange(3)[:, None].expand(labels.shape))
 
-    (((logits, labels, *boxes), options),) = model.roi_heads.ranking_criterion.given
+    second = model.roi_heads.ranking_criterion
+    (logits, labels, *boxes), options = second.arguments, second.options
     sizes = [len(proposals) for proposals in stages.proposals]
     assert 4 < max(sizes) <= 30  # nor are the objects' own boxes added
     assert logits.shape == (sum(sizes), NUM_CLASSES)
@@ -194,7 +159,7 @@ def test_what_the_criteria_are_given(use, per_image):
 
 
 def test_proposals_between_the_thresholds_of_the_matcher_take_no_part():
-    model = use_alrp(spread(build_faster_rcnn(box_bg_iou_thresh=0.2)), Recorder(), rpn_criterion=Recorder())
+    model = use_loss(spread(build_faster_rcnn(box_bg_iou_thresh=0.2)), Recorder(), rpn_criterion=Recorder())
     batch = batch_for("faster_rcnn")
     model(*batch)
     stages = Stages(model, *batch)
@@ -202,24 +167,14 @@ def test_proposals_between_the_thresholds_of_the_matcher_take_no_part():
         box_iou(boxes, target["boxes"]).max(1).values for boxes, target in zip(stages.proposals, stages.targets)
     ]
     taken = [(each < 0.2) | (each >= 0.5) for each in overlaps]
-    (((logits, labels, *_), _),) = model.roi_heads.ranking_criterion.given
+    logits, labels, *_ = model.roi_heads.ranking_criterion.arguments
     assert len(labels) == len(logits) == sum(int(each.sum()) for each in taken) < sum(map(len, overlaps))
     assert (labels < NUM_CLASSES).sum() == sum(int((each >= 0.5).sum()) for each in overlaps)
 
 
-def test_the_background_s_column_gets_no_gradient():
-    model = balanced()
-    sum(model(*batch_for("faster_rcnn")).values()).backward()
-    predictor = model.roi_heads.box_predictor
-    for layer, rows in ((predictor.cls_score, 1), (predictor.bbox_pred, 4)):
-        assert not layer.weight.grad[:rows].any()
-        assert not layer.bias.grad[:rows].any()
-        assert layer.weight.grad[rows:].any()
-
-
 @pytest.mark.parametrize("no_proposals", [(0,), (0, 1)])
 def test_images_without_a_proposal(no_proposals):
-    model = balanced()
+    model = constant("faster_rcnn")
     filter_proposals = model.rpn.filter_proposals
 
     def few(*arguments):
@@ -285,15 +240,9 @@ def test_an_image_in_which_nothing_passes_the_threshold():
         assert detected["scores"].shape == detected["labels"].shape == (0,)
 
 
-def test_training_needs_targets():
-    model = use_alrp(build_faster_rcnn())
-    with pytest.raises(ValueError, match="targets must be given in training"):
-        model.roi_heads({}, [], [])
-
-
 def test_what_torchvision_has_stays():
     model = use_alrp(build_faster_rcnn())
     assert isinstance(model.rpn, RegionProposalNetwork)
     assert isinstance(model.roi_heads, RoIHeads)
-    shapes = {name: value.shape for name, value in build_faster_rcnn().state_dict().items()}
-    assert shapes.items() <= {name: value.shape for name, value in model.state_dict().items()}.items()
+    with pytest.raises(ValueError, match="targets"):
+        model.roi_heads({}, [], [])

@@ -1,21 +1,74 @@
-"""What the adapters of several frameworks ask of a criterion."""
+"""What the adapters of all frameworks share: how they check a criterion and its options, and how they call it."""
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from .. import ALRPLoss, APLoss, NDCGLoss, RankSortLoss
-from ..framework import RankingLoss
+import torch
+from torch import Tensor, nn
 
-__all__ = ["check_criterion"]
+from ..losses.self_balance import SelfBalance
+
+__all__ = [
+    "check_criterion",
+    "check_flag",
+    "check_weight",
+    "image_of_each",
+    "losses_of",
+    "open_balances",
+    "takes_boxes",
+]
 
 
-def check_criterion(criterion: object, *, boxes: bool, name: str = "criterion") -> nn.Module:
-    """``criterion``, or TypeError unless it is a module that takes boxes, or none, as far as one can tell."""
+def takes_boxes(criterion: object) -> bool:
+    """Whether a criterion is called with boxes; one of your own says so by ``takes_boxes = True``."""
+    return getattr(criterion, "takes_boxes", False) is True
+
+
+def losses_of(
+    criterion: nn.Module,
+    logits: Tensor | Sequence[Tensor],
+    labels: Tensor | Sequence[Tensor],
+    num_positives: int,
+    boxes: Callable[[], tuple[Tensor, Tensor]],
+    groups: Tensor | Sequence[Tensor] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The classification part and the localisation part of the loss; None for the latter if it takes no boxes.
+
+    ``boxes`` computes the predicted and the true boxes of the positives, [P, 4] each.
+    """
+    options: dict[str, Any] = {} if groups is None else {"groups": groups}
+    if not takes_boxes(criterion):
+        return criterion(logits, labels, num_positives=num_positives, **options), None
+    loss = criterion(logits, labels, *boxes(), **options)
+    return loss.cls, loss.loc
+
+
+def image_of_each(labels: Tensor) -> Tensor:
+    """The index of the image of each label [B, ...]; a view of B numbers."""
+    images = torch.arange(len(labels), device=labels.device)
+    return images.view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)
+
+
+def open_balances(model: nn.Module) -> list[SelfBalance]:
+    """Those whose periods end by ``step_epoch()``, each once, in the same order in every process."""
+    return [part for part in model.modules() if isinstance(part, SelfBalance) and part.period is None]
+
+
+def check_criterion(criterion: object) -> None:
     if not isinstance(criterion, nn.Module):
-        raise TypeError(f"{name} must be a torch.nn.Module; got {type(criterion).__qualname__}")
-    unsuitable = (APLoss, NDCGLoss, RankingLoss) if boxes else (ALRPLoss, RankSortLoss)
-    if type(criterion).forward in [loss.forward for loss in unsuitable]:  # one of your own may derive from them
-        wanted = "boxes: pass it to use_classification_loss" if boxes else "scores alone: pass it to use_alrp"
-        raise TypeError(f"{name} must be a loss on {wanted}; got {type(criterion).__qualname__}")
-    return criterion
+        raise TypeError(f"criterion: expected a torch.nn.Module, got {type(criterion).__name__}")
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
+def check_weight(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a finite number >= 0, got {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")

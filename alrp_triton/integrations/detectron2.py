@@ -18,7 +18,6 @@ goes on with it. Written for the interfaces of Detectron2 0.6, which are those o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
@@ -36,7 +35,7 @@ except ImportError as error:
     ) from error
 
 from .. import ALRPLoss, APLoss, NDCGLoss, RankSortLoss, SelfBalance
-from ..framework import RankingLoss
+from ._criteria import check_criterion, check_flag, image_of_each, losses_of
 
 __all__ = ["ALRPRetinaNet", "add_alrp_config"]
 
@@ -72,16 +71,18 @@ class ALRPRetinaNet(RetinaNet):  # type: ignore[misc,unused-ignore]
     explicit arguments, as in a LazyConfig, it takes those of RetinaNet and
 
     Args:
-        criterion: a module called as ``criterion(logits, labels, pred_boxes, target_boxes)``, or, for one of this
-            package on scores alone, as ``criterion(logits, labels, num_positives=P)``. ``logits`` is a list of the
-            levels [N, R_l, K], ``labels`` of integers [N, R_l] (0..K-1 positive, K background, -1 ignored); the boxes
-            of the P positives, [P, 4] as (x1, y1, x2, y2) in pixels, come level after level, image after image. It
-            returns an object with the scalars ``cls`` and ``loc``, or a scalar. A ``SelfBalance`` in it should have a
-            ``period``, in iterations, since nothing in Detectron2 marks an epoch.
+        criterion: a module of one of two kinds. ``logits`` is a list of the levels [N, R_l, K], ``labels`` of integers
+            [N, R_l] (0..K-1 positive, K background, -1 ignored). A ``SelfBalance`` in it should have a ``period``, in
+            iterations, since nothing in Detectron2 marks an epoch.
+
+            - With ``criterion.takes_boxes = True``, as ``ALRPLoss`` and ``RankSortLoss``, it is called as
+              ``criterion(logits, labels, pred_boxes, target_boxes)``, with the boxes [P, 4] of the P positives, level
+              after level and image after image, as (x1, y1, x2, y2) in pixels. It returns an object with the scalars
+              ``cls`` and ``loc``.
+            - Otherwise, as ``APLoss``, it is called as ``criterion(logits, labels, num_positives=P)`` and returns a
+              scalar.
         per_image: one ranking for each image instead of one for the batch: the criterion is also given ``groups=``,
             the image of each anchor, for each level.
-        takes_boxes: whether the criterion is of the first kind; ``None`` for all but ``APLoss``, ``NDCGLoss`` and
-            ``RankingLoss``.
 
     Raises:
         TypeError: ``criterion`` is not a module, or ``per_image`` not a bool.
@@ -89,28 +90,18 @@ class ALRPRetinaNet(RetinaNet):  # type: ignore[misc,unused-ignore]
     """
 
     @configurable  # type: ignore[untyped-decorator,unused-ignore]
-    def __init__(
-        self, *, criterion: nn.Module, per_image: bool = False, takes_boxes: bool | None = None, **arguments: Any
-    ) -> None:
-        if not isinstance(criterion, nn.Module):
-            raise TypeError(f"criterion must be a torch.nn.Module; got {type(criterion).__qualname__}")
-        if not isinstance(per_image, bool):
-            raise TypeError(f"per_image must be a bool; got {type(per_image).__qualname__}")
+    def __init__(self, *, criterion: nn.Module, per_image: bool = False, **arguments: Any) -> None:
+        check_criterion(criterion)
+        check_flag("per_image", per_image)
         super().__init__(**arguments)
-        self.criterion = criterion
-        self.per_image = per_image
-        if takes_boxes is None:
-            takes_boxes = not isinstance(criterion, (APLoss, NDCGLoss, RankingLoss))
-        self.takes_boxes = takes_boxes
+        self.criterion, self.per_image = criterion, per_image
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         """Arguments of the constructor for a config; part of Detectron2's way of building models."""
         settings = cfg.MODEL.ALRP
-        if settings.LOSS not in _CRITERIA:
-            raise ValueError(f"cfg.MODEL.ALRP.LOSS: expected one of {tuple(_CRITERIA)}, got {settings.LOSS!r}")
         arguments: dict[str, Any] = super().from_config(cfg)
-        return {**arguments, "criterion": _CRITERIA[settings.LOSS](settings), "per_image": settings.PER_IMAGE}
+        return {**arguments, "criterion": _criterion(settings), "per_image": settings.PER_IMAGE}
 
     def losses(
         self,
@@ -128,46 +119,35 @@ class ALRPRetinaNet(RetinaNet):  # type: ignore[misc,unused-ignore]
         labels = torch.stack(gt_labels)  # [N, R], with this package's numbers for background and ignored
         sizes = [logits.shape[1] for logits in pred_logits]
         levels = list(labels.split(sizes, dim=1))
-        options: dict[str, Any] = {}
-        if self.per_image:
-            image = torch.arange(len(labels), device=labels.device)[:, None]
-            options["groups"] = [image.expand_as(level) for level in levels]
         image, anchor = torch.nonzero((labels >= 0) & (labels != self.num_classes), as_tuple=True)
 
-        if not self.takes_boxes:
-            cls = self.criterion(pred_logits, levels, num_positives=len(image), **options)
+        def boxes() -> tuple[Tensor, Tensor]:
+            # Criteria count level after level, and within a level image after image.
+            ends = torch.tensor(list(accumulate(sizes)), device=anchor.device)
+            order = torch.bucketize(anchor, ends, right=True).argsort(stable=True)
+            at = image[order], anchor[order]
+            deltas, all_anchors = torch.cat(pred_anchor_deltas, dim=1)[at], type(anchors[0]).cat(anchors).tensor
+            return self.box2box_transform.apply_deltas(deltas, all_anchors[at[1]]), torch.stack(gt_boxes)[at]
+
+        groups = [image_of_each(level) for level in levels] if self.per_image else None
+        cls, loc = losses_of(self.criterion, pred_logits, levels, len(image), boxes, groups)
+        if loc is None:
             # RetinaNet computes both parts at once; of its own classification loss no graph is kept.
             scores = [logits.detach() for logits in pred_logits]
-            own = super().losses(anchors, scores, gt_labels, pred_anchor_deltas, gt_boxes)
-            return {"loss_cls": cls, "loss_box_reg": own["loss_box_reg"]}
-
-        get_event_storage().put_scalar("num_pos_anchors", len(image) / len(labels))  # what RetinaNet logs
-        # Criteria count level after level, and within a level image after image.
-        ends = torch.tensor(list(accumulate(sizes)), device=anchor.device)
-        order = torch.bucketize(anchor, ends, right=True).argsort(stable=True)
-        image, anchor = image[order], anchor[order]
-        deltas = torch.cat(pred_anchor_deltas, dim=1)[image, anchor]
-        pred_boxes = self.box2box_transform.apply_deltas(deltas, type(anchors[0]).cat(anchors).tensor[anchor])
-        loss = self.criterion(pred_logits, levels, pred_boxes, torch.stack(gt_boxes)[image, anchor], **options)
-        return {"loss_cls": loss.cls, "loss_box_reg": loss.loc}
+            loc = super().losses(anchors, scores, gt_labels, pred_anchor_deltas, gt_boxes)["loss_box_reg"]
+        else:
+            get_event_storage().put_scalar("num_pos_anchors", len(image) / len(labels))  # what RetinaNet logs
+        return {"loss_cls": cls, "loss_box_reg": loc}
 
 
-def _delta(settings: Any) -> dict[str, Any]:
-    return {} if settings.DELTA is None else {"delta": settings.DELTA}
-
-
-def _alrp(settings: Any) -> nn.Module:
-    balance = SelfBalance(settings.SELF_BALANCE_INIT, period=settings.SELF_BALANCE_PERIOD)
-    return ALRPLoss(tau=settings.TAU, box_error=settings.BOX_ERROR, self_balance=balance, **_delta(settings))
-
-
-def _rank_sort(settings: Any) -> nn.Module:
-    return RankSortLoss(box_error=settings.BOX_ERROR, **_delta(settings))
-
-
-_CRITERIA: dict[str, Callable[[Any], nn.Module]] = {
-    "alrp": _alrp,
-    "rank_sort": _rank_sort,
-    "ap": lambda settings: APLoss(**_delta(settings)),
-    "ndcg": lambda settings: NDCGLoss(**_delta(settings)),
-}
+def _criterion(settings: Any) -> nn.Module:
+    options = {} if settings.DELTA is None else {"delta": settings.DELTA}
+    if settings.LOSS == "alrp":
+        balance = SelfBalance(settings.SELF_BALANCE_INIT, period=settings.SELF_BALANCE_PERIOD)
+        return ALRPLoss(tau=settings.TAU, box_error=settings.BOX_ERROR, self_balance=balance, **options)
+    if settings.LOSS == "rank_sort":
+        return RankSortLoss(box_error=settings.BOX_ERROR, **options)
+    on_scores: dict[str, type[APLoss | NDCGLoss]] = {"ap": APLoss, "ndcg": NDCGLoss}
+    if settings.LOSS not in on_scores:
+        raise ValueError(f"cfg.MODEL.ALRP.LOSS: expected {('alrp', 'rank_sort', *on_scores)}, got {settings.LOSS!r}")
+    return on_scores[settings.LOSS](**options)

@@ -19,45 +19,19 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     return torchvision.ops.nms(boxes.float(), scores.float(), iou_threshold)
 
 
-def roi_align_forward(
-    features: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    *,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> None:
-    assert pool_mode == 1  # the average
-    size = (aligned_height, aligned_width)
-    pooled = torchvision.ops.roi_align(
-        features.float(), rois.float(), size, spatial_scale, sampling_ratio=sampling_ratio, aligned=aligned
-    )
-    output.copy_(pooled)
+def roi_align_forward(features: Tensor, rois: Tensor, output: Tensor, *argmax: Tensor, **options: Any) -> None:
+    assert options["pool_mode"] == 1  # the average
+    size = (options["aligned_height"], options["aligned_width"])
+    settings = (options["spatial_scale"], options["sampling_ratio"], options["aligned"])
+    output.copy_(torchvision.ops.roi_align(features.float(), rois.float(), size, *settings))
 
 
-def roi_align_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    grad_input: Tensor,
-    *,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
-) -> None:
-    size = (aligned_height, aligned_width)
+def roi_align_backward(grad_output: Tensor, rois: Tensor, *argmax_and_grad: Tensor, **options: Any) -> None:
+    grad_input = argmax_and_grad[-1]
+    size = (options["aligned_height"], options["aligned_width"])
+    settings = (*grad_input.shape, options["sampling_ratio"], options["aligned"])
     grad = torch.ops.torchvision._roi_align_backward(
-        grad_output.float(), rois.float(), spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned
+        grad_output.float(), rois.float(), options["spatial_scale"], *size, *settings
     )
     grad_input.copy_(grad)
 

@@ -13,14 +13,9 @@ from alrp_triton.compat import aLRPLoss
 
 C = len(CLASSES)
 STRIDES = (8, 16, 32)
-IOU = {
-    "type": "MaxIoUAssigner",
-    "pos_iou_thr": 0.5,
-    "neg_iou_thr": 0.4,
-    "min_pos_iou": 0.2,
-    "ignore_iof_thr": 0.5,
-}
+IOU = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.4, "min_pos_iou": 0.2, "ignore_iof_thr": 0.5}
 ATSS = {"type": "ATSSAssigner", "topk": 9, "ignore_iof_thr": 0.5}
+CODER = {"type": "DeltaXYWHBBoxCoder", "target_means": (0.0,) * 4, "target_stds": (0.1, 0.1, 0.2, 0.2)}
 PLAIN = {"type": "ALRPLoss", "self_balance": 3.0}
 FOCAL = {"type": "FocalLoss"}
 # Images of other sizes in one batch, of which the second is padded; one with an ignored instance, one without objects.
@@ -45,11 +40,7 @@ def anchor_head(kind: str, assigner: dict | None = IOU, **settings):
             "ratios": [1.0],
             "strides": STRIDES,
         },
-        "bbox_coder": {
-            "type": "DeltaXYWHBBoxCoder",
-            "target_means": (0.0, 0.0, 0.0, 0.0),
-            "target_stds": (0.1, 0.1, 0.2, 0.2),
-        },
+        "bbox_coder": CODER,
         "loss_cls": PLAIN,
         "train_cfg": ConfigDict(assigner=assigner, allowed_border=-1, pos_weight=-1, debug=False),
         **({"num_classes": C, "stacked_convs": 1} if kind != "RankingRPNHead" else {}),
@@ -90,11 +81,7 @@ def bbox_head(**settings):
         "in_channels": 4,
         "fc_out_channels": 8,
         "num_classes": C,
-        "bbox_coder": {
-            "type": "DeltaXYWHBBoxCoder",
-            "target_means": (0.0, 0.0, 0.0, 0.0),
-            "target_stds": (0.1, 0.1, 0.2, 0.2),
-        },
+        "bbox_coder": CODER,
         "loss_cls": PLAIN,
     }
     return MODELS.build({**config, **settings})

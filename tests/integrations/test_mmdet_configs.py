@@ -56,16 +56,13 @@ def test_settings_are_the_published_ones(name):
     assert config.auto_scale_lr.base_batch_size == 4 * images
     long_side = {500: 833, 800: 1333}[side]
     square = {500: 512, 800: 800}[side]
-    assert [step.scale for step in config.test_dataloader.dataset.pipeline if step.type == "Resize"] == [
-        (long_side, side)
-    ]
+    resized = [step.scale for step in config.test_dataloader.dataset.pipeline if step.type == "Resize"]
+    assert resized == [(long_side, side)]
     assert config.val_dataloader == config.test_dataloader
     steps = config.train_dataloader.dataset.pipeline
     assert [step.scale for step in steps if step.type == "Resize"] == [(square, square)]
-    assert [step.type for step in steps if step.type in ("Expand", "MinIoURandomCrop")] == [
-        "Expand",
-        "MinIoURandomCrop",
-    ]
+    augmentations = ["Expand", "MinIoURandomCrop"]
+    assert [step.type for step in steps if step.type in augmentations] == augmentations
     assert config.custom_hooks == [{"type": "SelfBalanceHook"}]
     assert config.custom_imports.imports == ["alrp_triton.integrations.mmdet"]
 
@@ -206,21 +203,14 @@ def test_the_documented_loss_of_your_own():
     exec(documented("py", "LogRankLoss"), {})
     head = MODELS.build(HEAD | {"loss_cls": {"type": "LogRankLoss", "delta": 0.5}, "loss_bbox": L1})
     logits, labels = torch.randn(5, 3), torch.tensor([0, 3, 3, 2, 3])
-    value, loc = head.loss_cls.head_losses(logits, labels, torch.zeros(5).long(), 2, (torch.zeros(2, 4),) * 2)
+    losses = head.ranking_losses(
+        logits, labels, torch.zeros(5).long(), (torch.zeros(2, 4),) * 2, lambda: torch.ones(())
+    )
     plain = RankingLoss(lambda ranking: (ranking.rank / ranking.rank_positive).log(), delta=0.5)
-    assert loc is None
-    assert value == plain(logits, labels)
+    assert losses["loss_bbox"] == 1
+    assert losses["loss_cls"] == plain(logits, labels)
 
 
 def test_what_is_missing_is_named():
-    code = """
-import sys
-sys.modules["mmdet"] = None
-try:
-    import alrp_triton.integrations.mmdet
-except ImportError as error:
-    print(error)
-"""
-    done = start_python(code)
-    assert done.returncode == 0, done.stderr
-    assert "pip install 'alrp-triton[mmdet]'" in done.stdout
+    done = start_python("import sys; sys.modules['mmdet'] = None; import alrp_triton.integrations.mmdet")
+    assert "pip install 'alrp-triton[mmdet]'" in done.stderr

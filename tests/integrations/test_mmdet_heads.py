@@ -11,6 +11,7 @@ from torch import Tensor
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install '.[frameworks]'")
 pytest.importorskip("torchvision", reason="needs torchvision: pip install '.[frameworks]'")
 
+from adapters import assert_nothing_to_learn, heard
 from mmdet.models.dense_heads import FoveaHead
 from mmdet_heads import (
     ANCHOR_HEADS,
@@ -91,8 +92,7 @@ def test_losses_equal_those_computed_by_hand(name):
 def test_levels_are_ranked_together_and_in_place():
     head = ANCHOR_HEADS["retina"]()
     scores, deltas = predictions(2)
-    seen = []
-    head.loss_cls.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    seen = heard(head.loss_cls)
     losses = head.loss_by_feat(scores, deltas, OBJECTS, METAS, IGNORED)
 
     logits, labels, pred_boxes, true_boxes = seen[0]
@@ -114,8 +114,7 @@ def test_levels_are_ranked_together_and_in_place():
 def test_fovea_equals_what_is_computed_by_hand():
     head = fovea_head()
     scores, logs = predictions(1)
-    seen = []
-    head.loss_cls.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    seen = heard(head.loss_cls)
     losses = head.loss_by_feat(scores, logs, OBJECTS, METAS, None)
 
     plain = FoveaHead(C, 8, strides=STRIDES, base_edge_list=(8, 16, 32), scale_ranges=((1, 24), (12, 40), (24, 128)))
@@ -151,8 +150,7 @@ def test_half_precision_is_taken_for_what_it_is(name, dtype):
     head = fovea_head() if name == "fovea" else ANCHOR_HEADS[name]()
     scores, deltas = predictions(1 if name == "fovea" else 2, 1 if name == "rpn" else C)
     batch = [InstanceData(bboxes=o.bboxes, labels=o.labels * (name != "rpn")) for o in OBJECTS], METAS, IGNORED
-    seen = []
-    head.loss_cls.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    seen = heard(head.loss_cls)
     halves = [[level.detach().to(dtype).requires_grad_() for level in levels] for levels in (scores, deltas)]
     losses = head.loss_by_feat(*halves, *batch)
     expected = head.loss_by_feat(*([level.detach().float() for level in levels] for levels in halves), *batch)
@@ -166,8 +164,7 @@ def test_half_precision_is_taken_for_what_it_is(name, dtype):
 def test_points_of_wide_images_are_not_rounded():
     """In bfloat16 every other point of a stride of 8 is off from 1024 pixels on."""
     head = fovea_head()
-    seen = []
-    head.loss_cls.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    seen = heard(head.loss_cls)
     sizes = [(32 // stride, 1600 // stride) for stride in STRIDES]
     levels = [[torch.randn(1, n, *size).bfloat16() for size in sizes] for n in (C, 4)]
     for inputs in (levels, [[level.float() for level in some] for some in levels]):
@@ -214,24 +211,12 @@ def test_second_stage_scores_are_sigmoids():
     assert head.loss_cls.get_activation(logits.bfloat16()).dtype == torch.float32
 
 
-@every_anchor_head
+@pytest.mark.parametrize("name", [*ANCHOR_HEADS, "fovea"])
 def test_no_positives(name):
-    head = ANCHOR_HEADS[name]()
+    """All parameters attached: distributed training need not look for unused ones."""
+    head = fovea_head() if name == "fovea" else ANCHOR_HEADS[name]()
     features = [torch.randn(3, 8, 64 // stride, 64 // stride) for stride in STRIDES]
-    losses = head.loss_by_feat(*head(features), [instances([], [])] * 3, METAS, None)
-    assert all(loss == 0 for loss in losses.values())
-    sum(losses.values()).backward()
-    # All attached: distributed training need not look for unused parameters.
-    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
-
-
-def test_no_positives_in_fovea():
-    head = fovea_head()
-    features = [torch.randn(3, 8, 64 // stride, 64 // stride) for stride in STRIDES]
-    losses = head.loss_by_feat(*head(features), [instances([], [])] * 3, METAS, None)
-    assert all(loss == 0 for loss in losses.values())
-    sum(losses.values()).backward()
-    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+    assert_nothing_to_learn(head, head.loss_by_feat(*head(features), [instances([], [])] * 3, METAS, None))
 
 
 @pytest.mark.parametrize("count", [0, 5])
@@ -239,10 +224,9 @@ def test_no_positives_in_the_second_stage(count):
     head = bbox_head()
     scores, deltas = head(torch.randn(count, 4, 7, 7))
     zeros = torch.zeros(count, 4)
-    losses = head.loss(scores, deltas, torch.rand(count, 5), torch.full((count,), C), torch.ones(count), zeros, zeros)
-    assert all(loss == 0 for loss in losses.values())
-    sum(losses.values()).backward()
-    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+    labels = torch.full((count,), C)
+    losses = head.loss(scores, deltas, torch.rand(count, 5), labels, torch.ones(count), zeros, zeros)
+    assert_nothing_to_learn(head, losses)
 
 
 def test_nan_is_not_hidden():

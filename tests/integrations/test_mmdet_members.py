@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install '.[frameworks]'")
 pytest.importorskip("torchvision", reason="needs torchvision: pip install '.[frameworks]'")
 
+from adapters import assert_nothing_to_learn, heard
 from mmdet_heads import (
     ANCHOR_HEADS,
     FOCAL,
@@ -51,8 +52,7 @@ def test_atss_can_keep_its_centerness():
     torch.testing.assert_close(losses["loss_centerness"], sum(wanted["loss_centerness"]))
 
     empty = head.loss_by_feat(*head(features), [instances([], [])] * 3, METAS, None)
-    sum(empty.values()).backward()
-    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+    assert_nothing_to_learn(head, empty)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,7 @@ def test_a_loss_on_scores_leaves_the_boxes_to_the_head(name, own_type, loss_bbox
     scores, deltas = predictions(2, num_classes)
     factors = [[torch.zeros(3, 2, *s.shape[-2:]) for s in scores]] if name == "atss" else []
     batch = [InstanceData(bboxes=o.bboxes, labels=o.labels.clamp(max=num_classes - 1)) for o in OBJECTS], METAS, IGNORED
-    seen = []
-    head.loss_cls.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    seen = heard(head.loss_cls)
     (_, cls), (_, loc) = head.loss_by_feat(scores, deltas, *batch).items()
     (_, _), (_, wanted), *_ = own.loss_by_feat(scores, deltas, *factors, *batch).items()
 

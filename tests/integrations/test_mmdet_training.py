@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install '.[frameworks]'")
 pytest.importorskip("torchvision", reason="needs torchvision: pip install '.[frameworks]'")
 
+from adapters import balances, heard, one_process
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet_setup import CLASSES, NUM_IMAGES, img_meta, instances, logged, small_config, write_coco
@@ -50,10 +51,6 @@ def config_of(name, data, folder, work="work", **settings):
     config = small_config(name, data, folder / work, **settings)
     config.experiment_name = f"{folder.name}-{work}"
     return config
-
-
-def balances(model):
-    return [module for module in model.modules() if isinstance(module, alrp_triton.SelfBalance)]
 
 
 def build(name, data, folder, **changes):
@@ -193,10 +190,7 @@ def test_mixed_precision(name, data, tmp_path, monkeypatch):
     objects, size = ((10.3, 8.2, 40.4, 44.7), (30.1, 40.6, 70.9, 62.3)), 128
     expected = model(**model.data_preprocessor(batch(objects, size), True), mode="loss")
     exact = torch.autograd.grad(sum(expected.values()), parameters)
-    seen = []
-    for module in model.modules():
-        if isinstance(module, alrp_triton.ALRPLoss):
-            module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    calls = [heard(module) for module in model.modules() if isinstance(module, alrp_triton.ALRPLoss)]
     optimizer = torch.optim.SGD(parameters, 1e-3)
     gradients = []
     optimizer.register_step_pre_hook(lambda *_: gradients.extend(p.grad.clone() for p in parameters))
@@ -207,8 +201,8 @@ def test_mixed_precision(name, data, tmp_path, monkeypatch):
     assert len(gradients) == len(parameters)
     flat, flat_exact = (torch.cat([gradient.flatten() for gradient in some]) for some in (gradients, exact))
     assert torch.cosine_similarity(flat, flat_exact, dim=0) > 0.95
-    assert seen
-    for logits, _, pred_boxes, true_boxes in seen:
+    assert calls
+    for ((logits, _, pred_boxes, true_boxes),) in calls:
         assert (logits if isinstance(logits, torch.Tensor) else logits[0]).dtype == torch.bfloat16
         assert pred_boxes.dtype == true_boxes.dtype == torch.float32
         assert "fovea" in name or set(map(tuple, true_boxes.tolist())) <= set(
@@ -216,22 +210,16 @@ def test_mixed_precision(name, data, tmp_path, monkeypatch):
         )
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @every_config
-def test_distributed_training_finds_a_gradient_for_every_parameter(name, data, tmp_path, process_group):
+def test_distributed_training_finds_a_gradient_for_every_parameter(name, data, tmp_path):
     """Also where no image has an object: the next forward would raise otherwise."""
-    model = MMDistributedDataParallel(build(name, data, tmp_path), find_unused_parameters=False)
-    optimizer = OptimWrapper(torch.optim.SGD((p for p in model.parameters() if p.requires_grad), 1e-3))
-    for objects, lowest in (((), 0.0), ((), 0.0), (((10, 8, 40, 44),), 1e-3)):
-        loss = model.train_step(batch(objects), optimizer)["loss"]
-        assert lowest <= loss < float("inf")
-        assert (loss == 0) == (not objects)
+    with one_process(tmp_path):
+        model = MMDistributedDataParallel(build(name, data, tmp_path), find_unused_parameters=False)
+        optimizer = OptimWrapper(torch.optim.SGD((p for p in model.parameters() if p.requires_grad), 1e-3))
+        for objects, lowest in (((), 0.0), ((), 0.0), (((10, 8, 40, 44),), 1e-3)):
+            loss = model.train_step(batch(objects), optimizer)["loss"]
+            assert lowest <= loss < float("inf")
+            assert (loss == 0) == (not objects)
 
 
 def test_copies_have_criteria_of_their_own(data, tmp_path):

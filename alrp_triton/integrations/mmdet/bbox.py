@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor
 
+from .._criteria import takes_boxes
 from .heads import RankingHeadMixin, find_positives, ignore_unweighted
 
 __all__ = ["RankingBBoxMixin", "RankingShared2FCBBoxHead"]
@@ -23,7 +24,7 @@ class RankingBBoxMixin(RankingHeadMixin):
     :class:`~.heads.RankingHeadMixin`; the head must have both a classification and a regression branch.
     """
 
-    # Instead of the properties of that name, which ask the loss: dense heads do not follow this protocol.
+    # MMDetection's properties of these names ask the loss, which cannot tell: dense heads do not follow this protocol.
     custom_cls_channels = True
     custom_activation = True
 
@@ -33,12 +34,12 @@ class RankingBBoxMixin(RankingHeadMixin):
         super().__init__(*args, **settings)
         for name in ("with_cls", "with_reg"):
             if not getattr(self, name):
-                raise ValueError(f"{name}: expected True, since regions are ranked and located by one head, got False")
+                raise ValueError(f"{name}: expected True for a head that ranks and locates regions, got False")
 
     def _get_targets_single(
         self, pos_priors: Tensor, neg_priors: Tensor, pos_gt_bboxes: Tensor, *more: Any, **options: Any
     ) -> Any:
-        # Under autocast MMDetection's proposals are half precision, and true boxes would be rounded to that.
+        # MMDetection's proposals are half precision under autocast, and it would round true boxes to that.
         dtype = torch.promote_types(pos_priors.dtype, torch.float32)
         arguments = (boxes.to(dtype) for boxes in (pos_priors, neg_priors, pos_gt_bboxes))
         return super()._get_targets_single(*arguments, *more, **options)  # type: ignore[misc]
@@ -54,47 +55,32 @@ class RankingBBoxMixin(RankingHeadMixin):
         bbox_weights: Tensor,
         reduction_override: str | None = None,
     ) -> dict[str, Tensor]:
-        """Both parts of the loss of all N regions.
+        """The scalars ``loss_cls`` and ``loss_bbox`` of all N regions; arguments as ``BBoxHead.loss`` takes them.
 
-        Args:
-            cls_score: logits ``[N, C]``.
-            bbox_pred: deltas, ``[N, 4]`` if ``reg_class_agnostic``, else ``[N, C * 4]``.
-            rois: ``[N, 5]``: index of the image, box.
-            labels: ``[N]`` class indices, C for background.
-            label_weights, bbox_targets, bbox_weights: ``[N]``, ``[N, 4]`` and ``[N, 4]``, as ``BBoxHead`` makes them.
-            reduction_override: None for a criterion that takes boxes; else for the head's ``loss_bbox``.
-
-        Returns:
-            The scalars ``loss_cls`` and ``loss_bbox``.
+        ``cls_score`` are logits ``[N, C]``, ``labels`` class indices ``[N]``, C for background.
 
         Raises:
             ValueError: ``reduction_override`` with a criterion that takes boxes, which has no other reduction.
         """
-        if self.loss_cls.takes_boxes and reduction_override is not None:
-            raise ValueError(
-                f"reduction_override: expected None, since {type(self.loss_cls).__name__} ranks all regions together, "
-                f"got {reduction_override!r}"
-            )
+        if takes_boxes(self.loss_cls) and reduction_override is not None:
+            name = type(self.loss_cls).__name__
+            raise ValueError(f"reduction_override: expected None for {name}, got {reduction_override!r}")
         labels = ignore_unweighted(labels, label_weights, self.loss_cls.ignore_index)
         (index,) = find_positives([labels], self.num_classes)[0]
         column = labels.new_zeros(len(index)) if self.reg_class_agnostic else labels[index]
         # Under autocast both may be half precision, too coarse for coordinates in pixels.
         deltas = bbox_pred.unflatten(1, (-1, 4))[index, column].to(bbox_targets.dtype)
-        pred_boxes = deltas
+        pred_boxes, true = deltas, bbox_targets[index]
         if self.reg_decoded_bbox:
             pred_boxes = get_box_tensor(self.bbox_coder.decode(rois[index, 1:].to(bbox_targets.dtype), deltas))
-        cls, loc = self.loss_cls.head_losses(
-            cls_score, labels, rois[:, 0].long(), len(index), (pred_boxes, bbox_targets[index])
+        reduction = {"avg_factor": max(len(labels), 1), "reduction_override": reduction_override}
+        return self.ranking_losses(
+            cls_score,
+            labels,
+            rois[:, 0].long(),
+            (pred_boxes, true),
+            lambda: self.loss_bbox(pred_boxes, true, bbox_weights[index], **reduction),
         )
-        if loc is None:
-            loc = self.loss_bbox(
-                pred_boxes,
-                bbox_targets[index],
-                bbox_weights[index],
-                avg_factor=max(len(labels), 1),
-                reduction_override=reduction_override,
-            )
-        return {"loss_cls": cls, "loss_bbox": loc}
 
 
 @MODELS.register_module()

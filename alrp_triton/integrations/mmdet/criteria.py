@@ -5,8 +5,7 @@ loss_cls=dict(type="ALRPLoss", tau=0.7, self_balance=dict(init=50.0), loss_weigh
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +18,7 @@ from ... import APLoss as _APLoss
 from ... import NDCGLoss as _NDCGLoss
 from ... import RankSortLoss as _RankSortLoss
 from ... import SelfBalance
+from .._criteria import check_flag, check_weight
 
 __all__ = ["ALRPLoss", "APLoss", "NDCGLoss", "RankSortLoss", "RankingCriterion"]
 
@@ -33,6 +33,9 @@ class RankingCriterion(nn.Module):
             def __init__(self, **settings):
                 super().__init__(lambda ranking: (ranking.rank / ranking.rank_positive).log(), **settings)
 
+    With ``takes_boxes = True`` it is called as :class:`alrp_triton.ALRPLoss` and trains the boxes as well. Otherwise it
+    is called as :class:`alrp_triton.APLoss`, and the head's ``loss_bbox`` goes on training the boxes.
+
     Args:
         loss_weight: what the head multiplies the results by, finite and >= 0; self-balancing does not see it.
         per_image: one ranking for each image instead of one for the batch.
@@ -44,10 +47,6 @@ class RankingCriterion(nn.Module):
     """
 
     ignore_index: int
-    takes_boxes: bool = False
-    """Whether the loss is called as ``(logits, labels, pred_boxes, target_boxes)`` and returns ``cls`` and ``loc``, as
-    :class:`alrp_triton.ALRPLoss`; or as ``(logits, labels, num_positives=P)`` and returns a scalar, as
-    :class:`alrp_triton.APLoss`, so that the head's ``loss_bbox`` goes on training the boxes."""
 
     def __init__(
         self,
@@ -57,44 +56,12 @@ class RankingCriterion(nn.Module):
         use_sigmoid: bool = True,
         **settings: Any,
     ) -> None:
-        if isinstance(loss_weight, bool) or not isinstance(loss_weight, (int, float)):
-            raise TypeError(f"loss_weight: expected a finite number >= 0, got {type(loss_weight).__name__}")
-        if not 0 <= loss_weight < math.inf:
-            raise ValueError(f"loss_weight: expected a finite number >= 0, got {loss_weight}")
-        if not isinstance(per_image, bool):
-            raise TypeError(f"per_image: expected a bool, got {type(per_image).__name__}")
+        check_weight("loss_weight", loss_weight)
+        check_flag("per_image", per_image)
         if use_sigmoid is not True:
-            raise ValueError(
-                f"use_sigmoid: expected True, since a ranking has no background class, got {use_sigmoid!r}"
-            )
+            raise ValueError(f"use_sigmoid: expected True for a ranking, got {use_sigmoid!r}")
         super().__init__(*args, **settings)
         self.loss_weight, self.per_image = loss_weight, per_image
-
-    def head_losses(
-        self,
-        logits: Tensor | Sequence[Tensor],
-        labels: Tensor | Sequence[Tensor],
-        images: Tensor | Sequence[Tensor],
-        num_positives: int,
-        boxes: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Both parts of the loss of a batch, multiplied by ``loss_weight``.
-
-        Args:
-            logits: ``[..., C]``, or the levels' in a list.
-            labels: class indices ``[...]``, C for background, ``ignore_index`` ignored.
-            images: which image each row belongs to, ``[...]``.
-            num_positives: P.
-            boxes: predicted and true ones of the positives, ``[P, 4]`` each; of no concern without ``takes_boxes``.
-
-        Returns:
-            The classification part, and the localisation part: None without ``takes_boxes``.
-        """
-        options: dict[str, Any] = {"groups": images} if self.per_image else {}
-        if not self.takes_boxes:
-            return self.loss_weight * self(logits, labels, num_positives=num_positives, **options), None
-        loss = self(logits, labels, *boxes, **options)
-        return self.loss_weight * loss.cls, self.loss_weight * loss.loc
 
     def get_cls_channels(self, num_classes: int) -> int:
         """How many scores a second stage has: none for the background."""
@@ -121,8 +88,6 @@ class ALRPLoss(RankingCriterion, _ALRPLoss):
             ``SelfBalanceHook`` ends; by default an empty one.
     """
 
-    takes_boxes = True
-
     def __init__(
         self, *, self_balance: SelfBalance | Mapping[str, Any] | float | None = MappingProxyType({}), **settings: Any
     ) -> None:
@@ -134,8 +99,6 @@ class ALRPLoss(RankingCriterion, _ALRPLoss):
 @MODELS.register_module()
 class RankSortLoss(RankingCriterion, _RankSortLoss):
     """Rank & Sort Loss, see :class:`alrp_triton.RankSortLoss` and :class:`RankingCriterion` for the arguments."""
-
-    takes_boxes = True
 
 
 @MODELS.register_module()

@@ -17,7 +17,8 @@ from mmdet.structures.bbox import get_box_tensor
 from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
-from .heads import RankingHeadMixin, find_positives, ignore_unweighted, image_of_each, split_channels
+from .._criteria import image_of_each
+from .heads import RankingHeadMixin, find_positives, ignore_unweighted, split_channels
 
 __all__ = ["RankingATSSHead", "RankingAnchorMixin", "RankingRPNHead", "RankingRetinaHead"]
 
@@ -52,43 +53,24 @@ class RankingAnchorMixin(RankingHeadMixin):
     cls_out_channels: int
 
     def loss_by_feat(
-        self,
-        cls_scores: list[Tensor],
-        bbox_preds: list[Tensor],
-        batch_gt_instances: list[Any],
-        batch_img_metas: list[dict[str, Any]],
-        batch_gt_instances_ignore: list[Any] | None = None,
+        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], *batch: Any, **options: Any
     ) -> dict[str, Tensor]:
-        """Both parts of the loss of a batch.
-
-        Args:
-            cls_scores: logits of each level, ``[B, A * C, H, W]``.
-            bbox_preds: deltas of each level, ``[B, A * 4, H, W]``.
-            batch_gt_instances, batch_img_metas, batch_gt_instances_ignore: as ``AnchorHead.loss_by_feat`` takes them.
-
-        Returns:
-            The scalars ``loss_cls`` and ``loss_bbox``.
-        """
-        targets = self.anchor_targets(cls_scores, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
-        return self.anchor_losses(cls_scores, bbox_preds, targets)
+        """The scalars ``loss_cls`` and ``loss_bbox`` of a batch; arguments as ``AnchorHead.loss_by_feat``."""
+        return self.anchor_losses(cls_scores, bbox_preds, self.anchor_targets(cls_scores, *batch, **options))
 
     def anchor_targets(
         self,
         cls_scores: list[Tensor],
         batch_gt_instances: list[Any],
         batch_img_metas: list[dict[str, Any]],
-        batch_gt_instances_ignore: list[Any] | None,
+        batch_gt_instances_ignore: list[Any] | None = None,
     ) -> AnchorTargets:
         """What the head's own assigner and sampler make of the batch."""
         sizes = [level.shape[-2:] for level in cls_scores]
         anchors, valid = self.get_anchors(sizes, batch_img_metas, device=cls_scores[0].device)  # type: ignore[attr-defined]
         priors = [get_box_tensor(level) for level in anchors[0]]  # those of all images
         targets = self.get_targets(  # type: ignore[attr-defined]
-            anchors,
-            valid,
-            batch_gt_instances,
-            batch_img_metas,
-            batch_gt_instances_ignore=batch_gt_instances_ignore,
+            anchors, valid, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore=batch_gt_instances_ignore
         )
         labels, label_weights, boxes, weights, avg_factor = targets[-5:]  # ATSS has the anchors in front
         # From [B, H * W * A, ...] to [B, H, W, A, ...].
@@ -116,14 +98,13 @@ class RankingAnchorMixin(RankingHeadMixin):
         pred_boxes = deltas
         if self.reg_decoded_bbox:
             pred_boxes = get_box_tensor(self.bbox_coder.decode(targets.priors, deltas))
-        cls, loc = self.loss_cls.head_losses(
+        return self.ranking_losses(
             split_channels(cls_scores, self.cls_out_channels),
             targets.labels,
             [image_of_each(level) for level in targets.labels],
-            len(deltas),
             (pred_boxes, targets.boxes),
+            lambda: self.box_loss(pred_boxes, targets),
         )
-        return {"loss_cls": cls, "loss_bbox": self.box_loss(pred_boxes, targets) if loc is None else loc}
 
     def box_loss(self, pred_boxes: Tensor, targets: AnchorTargets) -> Tensor:
         """The head's own localisation loss, for a criterion on scores alone: of all positives at once."""
@@ -140,7 +121,7 @@ class RankingRetinaHead(RankingAnchorMixin, RetinaHead):  # type: ignore[misc]
     :class:`~.heads.RankingHeadMixin`.
     """
 
-    # The assigner of ATSS is told how many anchors each level has, which MMDetection does in ATSSHead alone.
+    # MMDetection tells ATSSAssigner the sizes of the levels in ATSSHead alone: its methods are borrowed.
     get_num_level_anchors_inside = ATSSHead.get_num_level_anchors_inside
 
     def get_targets(self, *args: Any, **options: Any) -> Any:
@@ -183,11 +164,11 @@ class RankingATSSHead(RankingAnchorMixin, ATSSHead):  # type: ignore[misc]
     loss_centerness: Any
 
     def __init__(self, *args: Any, loss_centerness: Mapping[str, Any] | None = None, **settings: Any) -> None:
-        none = {"type": nn.Identity}
-        super().__init__(*args, loss_centerness=none if loss_centerness is None else loss_centerness, **settings)
+        built = {"type": nn.Identity} if loss_centerness is None else loss_centerness
+        super().__init__(*args, loss_centerness=built, **settings)
         if loss_centerness is None:
             self.loss_centerness = None
-            # Its result goes no further than forward(), and it has no parameters that would wait for a gradient.
+            # MMDetection's forward calls it in any case: without parameters, none waits for a gradient.
             self.atss_centerness = nn.Identity()
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], ...]:
@@ -196,26 +177,16 @@ class RankingATSSHead(RankingAnchorMixin, ATSSHead):  # type: ignore[misc]
         return outputs[:2] if self.loss_centerness is None else outputs
 
     def loss_by_feat(
-        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], *args: Any, **options: Any
+        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], *batch: Any, **options: Any
     ) -> dict[str, Tensor]:
         """The scalars ``loss_cls``, ``loss_bbox`` and, with centre-ness, ``loss_centerness``.
 
-        Arguments as :meth:`RankingAnchorMixin.loss_by_feat`, with what :meth:`forward` gives in front.
+        Arguments as ``AnchorHead.loss_by_feat`` takes them, with what :meth:`forward` gives in front.
         """
         if self.loss_centerness is None:
-            return super().loss_by_feat(cls_scores, bbox_preds, *args, **options)
-        return self._with_centerness(cls_scores, bbox_preds, *args, **options)
-
-    def _with_centerness(
-        self,
-        cls_scores: list[Tensor],
-        bbox_preds: list[Tensor],
-        centernesses: list[Tensor],
-        batch_gt_instances: list[Any],
-        batch_img_metas: list[dict[str, Any]],
-        batch_gt_instances_ignore: list[Any] | None = None,
-    ) -> dict[str, Tensor]:
-        targets = self.anchor_targets(cls_scores, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
+            return super().loss_by_feat(cls_scores, bbox_preds, *batch, **options)
+        centernesses, *batch = batch  # type: ignore[assignment]
+        targets = self.anchor_targets(cls_scores, *batch, **options)
         losses = self.anchor_losses(cls_scores, bbox_preds, targets)
         logits = targets.at_positives(split_channels(centernesses, 1)).squeeze(1)
         # Every process takes part in the mean, also one without positives.

@@ -9,7 +9,8 @@ from mmdet.models.dense_heads import FoveaHead
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from .heads import RankingHeadMixin, find_positives, image_of_each, split_channels
+from .._criteria import image_of_each
+from .heads import RankingHeadMixin, find_positives, split_channels
 
 __all__ = ["RankingFoveaHead"]
 
@@ -22,53 +23,33 @@ class RankingFoveaHead(RankingHeadMixin, FoveaHead):  # type: ignore[misc]
     """
 
     def loss_by_feat(
-        self,
-        cls_scores: list[Tensor],
-        bbox_preds: list[Tensor],
-        batch_gt_instances: list[Any],
-        batch_img_metas: list[dict[str, Any]],
-        batch_gt_instances_ignore: list[Any] | None = None,
+        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], batch_gt_instances: list[Any], *_: Any, **options: Any
     ) -> dict[str, Tensor]:
-        """Both parts of the loss of a batch.
+        """The scalars ``loss_cls`` and ``loss_bbox`` of a batch; arguments as ``FoveaHead.loss_by_feat``.
 
-        Args:
-            cls_scores: logits of each level, ``[B, C, H, W]``.
-            bbox_preds: of each level ``[B, 4, H, W]``, the logarithms of the distances from a point to the box's left,
-                top, right and bottom side, in the units of the level's ``base_edge_list``.
-            batch_gt_instances, batch_img_metas, batch_gt_instances_ignore: as ``FoveaHead.loss_by_feat`` takes them.
-
-        Returns:
-            The scalars ``loss_cls`` and ``loss_bbox``.
+        ``bbox_preds``, ``[B, 4, H, W]`` of each level, are the logarithms of the distances from a point to the box's
+        left, top, right and bottom side, in the units of the level's ``base_edge_list``.
         """
-        sizes = [level.shape[-2:] for level in cls_scores]
+        batch, sizes = len(cls_scores[0]), [level.shape[-2:] for level in cls_scores]
         # In float32, also under autocast: half precision is too coarse for coordinates in pixels.
         points = self.prior_generator.grid_priors(sizes, dtype=torch.float32, device=cls_scores[0].device)
-        flat_labels, flat_distances = self.get_targets(batch_gt_instances, sizes, points)  # level after level
-        counts = [len(cls_scores[0]) * h * w for h, w in sizes]
-        labels = [level.reshape(-1, h, w, 1) for level, (h, w) in zip(flat_labels.split(counts), sizes)]
-        positives = find_positives(labels, self.num_classes)
+        all_labels, all_targets = self.get_targets(batch_gt_instances, sizes, points)  # level after level
+        counts = [batch * len(level) for level in points]
+        labels = [level.reshape(-1, h, w, 1) for level, (h, w) in zip(all_labels.split(counts), sizes)]
+        (index,) = find_positives([all_labels], self.num_classes)[0]
+        pred = torch.cat([level.flatten(0, 3) for level in split_channels(bbox_preds, 4)])[index].float()
+        target = all_targets[index]
 
-        predicted, wanted, centres, edges = [], [], [], []
-        for level, index in enumerate(positives):
-            height, width = sizes[level]
-            logs = split_channels([bbox_preds[level]], 4)[0]
-            predicted.append(logs[index].float())
-            wanted.append(flat_distances.split(counts)[level].reshape(-1, height, width, 1, 4)[index])
-            centres.append(points[level].reshape(height, width, 1, 2)[index[1:]])
-            edges.append(centres[-1].new_full((len(centres[-1]), 1), self.base_edge_list[level]))
-        pred, target = torch.cat(predicted), torch.cat(wanted)
-        place = torch.cat(centres), torch.cat(edges)
-
-        cls, loc = self.loss_cls.head_losses(
+        centres = torch.cat([level.repeat(batch, 1) for level in points])[index]
+        edges = [centres.new_full((count, 1), edge) for count, edge in zip(counts, self.base_edge_list)]
+        place = centres, torch.cat(edges)[index]
+        return self.ranking_losses(
             split_channels(cls_scores, self.cls_out_channels),
             labels,
             [image_of_each(level) for level in labels],
-            len(pred),
             (_boxes(pred, *place), _boxes(target, *place)),
+            lambda: self.loss_bbox(pred, target, torch.ones_like(target), avg_factor=max(len(pred), 1)),
         )
-        if loc is None:
-            loc = self.loss_bbox(pred, target, torch.ones_like(target), avg_factor=max(len(pred), 1))
-        return {"loss_cls": cls, "loss_bbox": loc}
 
 
 def _boxes(logs: Tensor, centres: Tensor, edges: Tensor) -> Tensor:

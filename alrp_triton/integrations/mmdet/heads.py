@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from .._criteria import losses_of, takes_boxes
 from .criteria import RankingCriterion
 
 __all__ = ["RankingHeadMixin", "find_positives", "ignore_unweighted", "split_channels"]
@@ -46,21 +46,44 @@ class RankingHeadMixin:
         name = type(criterion).__name__
         if not isinstance(criterion, RankingCriterion):
             raise TypeError(f"loss_cls: expected a ranking loss such as ALRPLoss or APLoss, got {name}")
-        if criterion.takes_boxes and loss_bbox is not None:
+        boxes_trained = takes_boxes(criterion)
+        if boxes_trained and loss_bbox is not None:
             raise ValueError(f"loss_bbox: expected None, since {name} trains the boxes as well, got {loss_bbox!r}")
-        if not criterion.takes_boxes and loss_bbox is None:
+        if not boxes_trained and loss_bbox is None:
             raise ValueError(f"loss_bbox: expected a loss, since {name} is one of the scores alone, got None")
         super().__init__(  # type: ignore[call-arg]
             *args,
-            # MMDetection's constructors build both, and dense heads take the number of their scores from use_sigmoid.
+            # MMDetection's constructors build both losses, and read use_sigmoid: they are given what is built already.
             loss_cls={"type": lambda **_: criterion, "use_sigmoid": True},
             loss_bbox={"type": nn.Identity} if loss_bbox is None else loss_bbox,
             **settings,
         )
-        if self.loss_cls.takes_boxes:
+        if boxes_trained:
             self.loss_bbox = None
-            # What get_targets then gives are the true boxes themselves.
+            # MMDetection's get_targets then gives the true boxes themselves.
             self.reg_decoded_bbox = True
+
+    def ranking_losses(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        labels: Tensor | Sequence[Tensor],
+        images: Tensor | Sequence[Tensor],
+        boxes: tuple[Tensor, Tensor],
+        own_box_loss: Callable[[], Tensor],
+    ) -> dict[str, Tensor]:
+        """``loss_cls`` and ``loss_bbox`` of a batch.
+
+        Args:
+            logits: ``[..., C]``, or the levels' in a list.
+            labels: class indices ``[...]``, C for background, ``ignore_index`` ignored.
+            images: which image each row belongs to, ``[...]``.
+            boxes: predicted and true ones of the positives, ``[P, 4]`` each.
+            own_box_loss: the head's own loss of the boxes, for a criterion on scores alone.
+        """
+        criterion, weight = self.loss_cls, self.loss_cls.loss_weight
+        groups = images if criterion.per_image else None
+        cls, loc = losses_of(criterion, logits, labels, len(boxes[0]), lambda: boxes, groups)
+        return {"loss_cls": weight * cls, "loss_bbox": own_box_loss() if loc is None else weight * loc}
 
 
 def split_channels(levels: list[Tensor], size: int) -> list[Tensor]:
@@ -76,9 +99,3 @@ def ignore_unweighted(labels: Tensor, label_weights: Tensor, ignore_index: int) 
 def find_positives(labels: list[Tensor], num_classes: int) -> list[tuple[Tensor, ...]]:
     """Of each level its positives, as indices into all axes of its labels, in row-major order."""
     return [((level >= 0) & (level < num_classes)).nonzero(as_tuple=True) for level in labels]
-
-
-def image_of_each(labels: Tensor) -> Tensor:
-    """The index of the image of each label ``[B, ...]``; a view of B numbers."""
-    images = torch.arange(len(labels), device=labels.device)
-    return images.reshape(-1, *[1] * (labels.ndim - 1)).expand_as(labels)

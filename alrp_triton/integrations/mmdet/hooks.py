@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
-from ... import SelfBalance
+from .._criteria import open_balances
 
 __all__ = ["SelfBalanceHook"]
 
@@ -42,7 +42,7 @@ class SelfBalanceHook(Hook):  # type: ignore[misc]
 
     def before_train(self, runner: Any) -> None:
         """Says when there is nothing to do, and how long an epoch is in training by iterations."""
-        if not self._balances(runner):
+        if not open_balances(runner.model):
             runner.logger.warning(
                 "SelfBalanceHook: the model has no SelfBalance(period=None), so that this hook does nothing"
             )
@@ -65,13 +65,7 @@ class SelfBalanceHook(Hook):  # type: ignore[misc]
             self._step(runner)
 
     def _step(self, runner: Any) -> None:
-        for balance in self._balances(runner):
+        for balance in open_balances(runner.model):
             dist.all_reduce(balance.sums)
             dist.all_reduce(balance.count)
             balance.step_epoch()
-
-    @staticmethod
-    def _balances(runner: Any) -> list[SelfBalance]:
-        """In the order of the modules, the same in every process; of one that is used twice only once."""
-        modules = runner.model.modules()
-        return [module for module in modules if isinstance(module, SelfBalance) and module.period is None]

@@ -1,47 +1,96 @@
-"""What the detectors share: how one part of an existing model comes to compute another loss."""
+"""What the detectors share: how a part of an existing model comes to compute another loss."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection._utils import Matcher
 
-__all__ = ["RankingPart", "image_of_each", "mix_in"]
+from .._criteria import image_of_each, losses_of
+
+__all__ = ["DenseHead", "RankingPart", "Targets", "check_part", "first_objects", "mix_in"]
+
+Targets = list[dict[str, Tensor]]
 
 
 class RankingPart(nn.Module):
-    """Mixed into the class of one instance by :func:`mix_in`: a part of a detector that has a ranking criterion.
-
-    Changing the instance's class, rather than hanging a bound method on it, keeps ``self`` right wherever the part is
-    copied or replicated. Only pickling needs help, because the combined class has no importable name.
-    """
+    """Mixed into the class of one instance by :func:`mix_in`: a part of a detector that has a ranking criterion."""
 
     ranking_criterion: nn.Module
     ranking_per_image: bool
 
-    def ranking_options(self, images: Tensor) -> dict[str, Tensor]:
-        """Further arguments of the criterion; ``images`` says which image each row of the labels belongs to."""
-        return {"groups": images} if self.ranking_per_image else {}
+    def ranking_losses(
+        self, logits: Tensor, labels: Tensor, num: int, boxes: Callable[[], tuple[Tensor, Tensor]], images: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """As :func:`losses_of`; ``images`` says which image each row of the labels belongs to."""
+        groups = images if self.ranking_per_image else None
+        return losses_of(self.ranking_criterion, logits, labels, num, boxes, groups)
+
+    @property
+    def ranking_ignored(self) -> int:
+        return getattr(self.ranking_criterion, "ignore_index", -1)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # The combined class has no name by which pickle could import it.
         return _empty, type(self).__bases__, self.__dict__
 
 
-def mix_in(part: nn.Module, mixin: type[RankingPart], criterion: nn.Module, per_image: bool) -> None:
-    """Give ``part`` the methods of ``mixin``, unless it has them, and a criterion, in place of any before."""
+class DenseHead(RankingPart):
+    """The head of a RetinaNet or FCOS: scores of all anchors, or points, of all levels and images in one ranking."""
+
+    decode: Callable[[Tensor, Tensor], Tensor]
+    """Boxes [P, 4] of the deltas and anchors [P, 4] of the positives."""
+    kept_losses: Callable[..., dict[str, Tensor]]
+    """What remains the model's own loss, by name; its first argument says whether the criterion trains the boxes."""
+
+    def compute_loss(
+        self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """The parts of the loss; arguments as in torchvision's heads."""
+        logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]  # [B, A, C], [B, A, 4]
+        gt_labels, gt_boxes = (torch.cat([target[key] for target in targets]) for key in ("labels", "boxes"))  # of G
+        matched = torch.stack(matched_idxs)  # [B, A], an index into the image's own objects or a Matcher code
+        positives = torch.nonzero(matched >= 0, as_tuple=True)  # row-major, the order in which the losses count
+        objects = matched[positives] + first_objects(targets)[positives[0]]  # [P], of all G
+
+        labels = torch.where(matched == Matcher.BETWEEN_THRESHOLDS, self.ranking_ignored, logits.shape[-1])
+        labels[positives] = gt_labels[objects].to(labels.dtype)
+
+        def boxes() -> tuple[Tensor, Tensor]:
+            # Under autocast the deltas are half precision, too coarse for pixel coordinates: decode as the boxes are.
+            at_positives = deltas[positives].to(gt_boxes.dtype), torch.stack(anchors)[positives]
+            return self.decode(*at_positives), gt_boxes[objects]
+
+        cls, loc = self.ranking_losses(logits, labels, len(objects), boxes, image_of_each(matched))
+        losses = {"classification": cls} if loc is None else {"classification": cls, "bbox_regression": loc}
+        return {**losses, **self.kept_losses(loc is not None, targets, head_outputs, anchors, matched_idxs)}
+
+
+def first_objects(targets: Targets) -> Tensor:
+    """Where the objects of each image begin among those of all images, [B]."""
+    counts = torch.tensor([len(target["boxes"]) for target in targets], device=targets[0]["boxes"].device)
+    return counts.cumsum(0) - counts
+
+
+def check_part(model: nn.Module, name: str, kind: type) -> None:
+    part = getattr(model, name)
+    if not isinstance(part, kind):
+        raise TypeError(f"model.{name}: expected a torchvision {kind.__name__}, got {type(part).__name__}")
+
+
+def mix_in(part: nn.Module, mixin: type[RankingPart], criterion: nn.Module, per_image: bool, **settings: Any) -> None:
+    """Give ``part`` the methods of ``mixin``, and in place of any before a criterion and settings, ``ranking_...``."""
     if not isinstance(part, mixin):
+        # torchvision offers no hook here: the instance changes its class, which also holds in copies and replicas.
         part.__class__ = _combined(mixin, type(part))  # type: ignore[arg-type]
-    assert isinstance(part, mixin)
-    # A default criterion starts on the CPU; the model may already live elsewhere.
-    part.ranking_criterion = criterion.to(next(part.parameters()).device)
-    part.ranking_per_image = per_image
-
-
-def image_of_each(labels: Tensor) -> Tensor:
-    """The image of each anchor [B, A], a view of B numbers."""
-    return torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
+    # A new criterion is on the CPU; the model may already live elsewhere.
+    settings |= {"criterion": criterion.to(next(part.parameters()).device), "per_image": per_image}
+    for name, value in settings.items():
+        setattr(part, f"ranking_{name}", value)
 
 
 @cache

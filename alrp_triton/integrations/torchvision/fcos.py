@@ -1,13 +1,13 @@
 """FCOS: both parts of the loss, or the classification alone; the centre-ness branch is kept or dropped.
 
-The points of all levels and images are ranked together. Which of them are positives says FCOS itself: those near the
+The points of all levels and images are ranked together. FCOS itself says which of them are positives: those near the
 centre of an object of the level's size. The others are background; none is ignored.
 
-Centre-ness was made to press down the scores of badly placed boxes, which aLRP and Rank & Sort Loss teach the scores
+Centre-ness was made to press down the scores of badly placed boxes. aLRP and Rank & Sort Loss teach this to the scores
 themselves. ``"keep"`` trains the branch by its own binary cross-entropy and leaves it in the score of a detection, the
-square root of its product with the class probability. ``"drop"`` takes it out of both: no loss, parameters frozen, and
-at inference a centre-ness of 1, so that the score is the square root of the class probability. Detections are then
-ranked by the class scores alone, and ``model.score_thresh`` is a threshold on that root, as before.
+square root of its product with the class probability. ``"drop"`` takes it out of both: the branch has no loss and its
+parameters are frozen, and at inference the centre-ness is 1, so that the score is the square root of the class
+probability. Detections are then ranked by the class scores alone. ``model.score_thresh`` applies to that root.
 """
 
 from __future__ import annotations
@@ -19,33 +19,27 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.fcos import FCOSHead
 
-from ._dense import DenseHead
-from ._parts import mix_in
+from ._parts import DenseHead, Targets, check_part, mix_in
 
-__all__ = ["CENTERNESS", "use_criterion"]
+__all__ = ["use_criterion"]
 
-CENTERNESS = ("keep", "drop")
+_CENTERNESS = ("keep", "drop")
 
 
-def use_criterion(
-    model: FCOS, criterion: nn.Module, per_image: bool, *, boxes: bool, centerness: str | None = None
-) -> None:
-    """Give an FCOS the criterion, in place; see ``use_alrp`` and ``use_classification_loss``."""
-    if not isinstance(model.head, FCOSHead):
-        raise TypeError(f"model.head must be a torchvision FCOSHead; got {type(model.head).__qualname__}")
-    centerness = CENTERNESS[0] if centerness is None else centerness
-    if centerness not in CENTERNESS:
-        raise ValueError(f"centerness must be one of {CENTERNESS}; got {centerness!r}")
+def use_criterion(model: FCOS, criterion: nn.Module, per_image: bool, centerness: str | None) -> None:
+    """Give an FCOS the criterion, in place; see ``use_loss``."""
+    check_part(model, "head", FCOSHead)
+    centerness = "keep" if centerness is None else centerness
+    if centerness not in _CENTERNESS:
+        raise ValueError(f"centerness: expected one of {_CENTERNESS}, got {centerness!r}")
     branch = dict(model.head.regression_head.bbox_ctrness.named_parameters())
     for name in getattr(model.head, "ranking_frozen", ()):  # by an earlier call
         branch[name].requires_grad_()
-    # Parameters without a gradient would make DistributedDataParallel wait for them; frozen ones it leaves out.
+    # DistributedDataParallel waits for the gradient of every parameter that is not frozen.
     frozen = [name for name, value in branch.items() if value.requires_grad and centerness == "drop"]
     for name in frozen:
         branch[name].requires_grad_(False)
-    mix_in(model.head, RankingFCOSHead, criterion, per_image)
-    model.head.ranking_takes_boxes, model.head.ranking_centerness = boxes, centerness
-    model.head.ranking_frozen = tuple(frozen)
+    mix_in(model.head, RankingFCOSHead, criterion, per_image, centerness=centerness, frozen=tuple(frozen))
 
 
 class RankingFCOSHead(DenseHead):
@@ -62,24 +56,20 @@ class RankingFCOSHead(DenseHead):
             outputs = {**outputs, "bbox_ctrness": torch.full_like(outputs["bbox_ctrness"], torch.inf)}
         return outputs
 
-    def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+    def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:  # type: ignore[override]
         boxes: Tensor = self.box_coder.decode(deltas, anchors)
         return boxes
 
-    def kept_losses(
-        self,
-        targets: list[dict[str, Tensor]],
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
+    def kept_losses(  # type: ignore[override]
+        self, boxes_trained: bool, targets: Targets, head_outputs: dict[str, Tensor], *assignment: Any
     ) -> dict[str, Tensor]:
-        kept = [] if self.ranking_takes_boxes else ["bbox_regression"]
+        kept = [] if boxes_trained else ["bbox_regression"]
         if self.ranking_centerness == "keep":
             kept.append("bbox_ctrness")
         if not kept:
             return {}
-        # FCOS computes its three parts at once. Its focal loss, not asked for, is given a single class to go over.
+        # torchvision's FCOS computes its three parts at once: its focal loss, not asked for, is given a single class.
         outputs = {**head_outputs, "cls_logits": head_outputs["cls_logits"][..., :1].detach()}
         single = [{**target, "labels": torch.zeros_like(target["labels"], dtype=torch.int64)} for target in targets]
-        own = super(DenseHead, self).compute_loss(single, outputs, anchors, matched_idxs)  # type: ignore[misc]
+        own = super(DenseHead, self).compute_loss(single, outputs, *assignment)  # type: ignore[misc]
         return {name: own[name] for name in kept}

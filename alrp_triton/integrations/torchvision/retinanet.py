@@ -1,7 +1,7 @@
 """RetinaNet: both parts of the loss, or the classification alone, with torchvision's matcher or another assigner.
 
 Inference does not change, and neither do the anchors and the box coder. Matched anchors are positives of their object's
-class, unmatched ones background, those between the matcher's thresholds ignored.
+class, unmatched ones background. Anchors between the matcher's thresholds are ignored.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from ._dense import DenseHead
-from ._parts import mix_in
+from ._parts import DenseHead, Targets, check_part, mix_in
 
 __all__ = ["Assigner", "use_criterion"]
 
@@ -25,16 +24,12 @@ and -2 for ignored; such as :class:`alrp_triton.assigners.ATSS`."""
 _SIZES = "num_anchors_per_level"
 
 
-def use_criterion(
-    model: RetinaNet, criterion: nn.Module, per_image: bool, *, boxes: bool, assigner: Assigner | None = None
-) -> None:
-    """Give a RetinaNet the criterion, in place; see ``use_alrp`` and ``use_classification_loss``."""
-    if not isinstance(model.head, RetinaNetHead):
-        raise TypeError(f"model.head must be a torchvision RetinaNetHead; got {type(model.head).__qualname__}")
+def use_criterion(model: RetinaNet, criterion: nn.Module, per_image: bool, assigner: Assigner | None) -> None:
+    """Give a RetinaNet the criterion, in place; see ``use_loss``."""
+    check_part(model, "head", RetinaNetHead)
     if assigner is not None and not callable(assigner):
-        raise TypeError(f"assigner must be callable, such as ATSS(); got {type(assigner).__qualname__}")
-    mix_in(model.head, RankingRetinaNetHead, criterion, per_image)
-    model.head.ranking_takes_boxes, model.head.ranking_assigner = boxes, assigner
+        raise TypeError(f"assigner: expected a callable such as ATSS(), got {type(assigner).__name__}")
+    mix_in(model.head, RankingRetinaNetHead, criterion, per_image, assigner=assigner)
 
 
 class RankingRetinaNetHead(DenseHead):
@@ -44,40 +39,27 @@ class RankingRetinaNetHead(DenseHead):
     ranking_assigner: Assigner | None
 
     def forward(self, x: list[Tensor]) -> dict[str, Any]:
-        """As in ``RetinaNetHead``; in training with what an assigner has to know besides, which levels there are."""
+        """As in ``RetinaNetHead``."""
         outputs: dict[str, Any] = super().forward(x)
         if self.training and self.ranking_assigner is not None:
+            # torchvision gives compute_loss all levels in a row: their sizes reach it with the outputs.
             places = [features.shape[-2] * features.shape[-1] for features in x]
             at_each = outputs["cls_logits"].shape[1] // sum(places)
             outputs = {**outputs, _SIZES: [at_each * number for number in places]}
         return outputs
 
     def compute_loss(
-        self,
-        targets: list[dict[str, Tensor]],
-        head_outputs: dict[str, Any],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
+        self, targets: Targets, head_outputs: dict[str, Any], anchors: list[Tensor], matched_idxs: list[Tensor]
     ) -> dict[str, Tensor]:
         """As in ``RetinaNetHead``."""
         if (assigner := self.ranking_assigner) is not None:
-            sizes = head_outputs[_SIZES]
-            matched_idxs = [
-                assigner(list(boxes.split(sizes)), target["boxes"]) for boxes, target in zip(anchors, targets)
-            ]
+            levels = [list(boxes.split(head_outputs[_SIZES])) for boxes in anchors]
+            matched_idxs = [assigner(boxes, target["boxes"]) for boxes, target in zip(levels, targets)]
         return super().compute_loss(targets, head_outputs, anchors, matched_idxs)
 
-    def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+    def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:  # type: ignore[override]
         boxes: Tensor = self.regression_head.box_coder.decode_single(deltas, anchors)
         return boxes
 
-    def kept_losses(
-        self,
-        targets: list[dict[str, Tensor]],
-        head_outputs: dict[str, Tensor],
-        anchors: list[Tensor],
-        matched_idxs: list[Tensor],
-    ) -> dict[str, Tensor]:
-        if self.ranking_takes_boxes:
-            return {}
-        return {"bbox_regression": self.regression_head.compute_loss(targets, head_outputs, anchors, matched_idxs)}
+    def kept_losses(self, boxes_trained: bool, *inputs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        return {} if boxes_trained else {"bbox_regression": self.regression_head.compute_loss(*inputs)}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...balance import SelfBalance
+from .._criteria import image_of_each, losses_of, open_balances, takes_boxes
 from .outputs import Family
 
 __all__ = ["DetrRankingLoss"]
@@ -29,34 +29,26 @@ class DetrRankingLoss(nn.Module):
     Denoising queries (RT-DETR and what derives from it) keep the model's own loss: they are made from the objects
     themselves, in known groups, and have no part in inference; ranked with the others, they would take the top.
 
-    Made by :func:`use_alrp` and the other functions, to which the arguments belong.
+    Made by :func:`use_loss`, to which the arguments belong.
     """
 
     criteria: nn.ModuleList
 
     def __init__(
-        self,
-        family: Family,
-        criteria: Sequence[nn.Module],
-        *,
-        takes_boxes: bool,
-        l1_weight: float | None = None,
-        per_image: bool = False,
+        self, family: Family, criteria: Sequence[nn.Module], *, l1_weight: float | None, per_image: bool
     ) -> None:
         super().__init__()
-        self.family = family
+        self.family, self.l1_weight, self.per_image = family, l1_weight, per_image
         self.criteria = nn.ModuleList(criteria)
-        self.takes_boxes, self.l1_weight, self.per_image = takes_boxes, l1_weight, per_image
 
     def forward(
         self,
         logits: Tensor,
         labels: list[dict[str, Tensor]],
-        device: torch.device | str,
+        device: Any,
         pred_boxes: Tensor,
         config: Any,
-        outputs_class: Tensor | None = None,
-        outputs_coord: Tensor | None = None,
+        *layers: Any,
         **others: Any,
     ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]:
         """The loss of one batch, called by the model with the framework's arguments.
@@ -68,7 +60,7 @@ class DetrRankingLoss(nn.Module):
             device: where the criterion works; the framework's argument.
             pred_boxes: [B, Q, 4] of the last layer, as the boxes of ``labels``.
             config: the model's.
-            outputs_class, outputs_coord: logits and boxes of all layers, for auxiliary losses.
+            layers: logits and boxes of all layers, for auxiliary losses.
             others: what the model's own loss takes besides.
 
         Returns:
@@ -79,12 +71,13 @@ class DetrRankingLoss(nn.Module):
         Raises:
             ValueError: more layers than criteria, because the config was changed.
         """
-        outputs = self.family.outputs(logits, pred_boxes, config, outputs_class, outputs_coord, **others)
+        outputs = self.family.outputs(logits, pred_boxes, config, *layers, **others)
         auxiliary = outputs.get("auxiliary_outputs")
         ranked = [outputs, *(auxiliary or [])]
         if len(ranked) > len(self.criteria):
             raise ValueError(f"config: expected at most {len(self.criteria)} supervised outputs, got {len(ranked)}")
         own = self.family.criterion(config)
+        # transformers offers no hook here: its criterion, made anew for each batch, changes its class.
         own.__class__ = _with_ranking(own.__class__)
         own.start(self, ranked)
         losses = own.to(device)(outputs, labels)
@@ -92,30 +85,27 @@ class DetrRankingLoss(nn.Module):
 
     def step_epoch(self) -> None:
         """End the self-balancing period of each criterion that has such and does not end it itself."""
-        for module in self.modules():
-            if isinstance(module, SelfBalance) and module.period is None:
-                module.step_epoch()
+        for balance in open_balances(self):
+            balance.step_epoch()
 
     def extra_repr(self) -> str:
         """The arguments, as ``repr`` shows them."""
-        return f"takes_boxes={self.takes_boxes}, l1_weight={self.l1_weight}, per_image={self.per_image}"
+        return f"l1_weight={self.l1_weight}, per_image={self.per_image}"
 
 
 class _RankingTerms:
     """Mixed into a criterion of the framework, which matches and adds up as ever, but asks this for the terms."""
 
     weight_dict: dict[str, float]
-    _get_source_permutation_idx: Any
+    _get_source_permutation_idx: Any  # transformers has no public name for the matched queries in row-major order
 
     def start(self, loss: DetrRankingLoss, ranked: list[dict[str, Any]]) -> None:
         """Prepare one batch: ``ranked`` are the outputs that have criteria; any others are denoising queries."""
         # By identity, as the framework hands these very objects to get_loss.
         self.criterion_of = {id(outputs): criterion for outputs, criterion in zip(ranked, loss.criteria)}
-        self.takes_boxes, self.per_image = loss.takes_boxes, loss.per_image
+        self.per_image = loss.per_image
         self.own_weights = self.weight_dict
-        self.weights = dict(self.weight_dict)
-        if loss.l1_weight is not None:
-            self.weights["loss_bbox"] = loss.l1_weight
+        self.weights = self.weight_dict if loss.l1_weight is None else {**self.weight_dict, "loss_bbox": loss.l1_weight}
         # Terms are weighted here; some of the framework's criteria would do it again, and drop those without a weight.
         self.weight_dict = dict.fromkeys([*self.own_weights, "loss_cls", "loss_loc"], 1.0)
 
@@ -124,23 +114,23 @@ class _RankingTerms:
         loss: str,
         outputs: dict[str, Any],
         targets: list[dict[str, Tensor]],
-        indices: list[tuple[Tensor, Tensor]],
-        num_boxes: float,
+        indices: Any,
+        *more: Any,
         **options: Any,
     ) -> dict[str, Tensor]:
         """The terms that the framework calls ``loss``, of one output, weighted; arguments are the framework's."""
         criterion = self.criterion_of.get(id(outputs))
         if criterion is not None and loss in ("labels", "vfl"):
             return self._ranking(criterion, outputs, targets, indices)
-        terms = super().get_loss(loss, outputs, targets, indices, num_boxes, **options)  # type: ignore[misc]
+        terms = super().get_loss(loss, outputs, targets, indices, *more, **options)  # type: ignore[misc]
         weights = self.own_weights if criterion is None else self.weights
-        if criterion is not None and self.takes_boxes:
+        if takes_boxes(criterion):
             terms.pop("loss_giou", None)
         return {name: value * weights[name] for name, value in terms.items() if name in weights}
 
     def _ranking(
         self,
-        criterion: Any,
+        criterion: nn.Module,
         outputs: dict[str, Any],
         targets: list[dict[str, Tensor]],
         indices: list[tuple[Tensor, Tensor]],
@@ -150,14 +140,14 @@ class _RankingTerms:
         matched = self._get_source_permutation_idx(indices)
         labels = torch.full(logits.shape[:2], logits.shape[-1], device=logits.device)
         labels[matched] = torch.cat([target["class_labels"][of] for target, (_, of) in zip(targets, indices)])
-        options: dict[str, Any] = {}
-        if self.per_image:
-            options["groups"] = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
-        if not self.takes_boxes:
-            return {"loss_cls": criterion(logits, labels, num_positives=len(matched[0]), **options)}
-        true = torch.cat([target["boxes"][of] for target, (_, of) in zip(targets, indices)])
-        loss = criterion(logits, labels, _corners(outputs["pred_boxes"][matched]), _corners(true), **options)
-        return {"loss_cls": loss.cls, "loss_loc": loss.loc}
+
+        def boxes() -> tuple[Tensor, Tensor]:
+            true = torch.cat([target["boxes"][of] for target, (_, of) in zip(targets, indices)])
+            return _corners(outputs["pred_boxes"][matched]), _corners(true)
+
+        groups = image_of_each(labels) if self.per_image else None
+        cls, loc = losses_of(criterion, logits, labels, len(matched[0]), boxes, groups)
+        return {"loss_cls": cls} if loc is None else {"loss_cls": cls, "loss_loc": loc}
 
 
 def _corners(boxes: Tensor) -> Tensor:

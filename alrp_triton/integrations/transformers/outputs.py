@@ -9,12 +9,14 @@ has them, for the encoder's proposals; and ``"dn_auxiliary_outputs"`` for the de
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["FAMILIES", "Family", "Outputs"]
+__all__ = ["FAMILIES", "Family"]
 
 Outputs = dict[str, Any]
 
@@ -29,10 +31,6 @@ class Family(NamedTuple):
     has_proposals: bool
     """Whether the encoder's proposals are supervised, too."""
 
-    def supervised_outputs(self, config: Any) -> int:
-        """How many outputs get a loss of their own where ``config.auxiliary_loss`` is on."""
-        return int(config.decoder_layers) + self.has_proposals
-
 
 def _deformable_criterion(config: Any) -> Any:
     from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
@@ -40,34 +38,24 @@ def _deformable_criterion(config: Any) -> Any:
     matcher = DeformableDetrHungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
     make: Any = DeformableDetrImageLoss
     criterion = make(matcher, config.num_labels, config.focal_alpha, ["labels", "boxes"])
-    criterion.weight_dict = {
-        "loss_ce": 1.0,
-        "loss_bbox": config.bbox_loss_coefficient,
-        "loss_giou": config.giou_loss_coefficient,
-    }
+    boxes = {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
+    criterion.weight_dict = {"loss_ce": 1.0, **boxes}
     return criterion
 
 
+def _criterion(module: str, name: str, config: Any) -> Any:
+    """Imported when it is needed: older versions of the framework have not all of them."""
+    return getattr(import_module(f"transformers.loss.{module}"), name)(config)
+
+
 def _deformable_outputs(
-    logits: Tensor,
-    pred_boxes: Tensor,
-    config: Any,
-    outputs_class: Tensor | None = None,
-    outputs_coord: Tensor | None = None,
-    **others: Any,
+    logits: Tensor, pred_boxes: Tensor, config: Any, outputs_class: Any = None, outputs_coord: Any = None, **others: Any
 ) -> Outputs:
     """Layers come first in ``outputs_class`` [L, B, Q, C] and ``outputs_coord`` [L, B, Q, 4]."""
     outputs: Outputs = {"logits": logits, "pred_boxes": _precise(pred_boxes)}
     if config.auxiliary_loss:
         outputs["auxiliary_outputs"] = _layers({"logits": outputs_class, "pred_boxes": outputs_coord}, dim=0)[:-1]
     return outputs
-
-
-def _rt_detr_criterion(config: Any) -> Any:
-    from transformers.loss.loss_rt_detr import RTDetrLoss
-
-    make: Any = RTDetrLoss
-    return make(config)
 
 
 def _rt_detr_outputs(
@@ -79,14 +67,23 @@ def _rt_detr_outputs(
     enc_topk_logits: Tensor | None = None,
     enc_topk_bboxes: Tensor | None = None,
     denoising_meta_values: dict[str, Any] | None = None,
+    predicted_corners: Tensor | None = None,
+    initial_reference_points: Tensor | None = None,
+    clip: bool = False,
     **further: Any,
 ) -> Outputs:
     """Layers come second in ``outputs_class`` [B, L, N + Q, C] and ``outputs_coord`` [B, L, N + Q, 4].
 
-    In training N denoising queries precede the Q others, everywhere but in the encoder's proposals.
+    In training N denoising queries precede the Q others, everywhere but in the encoder's proposals. D-FINE also has the
+    distributions that its boxes come from, and what they are relative to; it clips boxes to the image.
     """
-    outputs: Outputs = {"logits": logits, "pred_boxes": _precise(pred_boxes)}
-    stacked: dict[str, Any] = {"logits": outputs_class, "pred_boxes": outputs_coord, **_corners(**further)}
+    if clip:
+        boxes = (outputs_coord, enc_topk_bboxes)
+        outputs_coord, enc_topk_bboxes = (None if each is None else each.clamp(0, 1) for each in boxes)
+    outputs: Outputs = {"logits": logits, "pred_boxes": _precise(pred_boxes.clamp(0, 1) if clip else pred_boxes)}
+    stacked: dict[str, Any] = {"logits": outputs_class, "pred_boxes": outputs_coord}
+    if predicted_corners is not None:
+        stacked |= {"pred_corners": predicted_corners, "ref_points": initial_reference_points}
     if denoising_meta_values is not None:
         split = denoising_meta_values["dn_num_split"]
         outputs = {name: value.split(split, dim=1)[1] for name, value in outputs.items()}
@@ -99,39 +96,6 @@ def _rt_detr_outputs(
     proposals = {"logits": enc_topk_logits, "pred_boxes": _precise(enc_topk_bboxes)}
     outputs["auxiliary_outputs"] = [*_layers(stacked, dim=1)[:-1], proposals]
     return outputs
-
-
-def _d_fine_criterion(config: Any) -> Any:
-    from transformers.loss.loss_d_fine import DFineLoss
-
-    make: Any = DFineLoss
-    return make(config)
-
-
-def _d_fine_outputs(
-    logits: Tensor,
-    pred_boxes: Tensor,
-    config: Any,
-    outputs_class: Tensor | None = None,
-    outputs_coord: Tensor | None = None,
-    enc_topk_logits: Tensor | None = None,
-    enc_topk_bboxes: Tensor | None = None,
-    **others: Any,
-) -> Outputs:
-    """As RT-DETR's, with boxes clipped to the image."""
-    coord, proposals = (None if boxes is None else boxes.clamp(0, 1) for boxes in (outputs_coord, enc_topk_bboxes))
-    return _rt_detr_outputs(
-        logits, pred_boxes.clamp(0, 1), config, outputs_class, coord, enc_topk_logits, proposals, **others
-    )
-
-
-def _corners(
-    predicted_corners: Tensor | None = None, initial_reference_points: Tensor | None = None, **others: Any
-) -> dict[str, Tensor]:
-    """The distributions that D-FINE's boxes come from, and what they are relative to; of other models nothing."""
-    if predicted_corners is None or initial_reference_points is None:
-        return {}
-    return {"pred_corners": predicted_corners, "ref_points": initial_reference_points}
 
 
 def _layers(stacked: dict[str, Any], dim: int) -> list[dict[str, Tensor]]:
@@ -152,8 +116,10 @@ def _precise(boxes: Any) -> Tensor:
 
 
 _DEFORMABLE = Family(_deformable_criterion, _deformable_outputs, has_proposals=False)
-_RT_DETR = Family(_rt_detr_criterion, _rt_detr_outputs, has_proposals=True)
-_D_FINE = Family(_d_fine_criterion, _d_fine_outputs, has_proposals=True)
+_RT_DETR = Family(partial(_criterion, "loss_rt_detr", "RTDetrLoss"), _rt_detr_outputs, has_proposals=True)
+_D_FINE = Family(
+    partial(_criterion, "loss_d_fine", "DFineLoss"), partial(_rt_detr_outputs, clip=True), has_proposals=True
+)
 
 FAMILIES = {
     "ConditionalDetrForObjectDetection": _DEFORMABLE,

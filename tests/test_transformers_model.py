@@ -1,0 +1,102 @@
+"""A DETR with a ranking loss stays an ordinary model: copies, further calls, where it lives, and mistakes."""
+
+import copy
+import importlib
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("transformers")
+pytest.importorskip("scipy")
+
+from adapters import Recorder, through_pickle
+from detr import LAYERS, NUM_CLASSES, NUM_QUERIES, RESNET, batch, build, run, terms_of, weights_of
+from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+
+from alrp_triton import ALRPLoss, RankSortLoss
+from alrp_triton.integrations.transformers import use_alrp, use_ap, use_loss, use_rank_sort
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
+@pytest.mark.parametrize("name", ["DeformableDetr", "RTDetr", "DFine"])
+def test_copies_use_their_own_criteria(name, duplicate):
+    model = use_alrp(build(name))
+    run(model)
+    twin = duplicate(model)
+    assert twin.loss_function is not model.loss_function
+    assert terms_of(twin) == terms_of(model)
+    twin.loss_function.step_epoch()
+    assert weights_of(twin)[0] != weights_of(model)[0] == 50
+
+
+def test_only_the_given_instance_changes_and_a_second_call_replaces_the_loss():
+    untouched = build()
+    focal = terms_of(untouched)
+    model = use_loss(build(), ALRPLoss(self_balance=1.0))
+    once = terms_of(model)
+    assert terms_of(untouched) == terms_of(build()) == focal
+    assert use_loss(model, ALRPLoss(self_balance=2.0)) is model
+    assert terms_of(model)["loss_loc_1"] == pytest.approx(2 * once["loss_loc_1"])
+    assert "loss_giou" in terms_of(use_ap(model))
+    assert [type(criterion) for criterion in use_rank_sort(model).loss_function.criteria] == [RankSortLoss] * LAYERS
+    assert model.state_dict().keys() == build().state_dict().keys()  # this one has no state
+
+
+def test_the_criterion_moves_with_the_model():
+    model = use_loss(build(), Recorder()).double()
+    assert model.loss_function.criteria[1].scale.dtype == torch.float64
+    meta = use_loss(build().to("meta"), Recorder())
+    assert {buffer.device.type for buffer in meta.loss_function.buffers()} == {"meta"}
+    assert not use_alrp(build().eval()).loss_function.training
+
+
+def test_wrong_arguments_are_named_and_change_nothing():
+    softmax = DetrForObjectDetection(
+        DetrConfig(
+            use_timm_backbone=False,
+            use_pretrained_backbone=False,
+            backbone=None,
+            backbone_config=ResNetConfig(**RESNET),
+        )
+    )
+    model, good = build(), ALRPLoss()
+    own = model.loss_function
+    for given, options, error, message in [
+        ((nn.Linear(1, 1), good), {}, TypeError, "model: expected one of Cond.*, not yet wrapped, got Linear"),
+        ((nn.DataParallel(model), good), {}, TypeError, "model: expected .*not yet wrapped, got DataParallel"),
+        ((softmax, good), {}, TypeError, "model: expected .*, got DetrForObjectDetection"),
+        ((model, 0.5), {}, TypeError, "criterion: expected a torch.nn.Module, got float"),
+        ((model, None), {}, TypeError, "criterion: expected a torch.nn.Module, got NoneType"),
+        ((model, good), {"per_image": 1}, TypeError, "per_image: expected a bool, got int"),
+        ((model, good), {"l1_weight": "5"}, TypeError, "l1_weight: expected a finite number >= 0, got str"),
+        ((model, good), {"l1_weight": -1.0}, ValueError, r"l1_weight: expected .* >= 0, got -1\.0"),
+        ((model, good), {"l1_weight": float("nan")}, ValueError, "l1_weight: expected .*, got nan"),
+    ]:
+        with pytest.raises(error, match=message):
+            use_loss(*given, **options)
+    assert model.loss_function is own
+
+
+def test_a_config_with_more_layers_than_the_loss_has_criteria():
+    model = use_alrp(build())
+    extra = torch.zeros(LAYERS + 2, 1, NUM_QUERIES, NUM_CLASSES)
+    coord = torch.full((LAYERS + 2, 1, NUM_QUERIES, 4), 0.5)
+    with pytest.raises(ValueError, match=f"config: expected at most {LAYERS} supervised outputs, got {LAYERS + 2}"):
+        model.loss_function(extra[-1], batch((1,))["labels"], "cpu", coord[-1], model.config, extra, coord)
+
+
+def test_a_class_of_ones_own_that_derives_from_a_supported_one():
+    class Detector(type(build())):
+        pass
+
+    assert set(terms_of(use_alrp(Detector(build().config), l1_weight=0))) >= {"loss_cls", "loss_loc_1"}
+
+
+def test_where_the_framework_is_missing_an_error_says_what_to_install(monkeypatch):
+    for module in [module for module in sys.modules if module.startswith("alrp_triton.integrations.transformers")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'alrp-triton\[transformers\]'"):
+        importlib.import_module("alrp_triton.integrations.transformers")
