@@ -11,7 +11,7 @@ SHELL := /bin/bash
 export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo lint test test-compiled test-interpreted test-package nightly fuzz bench experiments verify clean
+.PHONY: help venv demo lint test test-compiled test-interpreted test-package nightly fuzz soak bench experiments verify clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -51,7 +51,7 @@ PYTEST = $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup $(QUICK)
 # Triton's interpreter, of which Triton is told when it is first imported. To compile takes longest, and so the quick tests
 # are those that try inputs of every kind; of the interpreter what tells whether it still runs the kernels.
 test_files = $(addprefix tests/test_,$(addsuffix .py,$(1)))
-INTERPRETED_TESTS := tests/kernels/test_steps.py $(call test_files,golden figure1)
+INTERPRETED_TESTS := tests/kernels/test_passes.py $(call test_files,golden figure1)
 COMPILED_TESTS := tests/kernels \
 	$(call test_files,golden figure1 edge_cases layouts groups groups_layouts determinism fuzz waiting verify_kernels)
 KERNEL_TESTS := $(COMPILED_TESTS) $(call test_files,alrp theorems family family_calls framework framework_mistakes \
@@ -82,18 +82,16 @@ FUZZ_CASES ?= 100000
 fuzz: $(STAMP) ## Fuzz all losses with hostile input: 100,000 cases, ten minutes to an hour
 	$(RUN) tests/fuzz.py --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) --jobs $(PYTEST_JOBS) --json $(VENV)/fuzz-$(FUZZ_SEED).json
 
-RESULTS := benchmarks/results
-bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB), redraw the plots, rewrite README's table
-	rm -f $(RESULTS)/suite-cpu.csv $(RESULTS)/suite-cpu-scale.csv
-	$(RUN) -m benchmarks.suite --preset cpu --output $(RESULTS)/suite-cpu.csv
-	$(RUN) -m benchmarks.suite --preset cpu-scale --output $(RESULTS)/suite-cpu-scale.csv
-	$(RUN) -m benchmarks.plots $(RESULTS)/suite-cpu.csv --output docs/images --name cpu
-	$(RUN) -m benchmarks.plots $(RESULTS)/suite-cpu-scale.csv --output docs/images --name cpu-scale
-	$(RUN) -m benchmarks.table $(RESULTS)/suite-*.csv
-	$(RUN) -m benchmarks.cpu
-	$(RUN) -m benchmarks.family
-	$(RUN) -m benchmarks.memory
-	$(RUN) -m benchmarks.step_share
+soak: $(STAMP) ## Take 100,000 steps of all losses, an hour, to see whether memory grows, and draw it
+	SOAK_STEPS=100000 $(RUN) -m pytest tests/test_soak.py
+	$(RUN) -m benchmarks.report
+
+BENCH := cpu cpu-scale family memory step-share
+bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB); write CSVs, plots and the tables of README and docs
+	rm -f $(BENCH:%=benchmarks/results/suite-%.csv)
+	set -e; for preset in $(BENCH); do \
+		$(RUN) -m benchmarks.run --preset $$preset --output benchmarks/results/suite-$$preset.csv; done
+	$(RUN) -m benchmarks.report
 
 experiments: $(STAMP) ## Train what is missing of docs/experiments.md, which two CPU cores do in 90 minutes, and rewrite it
 	$(RUN) -m benchmarks.training
@@ -102,5 +100,5 @@ verify: $(STAMP) ## Check every backend of this machine against the float64 refe
 	$(VENV)/bin/alrp-triton verify
 
 clean: ## Remove all that these targets make, .venv included
-	rm -rf $(VENV) demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find alrp_triton kernels tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

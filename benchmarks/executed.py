@@ -1,76 +1,109 @@
-"""What the kernels execute on a GPU, counted without one: instructions, memory sectors, atomics, barriers.
+"""What the kernels cost: instructions, memory sectors, atomics and barriers of each logit. Nothing here is a time.
 
-    python -m benchmarks.executed [--target sm_90] [--case NAME]
-
-The losses run on the virtual GPU of the tests, forward and backward. Each machine instruction that ptxas makes of a
-kernel counts as often as the PTX that it comes from has run (:mod:`.machine`). Nothing here is a time.
-
-Two runs tell what a logit costs from what a positive does: one where all rows of logits but the last ones have a
-positive, and one with as many rows again that have none. Their difference, over the logits added, does not depend on
-how many there are.
+The losses run on a virtual GPU, forward and backward (:mod:`.counting`). Two runs tell what a logit costs from what a
+positive costs: in one all rows of logits except the last ones have a positive, and the other has as many rows again,
+without positives. Their difference over the logits added does not depend on how many there are.
 """
 
 from __future__ import annotations
 
-import argparse
+from functools import partial
 from typing import NamedTuple
 
-from .counted import CASES, Case, launches
-from .machine import assemble, executed
-from .report import print_table
-from .virtual import TARGETS, Result
-from .workloads import NUM_CLASSES, REGIMES
+import torch
+from torch import Tensor
 
-_KERNELS = {
-    "linear": ("collect", "bucket", "gradient"),
-    "pairwise": ("pairwise_count", "pairwise_gradient"),
+from alrp_triton import alrp_loss
+
+from .counting import TARGETS, Result, assemble, counting_gpu, executed
+from .workloads import DTYPES, NUM_CLASSES, REGIMES
+
+# The kernels that go through all logits, by the beginnings of their names. No other module names a kernel.
+PASSES = {
+    "finding": ("find",),
+    "pass 1": ("count", "pairwise_count"),
+    "pass 2": ("write", "pairwise_write"),
 }
-"""By the beginnings of their names: those that go through all logits."""
-
+_THROUGH_ALL = {"linear": tuple(names[0] for names in PASSES.values()), "pairwise": ("pairwise_",)}
 BETWEEN = "between the passes"
 P_SIZED = {f"P = {number}": number for number in (300, 1000)}
 """Numbers of positives for which the kernels between the passes are counted."""
+# Rows of a level, without those that are added. Tiles of any block size end with them.
+_ROWS = {"linear": 1024, "pairwise": 256}
+_POSITIVES = {"linear": 1000, "pairwise": 256}
+_NUM_GROUPS, _ROWS_OF_A_GROUP = 8, 128
+# Images, at least 2, and the height, width and anchors of each level; what makes their classes channels, and back.
+_PLACES, _TURN = (-1, 32, 8, 2), (0, 3, 4, 1, 2)
+
+
+class Case(NamedTuple):
+    """What is run."""
+
+    form: str = "linear"  # or `pairwise`
+    levels: int = 1
+    grouped: bool = False
+    dtype: str = "float32"
+    channels_first: bool = False  # views of what convolutions write: `[B, H, W, A, C]` of memory `[B, A C, H, W]`
+
+    @property
+    def name(self) -> str:
+        """A short description."""
+        levels = f"{self.levels} levels" if self.levels > 1 else "1 level"
+        further = ["channels first"] * self.channels_first + ["groups"] * self.grouped
+        return ", ".join([self.form, levels, *further, self.dtype])
+
+    @property
+    def positives(self) -> int:
+        """P."""
+        return _POSITIVES[self.form]
+
+    @property
+    def rows(self) -> int:
+        """Of all levels, without those that are added."""
+        return _ROWS[self.form] * self.levels
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case(),
+        Case(dtype="bfloat16"),
+        Case(levels=5),
+        Case(levels=5, channels_first=True),
+        Case(grouped=True),
+        Case("pairwise"),
+    )
+}
 
 
 class Costs(NamedTuple):
-    """What one kernel costs. Of each, less is better; None is what does not apply.
+    """What one kernel costs. Less of each is better; None is what does not apply.
 
-    Of a kernel that goes through all logits ``instructions`` to ``barriers`` are for each logit (barriers for each
-    1000, the instructions of the pairwise form for each pair), of one between the passes they are those of the launch.
+    ``instructions`` to ``barriers`` are for each logit if the kernel goes through all logits (barriers for each 1000,
+    and instructions of the pairwise form for each pair), and for the launch if it runs between the passes.
     """
 
-    instructions: float
-    """Of machine code, of single threads: 32 for each of a warp, whether all its lanes take part or not."""
-    loaded: float
-    """Sectors of 32 bytes of global memory that loads of a warp touch, wherever they are found."""
+    instructions: float  # of machine code, of single threads: 32 for each warp, even if some of its lanes take no part
+    loaded: float  # sectors of 32 bytes of global memory that loads of a warp touch, in memory or a cache
     stored: float
-    read: float
-    """Bytes: different sectors, as if each came once from memory."""
+    read: float  # bytes: different sectors, as if each came once from memory
     written: float
-    atomics: float
-    """Of single lanes, on global memory."""
-    hottest: float
-    """Atomics on the word that gets most."""
-    barriers: float
-    """Of a CTA."""
+    atomics: float  # of single lanes, on global memory
+    hottest: float  # atomics on the word that gets most
+    barriers: float  # of a CTA
     registers: int
     spill_bytes: int
     shared_bytes: int
-    for_a_positive: float | None = None
-    """Instructions beyond those for its logit, where each row has a positive."""
-    longest: float | None = None
-    """Warp instructions of the CTA that has most."""
+    for_a_positive: float | None = None  # instructions beyond those for its logit, in rows that have one positive each
+    longest: float | None = None  # warp instructions of the CTA that has most
 
 
 class Run(NamedTuple):
     """What is counted at once."""
 
-    target: str
-    """Such as ``sm_90``."""
-    case: str
-    """One of :data:`CASES`, or :data:`BETWEEN`."""
-    at: str
-    """A regime, or one of :data:`P_SIZED`."""
+    target: str  # such as `sm_90`
+    case: str  # one of CASES, or BETWEEN
+    at: str  # a regime, or one of P_SIZED
 
     def costs(self) -> dict[str, Costs]:
         """By kernel."""
@@ -79,7 +112,7 @@ class Run(NamedTuple):
         return _passes(CASES[self.case], self.at, TARGETS[self.target])
 
 
-# Levels and groups change what there is to do for a logit in the same way whatever the scores.
+# What levels and groups change does not depend on the scores, so that one regime is enough for them.
 RUNS = [
     Run(target, name, at)
     for target in TARGETS
@@ -91,6 +124,42 @@ RUNS = [
 ]
 
 
+def make_problem(regime: str, num_rows: int, num_positives: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``[rows, C]`` logits, the rows' classes and the positives' errors; the first rows have one positive each.
+
+    Fewer rows are the beginning of more. They are drawn in float64, so that differences between processors vanish when
+    they are rounded to float32.
+    """
+    (mean, deviation), (of_positives, deviation_of_positives) = REGIMES[regime]
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    classes = torch.randint(NUM_CLASSES, (num_positives,), generator=generator)
+    scores = draw(num_positives) * deviation_of_positives + of_positives
+    errors = torch.rand(num_positives, generator=generator)
+    logits = torch.cat([draw(256, NUM_CLASSES) for _ in range(-(-num_rows // 256))])[:num_rows] * deviation + mean
+    logits[torch.arange(num_positives), classes] = scores
+    labels = torch.full((num_rows,), NUM_CLASSES)
+    labels[:num_positives] = classes
+    return logits.float(), labels, errors
+
+
+def launches(case: Case, regime: str, target: int, num_rows: int, num_positives: int) -> list[Result]:
+    """The launches of a step of the loss: forward and backward."""
+    logits, labels, errors = make_problem(regime, num_rows, num_positives)
+    x, y = list(logits.to(DTYPES[case.dtype]).tensor_split(case.levels)), list(labels.tensor_split(case.levels))
+    if case.channels_first:
+        x = [level.view(*_PLACES, NUM_CLASSES).permute(_TURN).contiguous().permute(_TURN) for level in x]
+        y = [level.view(_PLACES) for level in y]
+    groups = torch.arange(num_rows) // _ROWS_OF_A_GROUP % _NUM_GROUPS
+    z = list(groups.tensor_split(case.levels)) if case.grouped else None
+    backend = "triton" if case.form == "linear" else "pairwise"
+    x = [level.detach().clone().requires_grad_() for level in x]
+    with counting_gpu(target) as device:
+        cls, loc, _ = alrp_loss(x, y, errors.requires_grad_(), groups=z, backend=backend)
+        (cls + loc).backward()
+    return list(device.results)
+
+
 def _passes(case: Case, regime: str, target: int) -> dict[str, Costs]:
     rows = (case.rows, 2 * case.rows)
     fewer, more = (_through_all(case, launches(case, regime, target, n, case.positives)) for n in rows)
@@ -98,9 +167,8 @@ def _passes(case: Case, regime: str, target: int) -> dict[str, Costs]:
 
 
 def _through_all(case: Case, results: list[Result]) -> dict[str, Result]:
-    """By name, which gets a number where there are several launches: of the pairwise form's, each leaves out the blocks
-    that are the other's."""
-    found = [result for result in results if result.name.startswith(_KERNELS[case.form])]
+    """By name, with a number if there are several launches: in the pairwise form each launch handles some blocks."""
+    found = [result for result in results if result.name.startswith(_THROUGH_ALL[case.form])]
     names = [result.name for result in found]
     numbered = [f" {names[:k].count(name) + 1}" if names.count(name) > 1 else "" for k, name in enumerate(names)]
     return {name + number: result for name, number, result in zip(names, numbered, found)}
@@ -108,7 +176,9 @@ def _through_all(case: Case, results: list[Result]) -> dict[str, Result]:
 
 def _between(num_positives: int, target: int) -> dict[str, Costs]:
     results = launches(Case(), "middle", target, Case().rows, num_positives)
-    return {result.name: _whole(result, target) for result in results if not result.name.startswith(_KERNELS["linear"])}
+    return {
+        result.name: _whole(result, target) for result in results if not result.name.startswith(_THROUGH_ALL["linear"])
+    }
 
 
 def _totals(result: Result, target: int) -> dict[str, float]:
@@ -160,29 +230,6 @@ def _costs(numbers: dict[str, float], result: Result, target: int, **further: fl
     )
 
 
-def main() -> None:
-    """Print tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", choices=TARGETS, default="sm_90", help="(default: %(default)s)")
-    names = "; ".join([*CASES, BETWEEN])
-    parser.add_argument(
-        "--case", choices=[*CASES, BETWEEN], action="append", metavar="CASE", help=f"{names} (default: all)"
-    )
-    options = parser.parse_args()
-    for run in RUNS:
-        if run.target == options.target and run.case in (options.case or [run.case]):
-            print_costs(run, run.costs())
-
-
-def print_costs(run: Run, costs: dict[str, Costs]) -> None:
-    """A table: a column for each kernel."""
-    rows = []
-    for name in Costs._fields:
-        numbers = [getattr(of, name) for of in costs.values()]
-        if any(number is not None for number in numbers):
-            rows.append([name.replace("_", " "), *("" if number is None else f"{number:.5g}" for number in numbers)])
-    print_table(f"Executed, {', '.join(run)}", ["", *costs], rows)
-
-
-if __name__ == "__main__":
-    main()
+def of_pass(name: str, counted: dict[str, Costs]) -> Costs:
+    """The costs of a key of :data:`PASSES`, of its first launch if it has several."""
+    return next(costs for kernel, costs in counted.items() if kernel.startswith(PASSES[name]))

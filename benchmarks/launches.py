@@ -1,13 +1,13 @@
 """Count what an iteration launches on a GPU, without one.
 
-    python -m benchmarks.launches [--positives P] [--levels L] [--details LOSS]
+    python -m benchmarks.launches [--positives P] [--levels L]
 
-Kernels run compiled, on the virtual GPU of the tests; the code around them takes the paths it takes on a GPU. Whatever
-PyTorch operation would launch something there is counted once: views, allocations and questions of shape are not.
-Some, as a sort, launch more than one kernel.
+Kernels run compiled, on the virtual GPU of the tests; the code around them takes the paths it takes on a GPU. Each
+PyTorch operation that would launch something there counts once, though some, such as a sort, launch several kernels;
+views, allocations and questions of shape do not count.
 
-A loss takes scores, labels and a number for each positive. A criterion, such as ``ALRPLoss``, takes boxes: it launches
-what their errors, and the balance between its components, take as well.
+A loss takes scores, labels and a number for each positive. A criterion, such as ``ALRPLoss``, takes boxes: its launches
+include those for their errors, and for the balance between its components.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from alrp_triton import ALRPLoss, APLoss, NDCGLoss, RankSortLoss, alrp_loss, ap_
 from alrp_triton.engine import Statistics
 from alrp_triton.framework import ranking_loss
 
+from .counting import counting_gpu
 from .report import print_table
-from .virtual import counting_gpu
 
 # Beside views.
 _FREE = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_unsafe_view")
@@ -41,15 +41,10 @@ def _imprecision(ranking: Statistics) -> Tensor:
 class Given(NamedTuple):
     """What a loss or criterion may take."""
 
-    logits: list[Tensor]
-    """``[rows, C]`` of each level."""
-    labels: list[Tensor]
-    """Classes of the rows."""
-    values: Tensor
-    """``[P]``, of the positives."""
-    pred_boxes: Tensor
-    """``[P, 4]``"""
-    target_boxes: Tensor
+    logits: list[Tensor]  # `[rows, C]` of each level
+    labels: list[Tensor]  # classes of the rows
+    values: Tensor  # `[P]`, of the positives
+    boxes: tuple[Tensor, Tensor]  # `[P, 4]` predicted and target
 
 
 Loss = Callable[[Given], Sequence[Tensor]]
@@ -60,7 +55,7 @@ def _of_scores(function: Callable[..., Tensor], **settings: Any) -> Loss:
 
 
 def _of_boxes(criterion: Callable[..., Any]) -> Loss:
-    return lambda g: [*criterion(g.logits, g.labels, g.pred_boxes, g.target_boxes)]
+    return lambda g: [*criterion(g.logits, g.labels, *g.boxes)]
 
 
 LOSSES: dict[str, Loss] = {
@@ -153,26 +148,22 @@ def _given(num_pos: int, num_levels: int) -> Given:
     corners = 100 * torch.rand(num_pos, 2, generator=generator)
     target_boxes = torch.cat([corners, corners + 10], dim=1)
     pred_boxes = (target_boxes + torch.randn(num_pos, 4, generator=generator)).requires_grad_()
-    return Given(logits, labels, values, pred_boxes, target_boxes)
+    return Given(logits, labels, values, (pred_boxes, target_boxes))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    counted = LOSSES | CRITERIA
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.launches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--positives", type=int, default=300, help="P (default: %(default)s)")
     parser.add_argument("--levels", type=int, default=1, help="levels of a pyramid (default: %(default)s)")
-    parser.add_argument("--details", choices=counted, help="list what this loss or criterion launches")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     rows = []
-    for name in [options.details] if options.details else counted:
+    for name, loss in (LOSSES | CRITERIA).items():
         with counting_gpu(90):
-            counts = launches_of(counted[name], options.positives, options.levels)
-        numbers = [count.total() for count in counts]
+            numbers = [count.total() for count in launches_of(loss, options.positives, options.levels)]
         rows.append([name, *map(str, numbers), str(sum(numbers))])
-        if options.details:
-            for part, count in zip(("forward", "backward"), counts):
-                print(f"{part}: " + ", ".join(f"{key} {number}" for key, number in count.most_common()))
     title = f"Launches, P = {options.positives}, levels: {options.levels}"
     print_table(title, ["loss or criterion", "forward", "backward", "both"], rows)
 

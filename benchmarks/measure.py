@@ -1,83 +1,78 @@
-"""One case, all its contenders: who may be timed, and what that gives."""
+"""One case, all its contenders: which of them may be timed, and what that gives."""
 
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from . import timing
+from . import memory, rows, step_share, timing
 from .accuracy import Judge, why_refused, why_wrong
-from .peers import Contender
-from .rows import Row, describe
-from .workloads import Case, Inputs, make_inputs
-
-# A part of the positives tells little where it is smaller than this.
-_SMALLEST_PART = 1 / 50
+from .peers import COMPILED, Contender
+from .rows import Row
+from .workloads import HEADS, Case, Inputs, make_inputs
 
 
 class Setting(NamedTuple):
     """What all cases of a run share."""
 
     device: torch.device
-    machine: dict[str, Any]
-    """The columns that say where and when."""
-    bandwidth: float
-    """Of a copy, bytes a second."""
+    machine: dict[str, Any]  # the columns that say where and when
+    bandwidth: float  # of a copy, bytes a second
     seconds: float
     repeats: int
-    seed: int = 0
+    clock: str = "wall"
+    memory: bool = False
     reference_pairs: float | None = None
+
+    def row(self, case: Case, contender: Contender, **columns: Any) -> Row:
+        """A row of the results."""
+        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        which = {"contender": contender.name, "exact": contender.exact}
+        return Row(**{"date": date, **self.machine, **rows.describe(case), **which, **columns})
 
 
 class _Admitted(NamedTuple):
     """A contender that may be timed."""
 
     contender: Contender
-    inputs: Inputs
-    scale: float
-    """What its forward time is multiplied by: 1, unless only a part of the positives is timed."""
-    seconds: float
-    """Of one run."""
-    known: dict[str, Any]
-    """The columns that are known already."""
+    repeats: int
+    known: dict[str, Any]  # the columns that are known already
 
 
-def measure(case: Case, contenders: Sequence[Contender], setting: Setting, once: bool = False) -> Iterator[Row]:
-    """Rows of one case, in the order in which they come to be known; a contender that fails gets a row that says why.
-
-    Args:
-        once: one timed run of each, with no further inputs, graphs or counts.
-    """
-    try:
-        inputs = make_inputs(case, setting.device, setting.seed)
-        judge = Judge(case, setting.device, setting.reference_pairs)
-    except (ValueError, RuntimeError) as error:  # numbers that do not fit together, or do not fit
-        for contender in contenders:
-            yield _row(case, contender, setting, status="skipped", note=_reason(error))
+def measure(case: Case, chosen: Sequence[Contender], setting: Setting) -> Iterator[Row]:
+    """Rows of one case, each as soon as it is known; a contender that fails gets a row that says why."""
+    if HEADS[case.head].model:
+        yield from step_share.measure(case, chosen, setting)
         return
-    if any(contender.compiled for contender in contenders):
-        # Another shape is compiled anew, and only so many are kept before PyTorch no longer compiles.
+    try:
+        inputs = make_inputs(case, setting.device)
+        judge = Judge(case, setting.device, setting.reference_pairs)
+    except (ValueError, RuntimeError) as error:  # numbers that do not fit together, or do not fit into memory
+        yield from (setting.row(case, contender, status="skipped", note=_reason(error)) for contender in chosen)
+        return
+    if any(contender.name in COMPILED for contender in chosen):
+        # Each shape is compiled anew, and PyTorch stops compiling after a number of them.
         torch.compiler.reset()
     admitted = []
-    for contender in contenders:
+    for contender in chosen:
         found = _admit(contender, case, inputs, judge, setting)
         if isinstance(found, Row):
             yield found
+        elif setting.memory:
+            peak, beyond = memory.cpu_memory(case, contender.name)
+            columns = {"peak_mb": peak, "beyond_gradient_mb": beyond, **found.known}
+            yield setting.row(case, contender, status="ok", **columns)
         elif setting.device.type == "cuda":
-            yield _on_gpu(found, case, setting, once)
+            yield _on_gpu(found, inputs, setting)
         else:
             admitted.append(found)
-    yield from _on_cpu(admitted, case, setting, once)
-
-
-def _row(case: Case, contender: Contender, setting: Setting, **columns: Any) -> Row:
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    which = {"contender": contender.name, "exact": contender.exact}
-    return Row(**{"date": date, **setting.machine, **describe(case), **which, **columns})
+    turns = {found.contender.name: (found.contender.loss, found.repeats) for found in admitted}
+    times = timing.cpu_turns(turns, inputs, setting.clock)
+    for found in admitted:
+        yield _timed(found, case, setting, _summary(times[found.contender.name]))
 
 
 def _reason(error: BaseException) -> str:
@@ -88,121 +83,75 @@ def _reason(error: BaseException) -> str:
 
 def _admit(contender: Contender, case: Case, inputs: Inputs, judge: Judge, setting: Setting) -> _Admitted | Row:
     """A warm contender whose gradient is right, or the row that says why it is not timed."""
-    limit = contender.largest_work[setting.device.type == "cuda"]
-    part = min(1.0, limit / max(1, contender.work(case)))
-    if part < 1 and (not contender.by_positive or part < _SMALLEST_PART):
-        note = f"work {contender.work(case):.1e}, at most {limit:.1e} is timed"
-        return _row(case, contender, setting, status="skipped", note=note)
+    limit, work = contender.largest_work[setting.device.type == "cuda"], contender.work(case)
+    if work > limit:
+        note = f"work {work:.1e}, at most {limit:.1e} is timed"
+        return setting.row(case, contender, status="skipped", note=note)
     known: dict[str, Any] = {}
+    watch = timing.Stopwatch(setting.device)
     try:
         if (error := judge.error(contender)) is not None:
-            about = {"error_logits": judge.case.logits, "error_positives": judge.case.positives}
-            known |= {"error": error, **about}
+            known = {"error": error, "error_logits": judge.case.logits, "error_positives": judge.case.positives}
         if (why := why_refused(contender, error)) is not None:
-            return _row(case, contender, setting, status="refused", note=why, **known)
-        scale = 1.0
-        if part < 1:
-            num = max(1, int(part * case.positives))
-            inputs, scale = inputs.with_positives(num), case.positives / num
-            known["note"] = f"forward timed with {num} of {case.positives} positives and scaled"
-        seconds = 0.0
+            return setting.row(case, contender, status="refused", note=why, **known)
         for _ in range(2):  # the first run loads and compiles
-            inputs.clear()
-            _synchronise(setting.device)
-            begin = time.perf_counter()
-            value = contender.loss(inputs)
-            value.backward()
-            _synchronise(setting.device)
-            seconds = time.perf_counter() - begin
+            watch.read()
+            watch.mark()
+            value = timing.step(contender.loss, inputs)
+            watch.mark()
         if (why := why_wrong(contender, inputs, value)) is not None:
-            return _row(case, contender, setting, status="refused", **{**known, "note": why})
+            return setting.row(case, contender, status="refused", **{**known, "note": why})
     except Exception as error:
-        return _row(case, contender, setting, status="failed", **{**known, "note": _reason(error)})
+        return setting.row(case, contender, status="failed", **{**known, "note": _reason(error)})
     finally:
         for given in (inputs, judge.inputs):
             given.clear()
-    return _Admitted(contender, inputs, scale, seconds, known)
+    repeats = timing.repeats_for(watch.read()[0] / 1e3, setting.seconds, setting.repeats)
+    return _Admitted(contender, repeats, known)
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _summary(times: timing.Times) -> dict[str, Any]:
+    """The columns of times."""
+    columns: dict[str, Any] = {"repeats": len(times.forward)}
+    both = [sum(pair) for pair in zip(*times)]
+    for name, values in (("forward", times.forward), ("backward", times.backward), ("both", both)):
+        columns[f"{name}_ms"], columns[f"{name}_iqr"] = timing.middle(values)
+    return columns
 
 
-def _times(found: _Admitted, times: timing.Times) -> dict[str, Any]:
-    """Medians and spreads, of a part scaled to the whole."""
-    (forward, forward_iqr), (backward, backward_iqr), (both, both_iqr) = times.middle()
-    if found.scale != 1:
-        forward, forward_iqr = found.scale * forward, found.scale * forward_iqr
-        both, both_iqr = forward + backward, forward_iqr + backward_iqr
-    return {
-        "forward_ms": forward,
-        "forward_iqr": forward_iqr,
-        "backward_ms": backward,
-        "backward_iqr": backward_iqr,
-        "both_ms": both,
-        "both_iqr": both_iqr,
-        "repeats": len(times.both),
-    }
-
-
-def _with_floor(row: dict[str, Any], case: Case, setting: Setting) -> dict[str, Any]:
-    """The columns about bandwidth, from the best time that there is."""
-    best = row["both_ms"] if row.get("graph_ms") is None else row["graph_ms"]
+def _timed(found: _Admitted, case: Case, setting: Setting, columns: dict[str, Any]) -> Row:
+    """A row with the columns about bandwidth, of the best time that there is."""
+    best = columns["both_ms"] if columns.get("graph_ms") is None else columns["graph_ms"]
     ratio = best / (1e3 * case.bytes_moved / setting.bandwidth)
     about = {"floor_bytes": case.bytes_moved, "bandwidth_gbs": setting.bandwidth / 1e9}
-    return {**row, **about, "floor_ratio": ratio, "bandwidth_share": 1 / ratio}
+    about |= {"floor_ratio": ratio, "bandwidth_share": 1 / ratio}
+    return setting.row(case, found.contender, status="ok", **found.known, **columns, **about)
 
 
-def _on_cpu(admitted: Sequence[_Admitted], case: Case, setting: Setting, once: bool) -> Iterator[Row]:
-    turns = {
-        found.contender.name: (
-            found.contender.loss,
-            found.inputs,
-            1 if once else timing.repeats_for(found.seconds, setting.seconds, setting.repeats),
-        )
-        for found in admitted
-    }
-    times = timing.cpu_turns(turns)
-    for found in admitted:
-        columns = found.known | _times(found, times[found.contender.name])
-        yield _row(case, found.contender, setting, status="ok", **_with_floor(columns, case, setting))
-
-
-def _on_gpu(found: _Admitted, case: Case, setting: Setting, once: bool) -> Row:
-    contender, loss, columns = found.contender, found.contender.loss, dict(found.known)
+def _on_gpu(found: _Admitted, inputs: Inputs, setting: Setting) -> Row:
+    contender, repeats, case, columns = found.contender, found.repeats, inputs.case, dict[str, Any]()
     try:
-        repeats = 1 if once else timing.repeats_for(found.seconds, setting.seconds, setting.repeats)
-        rotating = [found.inputs]
-        if repeats > 2 and found.scale == 1:
-            num = timing.num_rotating(setting.device, 2 * sum(level.nbytes for level in found.inputs.levels))
-            rotating += [make_inputs(case, setting.device, setting.seed + k) for k in range(1, num)]
-            for given in rotating:  # what is made when first asked for
-                loss(given)
-        times, columns["wall_ms"] = timing.gpu_times(loss, rotating, repeats, waits=contender.waits)
-        columns |= _times(found, times)
-        if found.scale != 1:
-            columns["wall_ms"] = None  # of a part of the positives
-        columns["peak_mb"], columns["beyond_gradient_mb"] = timing.gpu_memory(loss, found.inputs)
-        if not once:
-            columns |= _graph(contender, rotating, repeats)
-            if not contender.waits:
-                columns["launches"] = timing.launches(loss, found.inputs)
+        rotating = [inputs]
+        if repeats > 2:
+            number = timing.num_rotating(setting.device, 2 * sum(level.nbytes for level in inputs.levels))
+            rotating += [make_inputs(case, setting.device, k) for k in range(1, number)]
+            for given in rotating:
+                contender.loss(given)  # which makes what is made on first use
+        times, columns["wall_ms"] = timing.gpu_times(contender.loss, rotating, repeats, waits=contender.waits)
+        columns |= _summary(times)
+        columns["peak_mb"], columns["beyond_gradient_mb"] = timing.gpu_memory(contender.loss, inputs)
+        if contender.waits:
+            columns["graph_note"] = "waits for the host"
+        elif repeats > 1:
+            columns["launches"] = timing.launches(contender.loss, inputs)
+            try:
+                graph = timing.graph_times(contender.loss, rotating, max(5, repeats // 2))
+                columns["graph_ms"], columns["graph_iqr"] = timing.middle(graph)
+            except Exception as error:
+                columns["graph_note"] = _reason(error)
     except Exception as error:
-        return _row(case, contender, setting, status="failed", **{**columns, "note": _reason(error)})
+        return setting.row(case, contender, status="failed", **{**found.known, **columns, "note": _reason(error)})
     finally:
-        found.inputs.clear()
+        inputs.clear()
         torch.cuda.empty_cache()
-    return _row(case, contender, setting, status="ok", **_with_floor(columns, case, setting))
-
-
-def _graph(contender: Contender, rotating: Sequence[Inputs], repeats: int) -> dict[str, Any]:
-    if contender.waits:
-        return {"graph_note": "waits for the host"}
-    try:
-        median, spread = timing.middle(timing.graph_times(contender.loss, rotating, max(5, repeats // 2)))
-    except Exception as error:
-        for given in rotating:
-            given.clear()
-        return {"graph_note": _reason(error)}
-    return {"graph_ms": median, "graph_iqr": spread}
+    return _timed(found, case, setting, columns)

@@ -1,25 +1,18 @@
-"""Pictures of what the suite measured: time over M, time over P, and share of the device's bandwidth.
-
-    python -m benchmarks.plots benchmarks/results/suite-*.csv --output docs/images
-
-A panel for each device that has the rows; a picture without a panel is not written.
-"""
+"""Plots of the results: time over M and over P, with a panel for each device; and memory over the steps of the soak."""
 
 from __future__ import annotations
 
-import argparse
-import sys
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import rows
 from .peers import BUCKETED, FOCAL, FOCAL_COMPILED, LOOP, OURS_BOXES, OURS_COMPILED, ours
 from .rows import Row
-from .selection import along, by_device, regimes
-from .workloads import REGIMES
+from .tables import by_device, sets_of
+from .workloads import HEADS
 
-# The palette of Okabe and Ito, which colour-blind readers can tell apart; the marker says it once more.
+# Colour and marker. The colours of Okabe and Ito, which colour-blind readers can tell apart; the marker repeats them.
 _STYLES = {
     ours("triton"): ("#0072B2", "o"),
     ours("torch"): ("#0072B2", "s"),
@@ -36,66 +29,87 @@ _STYLES = {
 _LINES = {"float32": "-", "bfloat16": "--", "float16": ":"}
 
 
-def draw(found: Sequence[Row], output: Path, name: str = "bench") -> list[Path]:
-    """Write the pictures; returns the files."""
-    import matplotlib
+def along(rows: Sequence[Row], name: str) -> list[Row]:
+    """Rows that differ in one number, ``"logits"`` or ``"positives"``, and in dtype and contender alone.
 
-    matplotlib.use("Agg")
-    devices = {device: [row for row in of if row.contender in _STYLES] for device, of in by_device(found).items()}
-    over = {axis: {device: along(of, axis) for device, of in devices.items()} for axis in ("logits", "positives")}
-    shares = {device: next(iter(regimes(of)), []) for device, of in devices.items()}
-    output.mkdir(parents=True, exist_ok=True)
+    Of several such sets it is the one with most different numbers, then with most rows, then with the larger of the
+    other number; none if there are not two numbers.
+    """
+    fixed = {"logits": "positives", "positives": "logits"}[name]
+
+    def size(rows: list[Row]) -> tuple[int, int, int]:
+        return (len({getattr(row, name) for row in rows}), len(rows), getattr(rows[0], fixed))
+
+    best = max(sets_of(rows, "head", "layout", "regime", fixed), key=size, default=[])
+    return sorted(best, key=lambda row: int(getattr(row, name))) if len({getattr(r, name) for r in best}) > 1 else []
+
+
+def draw(found: Sequence[Row], output: Path, name: str) -> list[Path]:
+    """Draw the plots for which there are rows; returns the files."""
+    devices = by_device(row for row in found if row.contender in _STYLES and not HEADS[row.head].model)
     written = []
-    for what, chosen, panel in (
-        ("logits", over["logits"], _over("logits")),
-        ("positives", over["positives"], _over("positives")),
-        ("bandwidth", shares, _share),
-    ):
-        shown = {device: of for device, of in chosen.items() if of}
+    for number in ("logits", "positives"):
+        shown = {device: rows for device, of in devices.items() if (rows := along(of, number))}
         if shown:
-            written.append(_picture(output / f"{name}-{what}.png", shown, panel))
+            figure, axes = _figure(len(shown), 7.5, 4.8)
+            for ax, (device, rows) in zip(axes, shown.items()):
+                _panel(ax, rows, number, device)
+            written.append(_save(figure, output / f"{name}-{number}.png"))
     return written
 
 
-def _picture(path: Path, shown: dict[str, list[Row]], panel: Any) -> Path:
+def _figure(panels: int, width: float, height: float) -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(shown), figsize=(7.5 * len(shown), 4.8), squeeze=False, layout="constrained")
-    for ax, (device, of) in zip(axes[0], shown.items()):
-        panel(ax, of)
-        ax.set_title(f"{device}\n{ax.get_title()}", fontsize=10)
+    figure, axes = plt.subplots(1, panels, figsize=(width * panels, height), squeeze=False, layout="constrained")
+    for ax in axes[0]:
         ax.grid(alpha=0.3)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    # Without the version that Matplotlib would note, the same rows give the same file.
+    return figure, axes[0]
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without Matplotlib's version in it, the same rows give the same file.
     figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
     return path
 
 
-def _over(name: str) -> Any:
-    def panel(ax: Any, of: list[Row]) -> None:
-        dtypes = list(dict.fromkeys(row.dtype for row in of))
-        unit, unit_name = _unit(of, name)
-        for contender in _STYLES:
-            for dtype in dtypes:
-                line = [row for row in of if (row.contender, row.dtype) == (contender, dtype)]
-                if line:
-                    _draw_line(ax, name, line, contender if len(dtypes) == 1 else f"{contender}, {dtype}", unit)
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        row = of[0]
-        fixed = f"P = {row.positives:,}" if name == "logits" else f"M = {row.logits:,}"
-        ax.set_title(f"{row.head}, {row.regime}, {', '.join(dtypes)}, {fixed}")
-        ax.set_xlabel("logits M" if name == "logits" else "positives P")
-        ax.set_ylabel(f"forward + backward, {unit_name}")
-
-    return panel
+def _panel(ax: Any, rows: list[Row], name: str, device: str) -> None:
+    unit, unit_name = _unit(rows, name)
+    dtypes = list(dict.fromkeys(row.dtype for row in rows))
+    for contender, (colour, marker) in _STYLES.items():
+        for dtype in dtypes:
+            line = [row for row in rows if (row.contender, row.dtype) == (contender, dtype)]
+            if line:
+                spreads = [(row.both_iqr if row.graph_ms is None else row.graph_iqr) or 0 for row in line]
+                ax.errorbar(
+                    [getattr(row, name) for row in line],
+                    [(row.best_ms or 0) / unit for row in line],
+                    yerr=[spread / 2 / unit for spread in spreads],
+                    color=colour,
+                    marker=marker,
+                    markersize=5,
+                    linestyle=_LINES[dtype],
+                    # Of two lines of one colour the compiled one has white markers.
+                    markerfacecolor="white" if marker == "^" else colour,
+                    label=contender if len(dtypes) == 1 else f"{contender}, {dtype}",
+                )
+    fixed = f"P = {rows[0].positives:,}" if name == "logits" else f"M = {rows[0].logits:,}"
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_title(f"{device}\n{rows[0].head}, {rows[0].regime}, {', '.join(dtypes)}, {fixed}", fontsize=10)
+    ax.set_xlabel("logits M" if name == "logits" else "positives P")
+    ax.set_ylabel(f"forward + backward, {unit_name}")
+    ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _unit(of: list[Row], name: str) -> tuple[float, str]:
-    """What times are drawn in, as milliseconds: on a CPU, whose times others may share in, the least of ours."""
+    """The unit of time in milliseconds, and its name: on a CPU, which other programs may use, our shortest time."""
     mine = [row for row in of if row.contender == ours("torch") and row.best_ms]
     if of[0].kind != "cpu" or not mine:
         return 1.0, "ms"
@@ -103,56 +117,21 @@ def _unit(of: list[Row], name: str) -> tuple[float, str]:
     return first.best_ms or 1.0, f"in times of {first.contender} at {getattr(first, name):,}"
 
 
-def _draw_line(ax: Any, name: str, line: list[Row], label: str, unit: float) -> None:
-    colour, marker = _STYLES[line[0].contender]
-    spreads = [(row.both_iqr if row.graph_ms is None else row.graph_iqr) or 0 for row in line]
-    ax.errorbar(
-        [getattr(row, name) for row in line],
-        [(row.best_ms or 0) / unit for row in line],
-        yerr=[spread / 2 / unit for spread in spreads],
-        color=colour,
-        marker=marker,
-        markersize=5,
-        linestyle=_LINES[line[0].dtype],
-        # Two of one colour, not compiled and compiled, differ in the marker's filling, too.
-        markerfacecolor="white" if marker == "^" else colour,
-        label=label,
-    )
-
-
-def _share(ax: Any, of: list[Row]) -> None:
-    names = [contender for contender in _STYLES if any(row.contender == contender for row in of)]
-    width = 0.8 / len(names)
-    for k, contender in enumerate(names):
-        shares = {row.regime: 100 * (row.bandwidth_share or 0) for row in of if row.contender == contender}
-        places = [x + (k - (len(names) - 1) / 2) * width for x, regime in enumerate(REGIMES) if regime in shares]
-        heights = [shares[regime] for regime in REGIMES if regime in shares]
-        colour, marker = _STYLES[contender]
-        hatch = "///" if marker == "^" else ""  # compiled
-        ax.bar(places, heights, width, color=colour, hatch=hatch, edgecolor="white", label=contender)
-    row = of[0]
-    ax.set_yscale("log")
-    ax.set_xticks(range(len(REGIMES)), list(REGIMES))
-    ax.set_title(f"{row.head}, {row.dtype}, M = {row.logits:,}, P = {row.positives:,}")
-    ax.set_ylabel("share of copy bandwidth, %")
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read, draw, say what was written."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("csv", nargs="+", type=Path, help="what the suite wrote")
-    parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder (default: %(default)s)")
-    parser.add_argument("--name", default="bench", help="what the files' names begin with (default: %(default)s)")
-    args = parser.parse_args(argv)
-    written = draw(rows.read(args.csv), args.output, args.name)
-    for path in written:
-        print(f"written to {path}")
-    if not written:
-        print("nothing to draw: no rows with times that differ in M, P or regime", file=sys.stderr)
-    return 0 if written else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def draw_soak(samples: Path, path: Path) -> Path:
+    """Resident memory, objects and tensors over the steps, from what tests/test_soak.py wrote."""
+    with samples.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    panels = {"resident_mb": "resident memory, MB", "objects": "objects of Python", "tensors": "tensors alive"}
+    figure, axes = _figure(len(panels), 4.6, 3.6)
+    for ax, (name, label) in zip(axes, panels.items()):
+        values = [float(row[name]) for row in rows]
+        ax.plot([int(row["step"]) for row in rows], values, color="#0072B2", linewidth=1)
+        # From 0, so that a growth is as large as it looks.
+        ax.set_ylim(0, 1.2 * max(1, *values))
+        ax.set_xlim(0)
+        ax.set_xlabel("steps")
+        ax.set_ylabel(label)
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.yaxis.get_major_locator().set_params(integer=True)
+        ax.yaxis.set_major_formatter("{x:,.0f}")
+    return _save(figure, path)

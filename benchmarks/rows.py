@@ -1,4 +1,4 @@
-"""The suite's results: one CSV row for each case and contender, appended as soon as it is known."""
+"""The results: one CSV row for each case and contender, appended as soon as it is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .workloads import Case
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One case and contender on one machine. None, an empty cell, is what was not or could not be measured."""
+    """One case and contender on one machine. None, an empty cell, is what was not measured."""
 
     # Where and when
     date: str
@@ -50,7 +50,7 @@ class Row:
     both_ms: float | None = None
     both_iqr: float | None = None
     repeats: int | None = None
-    wall_ms: float | None = None  # an iteration as the host sees it, launches included
+    wall_ms: float | None = None  # an iteration as the host sees it; of a whole model the training step
     graph_ms: float | None = None  # forward and backward by replay of a CUDA graph
     graph_iqr: float | None = None
     graph_note: str = ""  # why there is none
@@ -59,47 +59,54 @@ class Row:
     launches: int | None = None
     floor_bytes: int | None = None
     bandwidth_gbs: float | None = None  # of a copy on this device, in this run
-    floor_ratio: float | None = None  # time over that of the floor at this bandwidth: of the graph where there is one
+    floor_ratio: float | None = None  # time over that of the floor at this bandwidth, of the graph if there is one
     bandwidth_share: float | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes it the same measurement when it is made again."""
+        """Equal for two measurements of the same thing on the same machine and versions."""
         return tuple(getattr(self, name) for name in _KEY)
 
     @property
     def best_ms(self) -> float | None:
-        """Time of the device for forward and backward: without gaps between launches where a graph was captured."""
+        """Time of the device for forward and backward: of the graph, without gaps between launches, if there is one."""
         return self.both_ms if self.graph_ms is None else self.graph_ms
 
 
-_FIELDS = {field.name: field.type for field in dataclasses.fields(Row)}
-_MACHINE = ("device", "kind", "threads", "alrp_triton", "torch", "triton", "python")
-_CASE = ("head", "regime", "image", "batch", "dtype", "layout", "logits", "positives")
-_KEY = (*_MACHINE, *_CASE, "contender")
+_FIELDS = {field.name: str(field.type).split(" | ") for field in dataclasses.fields(Row)}
+CASE = ("head", "regime", "image", "batch", "dtype", "layout", "logits", "positives")
+_KEY = ("device", "kind", "threads", "alrp_triton", "torch", "triton", "python", *CASE, "contender")
+_CONVERT: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": lambda cell: cell == "True",
+}
 
 
 def describe(case: Case) -> dict[str, Any]:
     """The columns that say which case a row is of."""
-    named = {name: getattr(case, name) for name in ("head", "regime", "image", "batch", "dtype", "layout")}
-    return named | {"logits": case.logits, "positives": case.positives}
+    return {name: getattr(case, name) for name in CASE}
 
 
 def append(path: Path, row: Row) -> None:
-    """Add one row, and the header where the file is new.
+    """Add one row, and the header if the file is new. A line that a killed run left unfinished ends first.
 
     Raises:
         ValueError: for a file with other columns.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists() or path.stat().st_size == 0
-    if not new:
+    old = path.read_bytes() if path.exists() else b""
+    if old:
         _check_header(path)
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        if new:
+        if not old:
             writer.writerow(_FIELDS)
-        writer.writerow(map(_cell, dataclasses.astuple(row)))
+        elif not old.endswith(b"\n"):
+            file.write("\n")
+        # The writer turns None into an empty cell.
+        writer.writerow(f"{x:.6g}" if isinstance(x, float) else x for x in dataclasses.astuple(row))
 
 
 def read(paths: Iterable[Path]) -> list[Row]:
@@ -113,10 +120,9 @@ def read(paths: Iterable[Path]) -> list[Row]:
         _check_header(path)
         with path.open(newline="", encoding="utf-8") as file:
             for cells in csv.DictReader(file):
-                if None in cells.values():
-                    continue  # the last line of a run that was killed while it wrote
-                row = Row(**{name: _value(_FIELDS[name], cell) for name, cell in cells.items()})
-                rows[row.key] = row
+                if None not in cells.values():  # as in the last line of a run that was killed while it wrote
+                    row = Row(**{name: _value(_FIELDS[name], cell) for name, cell in cells.items()})
+                    rows[row.key] = row
     return list(rows.values())
 
 
@@ -127,16 +133,5 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"{path} has other columns than this version writes: move it away")
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _value(kind: Any, cell: str) -> Any:
-    kinds = str(kind).split(" | ")
-    if cell == "" and "None" in kinds:
-        return None
-    convert: dict[str, Callable[[str], Any]]
-    convert = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}
-    return convert[kinds[0]](cell)
+def _value(kinds: list[str], cell: str) -> Any:
+    return None if cell == "" and "None" in kinds else _CONVERT[kinds[0]](cell)

@@ -1,25 +1,49 @@
-"""Times, memory and launches of forward and backward, on the CPU and on a GPU."""
+"""Times, memory and launches of forward and backward, on the CPU and on a GPU: all that is timed is timed here."""
 
 from __future__ import annotations
 
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._autograd import DeviceType  # of which torch.autograd, which has it, does not tell a type checker
+from torch._C._autograd import DeviceType  # which torch.autograd has, too, but type checkers do not know
 
 from .workloads import Inputs
 
 Loss = Callable[[Inputs], Tensor]
 Measured = TypeVar("Measured")
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 _LARGEST_LEAD = 0.05
 _L2_TIMES, _MOST_INPUTS = 4, 16
+
+
+class Stopwatch:
+    """Milliseconds between marks; on a GPU by events, which nothing waits for until they are read."""
+
+    def __init__(self, device: torch.device, clock: str = "wall") -> None:
+        self.on_gpu, self._clock, self._marks = device.type == "cuda", CLOCKS[clock], list[Any]()
+
+    def mark(self) -> None:
+        """Note the time."""
+        if self.on_gpu:
+            self._marks.append(torch.cuda.Event(enable_timing=True))
+            self._marks[-1].record()
+        else:
+            self._marks.append(self._clock())
+
+    def read(self) -> list[float]:
+        """The milliseconds from each mark to the next; forgets them."""
+        marks, self._marks = self._marks, []
+        if self.on_gpu:
+            torch.cuda.synchronize()
+            return [begin.elapsed_time(end) for begin, end in pairwise(marks)]
+        return [1e3 * (end - begin) for begin, end in pairwise(marks)]
 
 
 class Times(NamedTuple):
@@ -27,11 +51,6 @@ class Times(NamedTuple):
 
     forward: list[float]
     backward: list[float]
-    both: list[float]
-
-    def middle(self) -> list[tuple[float, float]]:
-        """Median and interquartile range of each of the three."""
-        return [middle(values) for values in self]
 
 
 def middle(values: Sequence[float]) -> tuple[float, float]:
@@ -41,14 +60,15 @@ def middle(values: Sequence[float]) -> tuple[float, float]:
 
 
 def repeats_for(seconds: float, budget: float, most: int) -> int:
-    """How many runs of so many seconds fit a budget: at least 2, at most ``most``."""
-    return max(2, min(most, int(budget / max(seconds, 1e-9))))
+    """How many runs of so many seconds fit a budget: at least 2, unless ``most`` is 1, and at most ``most``."""
+    return min(most, max(2, int(budget / max(seconds, 1e-9))))
 
 
 def take_turns(contenders: Mapping[str, tuple[Callable[[], Measured], int]]) -> dict[str, list[Measured]]:
-    """What each run of each contender ``name: (run, repeats)`` returns. They take turns in an order that alternates.
+    """What each run of each contender ``name: (run, repeats)`` returns.
 
-    What else the machine does meanwhile then meets all of them; those with fewer repeats sit later rounds out.
+    They take turns, in an order that alternates, so that other programs disturb all of them alike. Contenders with
+    fewer repeats leave out the last rounds.
     """
     measured: dict[str, list[Measured]] = {name: [] for name in contenders}
     for turn in range(max((repeats for _, repeats in contenders.values()), default=0)):
@@ -59,23 +79,27 @@ def take_turns(contenders: Mapping[str, tuple[Callable[[], Measured], int]]) -> 
     return measured
 
 
-def cpu_turns(contenders: dict[str, tuple[Loss, Inputs, int]]) -> dict[str, Times]:
-    """Wall-clock times of ``name: (loss, inputs, repeats)`` in turns."""
-    runs = {name: (partial(_timed_step, loss, inputs), n) for name, (loss, inputs, n) in contenders.items()}
-    times = {name: Times(*map(list, zip(*measured))) for name, measured in take_turns(runs).items()}
-    for _, inputs, _ in contenders.values():
-        inputs.clear()
-    return times
-
-
-def _timed_step(loss: Loss, inputs: Inputs) -> tuple[float, float, float]:
-    inputs.clear()
-    begin = time.perf_counter()
+def _marked_step(loss: Loss, inputs: Inputs, watch: Stopwatch) -> None:
+    watch.mark()
     value = loss(inputs)
-    between = time.perf_counter()
+    watch.mark()
     value.backward()
-    end = time.perf_counter()
-    return 1e3 * (between - begin), 1e3 * (end - between), 1e3 * (end - begin)
+    watch.mark()
+
+
+def cpu_turns(contenders: dict[str, tuple[Loss, int]], inputs: Inputs, clock: str = "wall") -> dict[str, Times]:
+    """Times of ``name: (loss, repeats)`` in turns."""
+    watch = Stopwatch(torch.device("cpu"), clock)
+
+    def run(loss: Loss) -> list[float]:
+        inputs.clear()
+        _marked_step(loss, inputs, watch)
+        return watch.read()
+
+    runs = {name: (partial(run, loss), repeats) for name, (loss, repeats) in contenders.items()}
+    times = {name: Times(*map(list, zip(*measured))) for name, measured in take_turns(runs).items()}
+    inputs.clear()
+    return times
 
 
 def num_rotating(device: torch.device, one: int) -> int:
@@ -85,81 +109,68 @@ def num_rotating(device: torch.device, one: int) -> int:
 
 
 def gpu_times(loss: Loss, inputs: Sequence[Inputs], repeats: int, *, waits: bool) -> tuple[Times, float]:
-    """Times on the device, and milliseconds of an iteration by the wall clock.
+    """Times on the device by events, and milliseconds of an iteration by the wall clock. Call it warm.
 
-    By events, so that the host never waits. Before each iteration the device is kept busy for as long as the host takes
-    to launch it: the events then tell what the device needs. What an iteration takes where the host cannot get ahead is
-    the second result. Call it warm.
-
-    Args:
-        loss: what to time, with its backward.
-        inputs: what it takes, in turn.
-        repeats: iterations.
-        waits: whether the host waits for the device within an iteration: it then cannot launch ahead.
+    Before each iteration the device is kept busy for as long as the host takes to launch it, so that events measure
+    what the device needs; but not if the host ``waits`` for the device within an iteration, and cannot launch ahead.
     """
+    device = torch.device("cuda")
     torch.cuda.synchronize()
     begin = time.perf_counter()
     for k in range(repeats):
-        _step(loss, inputs[k % len(inputs)])
+        step(loss, inputs[k % len(inputs)])
     launched = time.perf_counter() - begin
     torch.cuda.synchronize()
     wall = (time.perf_counter() - begin) / repeats
     lead = 0.0 if waits else min(launched / repeats, _LARGEST_LEAD)
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(3)] for _ in range(repeats)]
-    for k, (start, between, end) in enumerate(events):
-        given = inputs[k % len(inputs)]
-        given.clear()
-        # Cycles at about 2 GHz; three times the host's own time, for what else comes between.
+    watch = Stopwatch(device)
+    for k in range(repeats):
+        inputs[k % len(inputs)].clear()
+        # Cycles at about 2 GHz; three times the host's own time leaves a margin.
         torch.cuda._sleep(int(3 * lead * 2e9))
-        start.record()
-        value = loss(given)
-        between.record()
-        value.backward()
-        end.record()
-    torch.cuda.synchronize()
-    forward, backward = [s.elapsed_time(b) for s, b, _ in events], [b.elapsed_time(e) for _, b, e in events]
-    return Times(forward, backward, [s.elapsed_time(e) for s, _, e in events]), 1e3 * wall
+        _marked_step(loss, inputs[k % len(inputs)], watch)
+    found = watch.read()
+    return Times(found[::3], found[1::3]), 1e3 * wall
 
 
-def _step(loss: Loss, inputs: Inputs) -> None:
+def step(loss: Loss, inputs: Inputs) -> Tensor:
+    """Forward and backward; returns the loss."""
     inputs.clear()
-    loss(inputs).backward()
+    value = loss(inputs)
+    value.backward()
+    return value
 
 
 def graph_times(loss: Loss, inputs: Sequence[Inputs], repeats: int) -> list[float]:
     """Milliseconds of forward and backward in a CUDA graph that goes through all inputs once, for each input.
 
     Raises:
-        RuntimeError: where that cannot be captured, saying why.
+        RuntimeError: if that cannot be captured, saying why.
     """
-    # A capture that fails may leave its own stream behind as the current one.
-    with torch.cuda.stream(torch.cuda.current_stream()):
-        return _graph_times(loss, inputs, repeats)
-
-
-def _graph_times(loss: Loss, inputs: Sequence[Inputs], repeats: int) -> list[float]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    try:
+        # A capture that fails may leave its own stream behind as the current one.
+        with torch.cuda.stream(torch.cuda.current_stream()):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for given in inputs:
+                    step(loss, given)
+            torch.cuda.current_stream().wait_stream(stream)
+            for given in inputs:
+                given.clear()
+            graph, watch = torch.cuda.CUDAGraph(), Stopwatch(torch.device("cuda"))
+            with torch.cuda.graph(graph):
+                for given in inputs:
+                    loss(given).backward()
+            graph.replay()
+            for _ in range(repeats):
+                watch.mark()
+                graph.replay()
+            watch.mark()
+            return [milliseconds / len(inputs) for milliseconds in watch.read()]
+    finally:
         for given in inputs:
-            _step(loss, given)
-    torch.cuda.current_stream().wait_stream(stream)
-    for given in inputs:
-        given.clear()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for given in inputs:
-            loss(given).backward()
-    graph.replay()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for start, end in events:
-        start.record()
-        graph.replay()
-        end.record()
-    torch.cuda.synchronize()
-    for given in inputs:
-        given.clear()
-    return [start.elapsed_time(end) / len(inputs) for start, end in events]
+            given.clear()
 
 
 def gpu_memory(loss: Loss, inputs: Inputs) -> tuple[float, float]:
@@ -169,22 +180,20 @@ def gpu_memory(loss: Loss, inputs: Inputs) -> tuple[float, float]:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    loss(inputs).backward()
+    step(loss, inputs)
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
-    gradient = sum(level.nbytes for level in inputs.levels)
     inputs.clear()
-    return peak / 1e6, (peak - gradient) / 1e6
+    return peak / 1e6, (peak - sum(level.nbytes for level in inputs.levels)) / 1e6
 
 
 def launches(loss: Loss, inputs: Inputs) -> int | None:
-    """What an iteration starts on the GPU: kernels, copies and fills; None where the profiler does not see them."""
+    """What an iteration starts on the GPU: kernels, copies and fills; None if the profiler does not see them."""
     from torch.profiler import ProfilerActivity, profile
 
-    inputs.clear()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        loss(inputs).backward()
+        step(loss, inputs)
         torch.cuda.synchronize()
     inputs.clear()
     events: Any = profiler.events() or []
@@ -195,27 +204,9 @@ def launches(loss: Loss, inputs: Inputs) -> int | None:
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second, read and written, of the best of several large copies."""
     size = 1 << (30 if device.type == "cuda" else 26)
-    source = torch.ones(size // 4, device=device)
+    source, watch = torch.ones(size // 4, device=device), Stopwatch(device)
     target = torch.empty_like(source)
-    target.copy_(source)
-    seconds: list[float] = []
-    for _ in range(10):
-        with _stopwatch(device, seconds):
-            target.copy_(source)
-    return 2 * size / min(seconds)
-
-
-@contextmanager
-def _stopwatch(device: torch.device, seconds: list[float]) -> Iterator[None]:
-    if device.type != "cuda":
-        begin = time.perf_counter()
-        yield
-        seconds.append(time.perf_counter() - begin)
-        return
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    start.record()
-    yield
-    end.record()
-    end.synchronize()
-    seconds.append(start.elapsed_time(end) / 1e3)
+    for _ in range(11):
+        target.copy_(source)
+        watch.mark()
+    return 2e3 * size / min(watch.read())

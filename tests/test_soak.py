@@ -1,255 +1,208 @@
-"""The soak: how it judges growth, its file, and what it does in each step."""
+"""Memory over many steps of all losses, with sizes that always change: nothing grows, and planted leaks are found.
+
+``make soak`` takes 100,000 steps in place of 720, and draws them from the samples that they leave.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import gc
+import json
+import mmap
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from alrp_triton.benchmarks import soak
-from alrp_triton.benchmarks.soak import LIMITS, Growth, Sample
-from alrp_triton.benchmarks.soak_steps import MEMBERS, Step, make_step, take_step
 from cases import KERNELS
+from interpreters import DYNAMO, start_python
+from soaking import MEMBERS, Sample, Step, make_step, soak, take_step
 
 import alrp_triton
 from alrp_triton import compat, framework
-from alrp_triton.engine.backends import why_unavailable
 
+ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(KERNELS, reason="a thousand steps")
-# As in the short soak of test_soak_leaks.py.
-STEPS, LOGITS, POSITIVES = 720, 3000, 50
+STEPS = int(os.environ.get("SOAK_STEPS", "720"))
+LOGITS, POSITIVES = (3000, 50) if STEPS == 720 else (10_000, 300)
+# What may grow in any number of steps, such as what is made on first use, and in each step. A tensor that one of the
+# twelve members kept in each of its steps would be 0.083 in each step. The allocator takes and gives back megabytes.
+LIMITS = {"resident_mb": (4.0, 1e-4), "objects": (2, 0.04), "tensors": (0, 0.001), "device_mb": (0.1, 1e-4)}
+pytestmark = [
+    pytest.mark.skipif(KERNELS, reason="thousands of steps"),
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc"),
+]
 
 
-def made(process: int = 0, first: int = 0, count: int = 12, every: int = 100, **quantities: Any) -> list[Sample]:
-    """Samples in which quantities follow from the number of steps since the process began; others stay as they are."""
-    constant = {"resident_mb": 500.0, "objects": 1000, "tensors": 3, "device_mb": 0.0}
-    return [
-        Sample(
-            process, first + k * every, 1.5 * k,
-            **{name: quantities[name](k * every) if name in quantities else constant[name] for name in LIMITS},
-            device="cpu", torch="2", python="3",
-        )
-        for k in range(1, count + 1)
-    ]  # fmt: skip
+def grown(samples: Sequence[Sample]) -> dict[str, float]:
+    """What has grown beyond its limit, and by how much.
+
+    It compares the medians of the first and the last third of the samples, so that neither a peak nor a dip at either
+    end decides. The first fifth is the warm-up, which it leaves out.
+    """
+    warm = samples[len(samples) // 5 :]
+    third = len(warm) // 3
+    assert third > 1
+
+    def growth(name: str) -> float:
+        first, last = (statistics.median(getattr(s, name) for s in part) for part in (warm[:third], warm[-third:]))
+        return last - first
+
+    steps = growth("step")
+    return {n: growth(n) for n, (any_number, each) in LIMITS.items() if growth(n) > max(any_number, each * steps)}
 
 
-def met(samples: list[Sample], warm_up: int = 0) -> dict[str, bool]:
-    """Which quantities keep their limit."""
-    return {name: claim["met"] for name, claim in zip(LIMITS, soak.verdict(samples, warm_up), strict=True)}
+SOAK = """
+import json, sys, torch
+from soaking import soak, take_step
+torch.set_num_threads(1)
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+steps, logits, positives = map(int, sys.argv[1:])
+# The number of members, 12, divides the number of steps between two samples.
+for entry in soak(lambda number: take_step(number, logits, positives, device), steps, 72 if steps == 720 else 600):
+    print(json.dumps(entry), flush=True)
+"""
 
 
-def grown(*names: str) -> dict[str, bool]:
-    return {name: name not in names for name in LIMITS}
+@pytest.mark.xdist_group("processes")
+def test_nothing_grows() -> None:
+    numbers = map(str, (STEPS, LOGITS, POSITIVES))
+    done = start_python(SOAK, *numbers, given=DYNAMO, cwd=ROOT, path=[ROOT / "tests"])
+    assert done.returncode == 0, done.stderr
+    samples = [Sample(*json.loads(line)) for line in done.stdout.splitlines()]
+    if "SOAK_STEPS" in os.environ:
+        _write(samples, ROOT / "benchmarks" / "results" / "soak.csv")
+    assert not grown(samples), samples
 
 
-# Its arithmetic.
+def _write(samples: Sequence[Sample], path: Path) -> None:
+    about = ("cuda" if torch.cuda.is_available() else "cpu", torch.__version__, platform.python_version())
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["process", *Sample._fields, "device", "torch", "python"])
+        writer.writerows([0, *(round(x, 2) for x in sample), *about] for sample in samples)
 
 
-def test_growth_is_that_between_the_thirds() -> None:
-    # 12 samples: the medians of the first and the last four are eight samples apart.
-    found = soak.growth(made(objects=lambda steps: 7 + steps // 50), "objects", 0)
-    assert found == Growth(16, 800)
-    assert found.rate == 200
-    assert soak.growth(made(), "objects", 0) == Growth(0, 800)
-    assert soak.growth(made(resident_mb=lambda steps: 600 - steps / 100), "resident_mb", 0) == Growth(-8, 800)
+# Planted leaks.
 
 
-@pytest.mark.parametrize("odd", [100, 200, 700, 1100, 1200])
-@pytest.mark.parametrize("by", [-300, 300])
-def test_a_peak_or_a_dip_decides_nothing(odd: int, by: int) -> None:
-    samples = made(resident_mb=lambda steps: 500.0 + (by if steps == odd else 0))
-    assert soak.growth(samples, "resident_mb", 0) == Growth(0, 800)
+class Thing:
+    """An object that the collector of cycles knows of, unlike a plain ``object()``."""
 
 
-def test_the_warm_up_of_each_process_is_left_out() -> None:
-    def fills(steps: int) -> int:
-        return min(steps, 400)
-
-    # With a warm-up of 400 steps the sample at 400 is the first.
-    assert soak.growth(made(objects=fills), "objects", 400) == Growth(0, 600)
-    assert soak.growth(made(objects=fills), "objects", 0) == Growth(150, 800)
-    # Another process has one of its own, from where it began, which is not where the file does.
-    later = made(1, first=1250, objects=fills)
-    assert soak.growth([*made(), *later], "objects", 400) == Growth(0, 600)
-    assert soak.growth([*made(), *later], "objects", 300) == Growth(0, 700)
-    assert soak.growth([*made(), *later], "objects", 200).amount > 0
+def nothing(kept: list[Any], number: int) -> None:
+    """What a step makes and lets go."""
+    _ = [torch.zeros(100), Thing(), bytes(1000)]
 
 
-def test_the_process_that_grows_fastest_counts() -> None:
-    def leaks(steps: int) -> int:
-        return steps
-
-    def still(steps: int) -> int:
-        return 10**6  # larger, and yet not grown
-
-    for first, second in ((leaks, still), (still, leaks)):
-        samples = [*made(objects=first), *made(1, 1200, objects=second)]
-        assert soak.growth(samples, "objects", 0) == Growth(800, 800)
-        assert met(samples) == grown("objects")
+def a_cache(kept: list[Any], number: int) -> None:
+    """One that is full within the warm-up."""
+    if len(kept) < 50:
+        kept.append(torch.zeros(10))
 
 
-def test_eight_samples_of_a_process_are_needed() -> None:
-    assert soak.growth(made(count=8), "objects", 0) == Growth(0, 600)
-    assert soak.growth(made(count=8), "objects", 101) is None
-    assert soak.growth([*made(count=7), *made(1, 700, count=7)], "objects", 0) is None
-    assert soak.growth([], "objects", 0) is None
-    with pytest.raises(ValueError, match="expected 8 of a process after the warm-up of 101 steps"):
-        soak.verdict(made(count=8), 101)
-    # Two of a process that has just begun neither count nor hinder.
-    assert met([*made(), *made(1, 1200, count=2, objects=lambda steps: steps)]) == grown()
+def a_cycle(kept: list[Any], number: int) -> None:
+    """The collector frees it: it is no leak."""
+    thing = Thing()
+    thing.itself = thing  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", list(LIMITS))
-def test_each_limit_is_one(name: str) -> None:
-    """In 100 000 steps, where it is not the allocator that decides."""
-    for factor, fine in ((0.99, True), (1.01, False)):
-        slope = factor * LIMITS[name] / 10_000
-        samples = made(every=10_000, **{name: lambda steps, slope=slope: 100 + slope * steps})
-        assert met(samples) == grown(*([] if fine else [name]))
+def a_page(kept: list[Any], number: int) -> None:
+    """Memory, and no object. It becomes resident when it is written to, and the allocator has no part in it."""
+    if not kept:
+        kept.append(mmap.mmap(-1, 20_000 * mmap.PAGESIZE))
+    kept[0][number * mmap.PAGESIZE] = 1
 
 
-def test_the_allocator_has_its_way_in_few_steps() -> None:
-    # 4 MB between the thirds, in however few steps; objects and tensors have nothing of the kind.
-    for amount, fine in ((3.9, True), (4.1, False)):
-        assert met(made(resident_mb=lambda steps, mb=amount / 800: 500 + mb * steps))["resident_mb"] is fine
-    assert met(made(objects=lambda steps: steps // 12))["objects"] is False
-    assert met(made(tensors=lambda steps: steps // 400))["tensors"] is False
+def an_object(kept: list[Any], number: int) -> None:
+    kept.append(Thing())
 
 
-# Its file.
+def a_tensor(kept: list[Any], number: int) -> None:
+    kept.append(torch.zeros(1))
 
 
-def test_samples_return_as_they_were(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "soak.csv"
-    assert soak.read(path) == []
-    samples = [*made(count=2), *made(1, 200, count=1)]
-    samples[1] = Sample(**{**vars(samples[1]), "device": 'a GPU, "new"', "resident_mb": 1234.56})
-    for entry in samples:
-        soak.append(path, entry)
-    assert soak.read(path) == samples
-
-
-def test_a_half_written_row_is_dropped_once(tmp_path: Path) -> None:
-    path = tmp_path / "soak.csv"
-    samples = made(count=3)
-    for entry in samples:
-        soak.append(path, entry)
-    whole = path.read_bytes()
-    for end in range(len(whole) - 1, whole[:-1].rindex(b"\n") + 1, -1):
-        path.write_bytes(whole[:end])
-        assert soak.read(path) == samples[:2]
-        soak.append(path, samples[2])
-        assert path.read_bytes() == whole
-
-
-def test_other_columns_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "soak.csv"
-    for text in ("a,b\n1,2\n", "notes of mine"):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"soak\.csv has other columns"):
-            soak.read(path)
-        assert path.read_text() == text
-
-
-# Its steps.
-
-
-def differing(one: Step, other: Step) -> list[str]:
-    """In what two steps differ, to the bit."""
-
-    def content(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return str(value.dtype), list(value.shape), value.requires_grad, value.detach().flatten().tolist()
-        if isinstance(value, dict):
-            return {key: content(entry) for key, entry in value.items()}
-        return [content(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-    return [name for name in Step._fields if content(getattr(one, name)) != content(getattr(other, name))]
-
-
-def test_a_step_follows_from_its_number() -> None:
-    steps = [make_step(number, LOGITS, POSITIVES, CPU) for number in range(40)]
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    for number in reversed(range(40)):
-        assert differing(make_step(number, LOGITS, POSITIVES, CPU), steps[number]) == []
-    assert torch.equal(torch.get_rng_state(), state)
-    # Another number, or another seed, is another step.
-    full = next(number for number in range(40) if len(steps[number].values) > 3)
-    assert "values" in differing(steps[full], make_step(full, LOGITS, POSITIVES, CPU, seed=1))
-    assert len({tuple(step.values.tolist()) for step in steps if len(step.values) > 3}) > 5
+def of_one_member(leak: Callable[[list[Any], int], None]) -> Callable[[list[Any], int], None]:
+    return lambda kept, number: leak(kept, number) if number % len(MEMBERS) == 5 else None
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Step]]:
-    """Members in the order in which they are called, and with what."""
-    calls: list[tuple[str, Step]] = []
-
-    def watched(name: str, member: Callable[[Step], torch.Tensor]) -> Callable[[Step], torch.Tensor]:
-        def call(step: Step) -> torch.Tensor:
-            calls.append((name, step))
-            return member(step)
-
-        return call
-
-    for name, member in MEMBERS.items():
-        monkeypatch.setitem(MEMBERS, name, watched(name, member))
-    return calls
+def alone() -> Iterator[None]:
+    """Let samples count only what comes from now on: what other tests have left may go at any time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
-def test_members_are_taken_in_turn(taken: list[tuple[str, Step]]) -> None:
-    count = len(MEMBERS)
-    for number in range(1, 2 * count + 1):
-        take_step(number, LOGITS, POSITIVES, CPU)
-    assert [name for name, _ in taken] == [list(MEMBERS)[number % count] for number in range(1, 2 * count + 1)]
-    for number, (name, step) in enumerate(taken, 1):
-        fewer = POSITIVES // 10 if "pair functions" in name else POSITIVES
-        expected = make_step(number, LOGITS, fewer, CPU)
-        assert [level.tolist() for level in step.logits] == [level.tolist() for level in expected.logits]
-        assert len(step.values) == len(expected.values) <= fewer
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (nothing, set()),
+        (a_cache, set()),
+        (a_cycle, set()),
+        (a_page, {"resident_mb"}),
+        (an_object, {"objects"}),
+        (a_tensor, {"objects", "tensors"}),
+        (of_one_member(an_object), {"objects"}),
+        (of_one_member(a_tensor), {"objects", "tensors"}),
+    ],
+)
+def test_planted_leaks_are_found(alone: None, step: Callable[[list[Any], int], None], expected: set[str]) -> None:
+    kept: list[Any] = []
+    found = set(grown(list(soak(lambda number: step(kept, number), 12_000, 1000))))
+    # Objects and tensors may show in resident memory, too.
+    assert found - ({"resident_mb"} if expected else set()) == expected - {"resident_mb"}
+    assert "resident_mb" in found or "resident_mb" not in expected
 
 
-def test_no_member_of_the_family_is_missing() -> None:
+@pytest.mark.parametrize("leak", [an_object, a_tensor])
+def test_a_leak_of_a_loss_is_found(alone: None, monkeypatch: pytest.MonkeyPatch, leak: Callable[..., None]) -> None:
+    """Other members do nothing, to save time."""
+    kept: list[Any] = []
+    member, place = MEMBERS["ndcg_loss"], list(MEMBERS).index("ndcg_loss")
+
+    def leaking(step: Step) -> torch.Tensor:
+        leak(kept, 0)
+        return member(step)
+
+    def take(number: int) -> None:
+        if number % len(MEMBERS) == place:
+            take_step(number, 3000, 50, CPU)
+
+    for number in range(1, 601):
+        take(number)  # what is made on first use
+    assert not set(grown(list(soak(take, 600, 60)))) - {"resident_mb"}
+    monkeypatch.setitem(MEMBERS, "ndcg_loss", leaking)
+    assert "objects" in grown(list(soak(take, 600, 60)))
+
+
+# The steps.
+
+
+def test_no_loss_is_missing() -> None:
     public = {*alrp_triton.__all__, *framework.__all__, *(f"compat.{name}" for name in compat.__all__)}
-    losses = {name for name in public if name.lower().endswith("loss")}
-    assert losses == {name.partition(",")[0] for name in MEMBERS}
+    assert {name for name in public if name.lower().endswith("loss")} == {name.partition(",")[0] for name in MEMBERS}
 
 
 def test_every_member_meets_every_kind_of_input() -> None:
-    """Within the steps of the short soak, thus a hundred times in the long one."""
-    backends = [name for name in ("torch", "numba", "triton", "pairwise") if why_unavailable(name, CPU) is None]
-    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-    sizes = []
     for k, member in enumerate(MEMBERS):
-        steps = [make_step(number, LOGITS, POSITIVES, CPU) for number in range(k, STEPS, len(MEMBERS))]
-        found = {(step.logits[0].dtype, step.arguments["backend"]) for step in steps}
-        assert found == {(dtype, backend) for dtype in dtypes for backend in backends}, member
+        steps = [make_step(number, 3000, 50, CPU) for number in range(k, 720, len(MEMBERS))]
+        assert {"torch"} <= {step.arguments["backend"] for step in steps}
+        assert len({step.logits[0].dtype for step in steps}) == 4, member
         assert {step.arguments["delta"] for step in steps} == {0.0, 0.5, 1.0}
         assert {len(step.logits) for step in steps} == {1, 2, 3}
         assert {"groups" in step.arguments for step in steps} == {True, False}
-        assert {step.labels[0].shape == step.logits[0].shape for step in steps} == {True, False}
         totals = [sum(level.numel() for level in step.logits) for step in steps]
         assert min(totals) == 0
-        assert max(totals) <= LOGITS
-        counts = {len(step.values) for step in steps}
-        assert {0, 1} <= counts
-        assert POSITIVES / 2 < max(counts) <= POSITIVES
-        sizes += totals
-        for step in steps:
-            classes = step.logits[0].shape[-1]
-            for_each = step.labels[0].dtype == torch.int8
-            positive = [y == 1 if for_each else (y >= 0) & (y < classes) for y in step.labels]
-            assert sum(int(y.sum()) for y in positive) == len(step.values) == len(step.boxes[0])
-            assert all(leaf.is_leaf and leaf.requires_grad for leaf in (*step.logits, step.values, step.boxes[0]))
-    # Of all magnitudes.
-    for low, high in ((1, 30), (30, 300), (300, LOGITS + 1)):
-        assert sum(low <= size < high for size in sizes) > len(sizes) / 20
+        assert 300 < max(totals) <= 3000
+        assert {0, 1} <= {len(step.values) for step in steps}
 
 
-def test_a_step_that_goes_wrong_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_goes_wrong_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     number = list(MEMBERS).index("ap_loss")
     wrong: dict[str, Callable[[Step], torch.Tensor]] = {
         "finite": lambda step: step.logits[0].double().sum() * 0 + torch.nan,
@@ -258,4 +211,4 @@ def test_a_step_that_goes_wrong_is_no_step(monkeypatch: pytest.MonkeyPatch) -> N
     for said, member in wrong.items():
         monkeypatch.setitem(MEMBERS, "ap_loss", member)
         with pytest.raises(RuntimeError, match=f"step {number}, ap_loss: expected .*{said}"):
-            take_step(number, LOGITS, POSITIVES, CPU)
+            take_step(number, 3000, 50, CPU)

@@ -13,7 +13,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from alrp_triton import ALRPLoss, SelfBalance
 from alrp_triton.assigners import ATSS
-from alrp_triton.integrations.torchvision import use_alrp, use_ap, use_classification_loss
+from alrp_triton.integrations.torchvision import use_ap, use_loss
 
 # The paper's self-balancing weight lasts an epoch of 3665 iterations out of 100 epochs. Here a run is 400 iterations,
 # a sixteenth of it is 25. The average is that of the authors' code, see examples/digits/losses.py.
@@ -68,7 +68,7 @@ def focal(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _score_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[RetinaNet], RetinaNet]:
-    return lambda model: use_classification_loss(model, ScoreLoss(loss))
+    return lambda model: use_loss(model, ScoreLoss(loss))
 
 
 def _alrp(box_error: str, self_balance: float | None, assigner: ATSS | None = None) -> Callable[[RetinaNet], RetinaNet]:
@@ -76,13 +76,13 @@ def _alrp(box_error: str, self_balance: float | None, assigner: ATSS | None = No
 
     def prepare(model: RetinaNet) -> RetinaNet:
         balance = SelfBalance(INITIAL_WEIGHT, PERIOD, "means") if self_balance is None else self_balance
-        return use_alrp(model, ALRPLoss(box_error=box_error, self_balance=balance), assigner=assigner)
+        return use_loss(model, ALRPLoss(box_error=box_error, self_balance=balance), assigner=assigner)
 
     return prepare
 
 
 def _balanced_from(initial: float) -> Callable[[RetinaNet], RetinaNet]:
-    return lambda model: use_alrp(model, ALRPLoss(self_balance=SelfBalance(initial, PERIOD, "means")))
+    return lambda model: use_loss(model, ALRPLoss(self_balance=SelfBalance(initial, PERIOD, "means")))
 
 
 ALRP = "alrp-giou-sb"  # the setting that tables 3 to 5 vary

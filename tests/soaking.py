@@ -1,9 +1,13 @@
-"""One step of the soak: a loss of the family, forward and backward, on sizes that the number of the step decides."""
+"""Steps of the soak: a loss of the family, forward and backward, on sizes that the number of the step decides; and
+samples of what the process holds."""
 
 from __future__ import annotations
 
+import gc
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +25,12 @@ from alrp_triton import (
     rank_sort_loss,
 )
 from alrp_triton.compat import aLRPLoss
-from alrp_triton.engine.backends import why_unavailable
+from alrp_triton.engine.passes import why_unavailable
 from alrp_triton.framework import RankingLoss, ranking_loss
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _BACKENDS = ("torch", "numba", "triton", "pairwise")
-# A criterion that lives as long as the training does, as users have them.
+# A criterion that lives as long as the training, as users have one.
 _balanced = ALRPLoss(self_balance=SelfBalance(period=100))
 
 
@@ -34,7 +38,7 @@ class Step(NamedTuple):
     """What a member of the family is called with."""
 
     logits: list[Tensor]
-    """One to three levels ``[B, rows, C]``, leaves of the graph; together 0 to ``max_logits`` logits."""
+    """One to three levels ``[B, rows, C]``, leaves of the graph; 0 to ``max_logits`` logits in all."""
     labels: list[Tensor]
     """For each logit, or a class index for each row."""
     values: Tensor
@@ -199,3 +203,37 @@ def take_step(number: int, max_logits: int, max_positives: int, device: torch.de
     found = torch.stack([loss.detach().double(), *(g.double().sum() for g in gradients if g is not None)])
     if not bool(found.isfinite().all()):
         raise RuntimeError(f"step {number}, {name}: expected finite numbers, got {found.tolist()}")
+
+
+class Sample(NamedTuple):
+    """What a process holds after some steps."""
+
+    step: int
+    seconds: float
+    resident_mb: float
+    objects: int
+    """What the collector of cycles knows of."""
+    tensors: int
+    device_mb: float
+    """What tensors on a GPU take; 0 without one."""
+
+
+def sample(step: int, seconds: float) -> Sample:
+    """Look at this process when the collector has taken what is free."""
+    gc.collect()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    resident = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+    objects = gc.get_objects()
+    # By the type: isinstance asks for __class__, which proxies answer by importing modules.
+    tensors = sum(issubclass(type(thing), Tensor) for thing in objects)
+    device = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
+    return Sample(step, round(seconds, 1), resident / 1e6, len(objects), tensors, device / 1e6)
+
+
+def soak(step: Callable[[int], None], last: int, every: int) -> Iterator[Sample]:
+    """Take the steps 1 to ``last``; a sample after ``every`` so many."""
+    began = time.perf_counter()
+    for number in range(1, last + 1):
+        step(number)
+        if number % every == 0:
+            yield sample(number, time.perf_counter() - began)
