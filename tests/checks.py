@@ -9,7 +9,7 @@ from cases import KERNELS, Case
 from torch import Tensor
 
 from alrp_triton import alrp_loss, reference
-from alrp_triton.engine.backends import numba_installed
+from alrp_triton.engine.passes import numba_installed
 
 
 def backends() -> list[str]:

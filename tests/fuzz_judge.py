@@ -22,7 +22,7 @@ from fuzz_cases import Problem
 from torch import Tensor
 
 from alrp_triton import reference
-from alrp_triton.engine.fixed_point import fraction_bits
+from alrp_triton.engine.scans import fraction_bits
 
 LARGEST_VALUE, LARGEST_GRADIENT = 1e250, 1e27
 

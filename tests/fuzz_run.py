@@ -150,19 +150,18 @@ def _unchanged(problem: Problem) -> Iterator[None]:
 @contextlib.contextmanager
 def _as_drawn(problem: Problem) -> Iterator[None]:
     """With the problem's number of threads, and pieces of its size."""
-    from alrp_triton.engine import positives
-    from alrp_triton.engine.backends import direct, numba_installed
-    from alrp_triton.engine.backends import torch as by_torch
+    from alrp_triton.engine import pairs
+    from alrp_triton.engine.passes import eager, find, numba_installed
 
     threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         # Such as of a tensor that PyTorch had to resize.
         warnings.simplefilter("error", UserWarning)
         if problem.piece is not None:
-            for module in (positives, by_torch, direct):
+            for module in (find, eager, pairs):
                 stack.enter_context(patch.object(module, "_PIECE", problem.piece))
             if numba_installed():
-                from alrp_triton.engine.backends import numba as by_numba
+                from alrp_triton.engine.passes import numba as by_numba
 
                 for name in ("_PIECE", "_COPIED_PIECE", "_PER_THREAD"):
                     stack.enter_context(patch.object(by_numba, name, problem.piece))

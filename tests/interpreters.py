@@ -26,7 +26,7 @@ DYNAMO = "import torch._dynamo"
 # What takes long to import.
 PRELOADED = [
     *("torch._dynamo", "torch.nn.parallel.distributed", "alrp_triton.engine.operators", "hypothesis"),
-    *(f"alrp_triton.engine.backends.{name}" for name in ("search", "lookup", "torch", "numba")),
+    *(f"alrp_triton.engine.passes.{name}" for name in ("tables", "eager", "numba")),
     # What numba imports when something is compiled.
     *("scipy.linalg", "numba.experimental.jitclass.base", "numba.np.polynomial", "numba.np.random.generator_methods"),
     *("numba.np.linalg", "numba.cpython.randomimpl", "numba.typed.typeddict", "numba.core.typing.cffi_utils"),
@@ -135,6 +135,7 @@ importlib.machinery.PathFinder.find_spec = find_others
 
 # What torch imports when an operator is first called included, as where Triton is not installed.
 WITHOUT_TRITON = without("triton") + "import torch._dynamo"
+WITHOUT_EXTRAS = without("triton", "numba") + "import torch._dynamo"
 
 
 def pretend(platform: str) -> str:

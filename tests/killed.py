@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alrp_triton import ALRPLoss, APLoss, RankSortLoss, SelfBalance
 from alrp_triton.boxes import box_error
-from alrp_triton.engine.backends import numba_installed
+from alrp_triton.engine.passes import numba_installed
 
 STEPS = 24
 # Not alike, so that checkpoints are written within periods.
@@ -109,8 +109,10 @@ def make_batch(number: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 CRITERIA: dict[str, Callable[..., nn.Module]] = {
-    "ALRPLoss": lambda backend, group: ALRPLoss(self_balance=SelfBalance(period=PERIOD), backend=backend, group=group),
-    "RankSortLoss": lambda backend, group: RankSortLoss(backend=backend, group=group),
+    "ALRPLoss": lambda backend, group: ALRPLoss(
+        self_balance=SelfBalance(period=PERIOD), backend=backend, process_group=group
+    ),
+    "RankSortLoss": lambda backend, group: RankSortLoss(backend=backend, process_group=group),
     # Alone: the mean of its boxes would be that of one process.
     "APLoss": lambda backend, group: APAndBoxes(backend),
 }

@@ -8,34 +8,32 @@ import torch
 from cases import INF, NAN
 from checks import assert_same_bits
 
-from alrp_triton.engine import Levels, fixed_point
-from alrp_triton.engine.backends import torch as by_torch
-from alrp_triton.engine.knots import Ramps, make_knots, ramp_coefficients
-from alrp_triton.engine.positives import find_positives
+from alrp_triton.engine import Levels
+from alrp_triton.engine.knots import make_knots, ramp_coefficients
+from alrp_triton.engine.passes import Own, passes_of
+from alrp_triton.engine.scans import fraction_bits
 
 
 def assert_same_passes(levels: Levels, delta: float = 1.0, ignore_index: int = -1) -> None:
     """Both passes, directly: also what no loss makes anything of."""
-    from alrp_triton.engine.backends import numba as by_numba
+    from alrp_triton.engine.passes import numba
 
-    index, pos_logits, groups = find_positives(levels, None, ignore_index, "num_positives", "torch")
-    pos_groups = groups if levels.groups else None
-    knots = make_knots(pos_logits, delta, pos_groups)
-    ramps = Ramps(knots.thresholds, knots.threshold_groups, delta, "")
-    scale = 2.0 ** fixed_point.fraction_bits(levels.num_logits)
+    found = passes_of("torch").find(levels, None, ignore_index, "num_positives")
+    knots = make_knots(found.logits, delta, found.groups)
+    scale = 2.0 ** fraction_bits(levels.num_logits)
     generator = torch.Generator().manual_seed(0)
-    weights, gradients = torch.randn(2, len(index), generator=generator, dtype=torch.float64)
-    coefficients = ramp_coefficients(knots, weights)
+    weights, gradients = torch.randn(2, len(found.indices), generator=generator, dtype=torch.float64)
+    lines, own = ramp_coefficients(knots, weights), Own(found.indices, gradients[None])
     counted, written = [], []
-    with patch.object(by_numba, "_RUN", 0):  # in loops, however groups alternate
-        for backend in (by_torch, by_numba):
-            counted.append(backend.count_negatives(levels, ramps, pos_logits, pos_groups, ignore_index, scale))
-            tables = coefficients[None], index, gradients[None]
-            written.append(backend.write_gradient(levels, ramps, *tables, ignore_index, torch.ones(1)))
-    expected, found = counted
-    # Of NaN only the number means anything.
-    assert_same_bits("totals", found[:, :-1], expected[:, :-1])
-    assert_same_bits("NaN", found[0, -1], expected[0, -1])
+    with patch.object(numba, "_RUN", 0):  # in loops, however groups alternate
+        for passes in (passes_of("torch"), passes_of("numba")):
+            counted.append(torch.zeros(2, 2 * len(found.indices) + 2, dtype=torch.int64))
+            passes.count(levels, knots.table, found, counted[-1], delta, ignore_index, scale)
+            written.append(passes.write(levels, knots.table, lines, own, [torch.ones(())], delta, ignore_index))
+    expected, compiled = counted
+    # Of NaN only the number means anything; of bucket 0 nothing.
+    assert_same_bits("totals", compiled[:, 1:-1], expected[:, 1:-1])
+    assert_same_bits("NaN", compiled[0, -1], expected[0, -1])
     for one, other in zip(written[1], written[0]):
         assert one.stride() == other.stride()
         assert_same_bits("gradient", one, other)

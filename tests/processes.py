@@ -132,7 +132,7 @@ def family_of(rank: int, name: str, size: int, backend: str, settings: dict[str,
     results = []
     for member in FAMILY:
         part = cut(CASES[name], member.values(CASES[name]), size)[rank]
-        results.append(evaluate(member, *part, backend, group=group_of(size), **settings))
+        results.append(evaluate(member, *part, backend, process_group=group_of(size), **settings))
     return results
 
 

@@ -1,7 +1,5 @@
 """aLRP Loss against its float64 reference over every hard case, and the same bits whatever runs how."""
 
-import importlib
-
 import pytest
 import torch
 from cases import KERNELS, Case, all_cases, drawn_case, random_case
@@ -18,8 +16,8 @@ from checks import (
 )
 
 from alrp_triton import alrp_loss
-from alrp_triton.engine import positives
-from alrp_triton.engine.fixed_point import fraction_bits
+from alrp_triton.engine.passes import eager, find
+from alrp_triton.engine.scans import fraction_bits
 
 DELTAS = [1.0, 0.1, 0.0] if KERNELS else [1.0, 0.5, 0.1, 0.0, 37.5, 1e-6]
 # Pass 1 sums in fixed point with 36 binary places, whatever the dtype.
@@ -168,8 +166,8 @@ def test_same_bits_for_any_size_of_pieces(piece, delta, monkeypatch):
         (logits.transpose(0, 1), classes.T, errors),
     ]
     whole = [evaluate(*problem, "torch", delta=delta, ignore_index=-1) for problem in problems]
-    monkeypatch.setattr(importlib.import_module("alrp_triton.engine.backends.torch"), "_PIECE", piece)
-    monkeypatch.setattr(positives, "_PIECE", piece)
+    monkeypatch.setattr(eager, "_PIECE", piece)
+    monkeypatch.setattr(find, "_PIECE", piece)
     for problem, expected in zip(problems, whole):
         assert_same_results(evaluate(*problem, "torch", delta=delta, ignore_index=-1), expected)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from alrp_triton.balance import SelfBalance
+from alrp_triton.losses.self_balance import SelfBalance
 
 # (cls, loc), with ratios (cls + loc)/loc of 10, 5, 3, 2, 7.
 LOSSES = [(0.9, 0.1), (0.8, 0.2), (0.5, 0.25), (0.5, 0.5), (0.75, 0.125)]

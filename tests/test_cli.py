@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from alrp_triton.kernels import configurations
+from alrp_triton.kernels import settings as launch_settings
 from interpreters import start_python
 
 import alrp_triton
 from alrp_triton import cli, info, verify
+from alrp_triton.engine.passes import numba_installed
+
+AUTO = "numba" if numba_installed() else "torch"
 
 
 @pytest.fixture(autouse=True)
@@ -72,16 +75,15 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_info_shows_what_there_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALRP_TRITON_AUTOTUNE", "1")
     assert cli.main(["info"]) == 0
     output = capsys.readouterr().out
     for version in (alrp_triton.__version__, torch.__version__, ".".join(map(str, sys.version_info[:3]))):
         assert version in output
     for backend in ("torch", "numba", "triton", "pairwise", "reference"):
         assert backend in output
-    for name in (*configurations.PINNED, *info.ENVIRONMENT):
+    for name in (*launch_settings.PINNED, *info.ENVIRONMENT):
         assert name in output
-    for expected in ("taken by auto", "Autotuning: on", str(configurations.cache_file()), "not there", "not set"):
+    for expected in ("taken by auto", str(launch_settings.cache_file()), "not there", "not set"):
         assert expected in output
 
 
@@ -91,22 +93,21 @@ def test_info_as_json_is_what_is_collected(capsys: pytest.CaptureFixture[str]) -
     assert found == info.collect()
     assert found["versions"]["torch"] == torch.__version__
     assert found["devices"][0]["device"] == "cpu"
-    assert found["autotuning"]["on"] is False
     assert found["autotuning"]["found"] == {}
     assert found["environment"]["TRITON_INTERPRET"] is None
     backends = {backend["backend"]: backend for backend in found["backends"] if backend["device"] == "cpu"}
     assert set(backends) == {"torch", "numba", "triton", "pairwise", "reference"}
     assert backends["torch"] == {
-        "backend": "torch", "device": "cpu", "available": True, "reason": None, "auto": True,
+        "backend": "torch", "device": "cpu", "available": True, "reason": None, "auto": not numba_installed(),
     }  # fmt: skip
-    assert [name for name, backend in backends.items() if backend["auto"]] == ["torch"]
+    assert [name for name, backend in backends.items() if backend["auto"]] == [AUTO]
     assert not backends["triton"]["available"]
     assert "Triton" in backends["triton"]["reason"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows the settings of the devices instead")
 def test_info_without_a_gpu_shows_the_default_settings() -> None:
-    expected = {kernel: table["default"] for kernel, table in configurations.PINNED.items()}
+    expected = {kernel: table["default"] for kernel, table in launch_settings.PINNED.items()}
     assert info.collect()["settings"] == {"default": expected}
 
 
@@ -118,16 +119,16 @@ def test_info_with_gpus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setitem(configurations.PINNED, "buckets", {"default": {"block": 1}, "sm_9": {"block": 2}})
-    monkeypatch.setattr("alrp_triton.engine.backends.triton_installed", lambda: True)
+    monkeypatch.setitem(launch_settings.PINNED, "count", {"default": {"block": 1}, "sm_9": {"block": 2}})
+    monkeypatch.setattr("alrp_triton.engine.passes.triton_installed", lambda: True)
     found = info.collect()
     assert found["devices"][2] == {
         "device": "cuda:1", "name": "GPU number 1", "architecture": "sm_90", "memory": 80 * 2**30,
     }  # fmt: skip
     assert list(found["settings"]) == ["sm_90"]
-    assert found["settings"]["sm_90"]["buckets"] == {"block": 2}
+    assert found["settings"]["sm_90"]["count"] == {"block": 2}
     taken = {(backend["device"], backend["backend"]) for backend in found["backends"] if backend["auto"]}
-    assert taken == {("cpu", "torch"), ("cuda:0", "triton"), ("cuda:1", "triton")}
+    assert taken == {("cpu", AUTO), ("cuda:0", "triton"), ("cuda:1", "triton")}
     assert cli.main(["info"]) == 0
     output = capsys.readouterr().out
     assert "GPU number 1" in output
@@ -135,15 +136,15 @@ def test_info_with_gpus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_info_shows_found_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    file = configurations.cache_file()
+    file = launch_settings.cache_file()
     file.parent.mkdir(parents=True)
-    settings = configurations.CANDIDATES["buckets"][1]
-    file.write_text(json.dumps({"buckets|Some GPU|torch.float32|2^20": settings, "other|x": {}}))
-    assert info.collect()["autotuning"]["found"] == {"buckets|Some GPU|torch.float32|2^20": settings}
+    settings = launch_settings.CANDIDATES["count"][1]
+    file.write_text(json.dumps({"count|Some GPU|torch.float32|2^20": settings, "other|x": {}}))
+    assert info.collect()["autotuning"]["found"] == {"count|Some GPU|torch.float32|2^20": settings}
     assert cli.main(["info"]) == 0
     output = capsys.readouterr().out
     assert "(1 settings)" in output
-    assert "buckets, Some GPU, torch.float32, 2^20" in output
+    assert "count, Some GPU, torch.float32, 2^20" in output
 
 
 def test_info_starts_nothing_and_needs_no_extra() -> None:
@@ -176,7 +177,7 @@ def test_without_triton() -> None:
 
 def test_verify_without_triton(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(cli, "triton_installed", lambda: False)
-    monkeypatch.setattr("alrp_triton.engine.backends.triton_installed", lambda: False)
+    monkeypatch.setattr("alrp_triton.engine.passes.triton_installed", lambda: False)
     monkeypatch.setattr(verify, "plan", _without_cases(verify.plan))
     assert cli.main(["verify", "--device", "cpu"]) == 0
     output = capsys.readouterr().out
@@ -215,3 +216,12 @@ def test_progress_goes_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[s
     rows = iter([verify.Row("a", "torch", "cpu"), verify.Row("b", "torch", "cpu")])
     assert [row.case for row in cli._with_progress(rows, 2)] == ["a", "b"]
     assert capsys.readouterr().out == ""
+
+
+def test_bench_needs_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "import sys; from alrp_triton import cli; assert cli.main(['info', '--json']) == 0;"
+    code += "print(any('benchmarks' in name for name in sys.modules), file=sys.stderr)"
+    assert start_python(code).stderr.split() == ["False"]
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert cli.main(["bench", "--preset", "smoke"]) == 1
+    assert "rich not found: pip install 'alrp-triton[bench]'" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from cases import KERNELS
-from family import ALRP, AP, DEPTH, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member, Results, evaluate, formula, imprecision
+from family import ALRP, AP, DEPTH, FAMILY, NDCG, PLAIN_AP, RANK_SORT, Member, Results, evaluate
 from torch import Tensor
 from virtual_gpu import Compilation, compiling_for
 from virtual_gpu.harness import as_on_a_gpu, filled_memory
@@ -23,32 +23,16 @@ if KERNELS:
     pytest.skip("has a driver of its own", allow_module_level=True)
 
 import triton
-import triton.language as tl
-from alrp_triton.kernels.buckets import count_into_buckets
-from alrp_triton.kernels.walk import Walk, make_walk
+from alrp_triton.kernels.settings import pinned
 
 from alrp_triton import kernels
-from alrp_triton.engine import fused, steps
-from alrp_triton.framework import PairFunction
+from alrp_triton.engine import counted
 
 TARGETS: list[int | str] = [80, 90, 100, 120, "gfx942"]
 CLASSES, ROWS, NUM_POS = 8, 64, 12
 by_target = pytest.mark.parametrize(
     "target", TARGETS, ids=lambda target: target if target == "gfx942" else f"sm_{target}"
 )
-
-
-def sigmoid(x: Tensor, delta: float) -> Tensor:
-    return torch.sigmoid(x + delta)
-
-
-@triton.jit
-def sigmoid_on_the_device(x, delta):  # type: ignore[no-untyped-def]
-    return 1 / (1 + tl.exp(-(x + delta)))
-
-
-SMOOTH = formula("smooth", imprecision, smoothing=PairFunction(sigmoid, sigmoid_on_the_device))
-MEMBERS = (ALRP, AP, PLAIN_AP, NDCG, RANK_SORT, WEIGHTED, DEPTH)
 
 
 def rows(dtype: torch.dtype = torch.float32, labels: torch.dtype = torch.int64) -> tuple[Tensor, Tensor]:
@@ -78,7 +62,7 @@ Call = Callable[[], Results]
 def call(member: Member, *levels: tuple[Tensor, Tensor], backend: str = "triton", **arguments: Any) -> Call:
     """A forward and backward, of so many positives as the kernels are told; their values are never looked at."""
     logits, labels = (list(tensors) for tensors in zip(*(levels or [rows()])))
-    if member in (AP, PLAIN_AP, NDCG, DEPTH, SMOOTH):
+    if member in (AP, PLAIN_AP, NDCG, DEPTH):
         arguments = {"num_positives": NUM_POS, **arguments}
     values = torch.zeros(arguments.get("num_positives") or NUM_POS)
     return lambda: evaluate(member, logits, labels, values, backend, **arguments)
@@ -95,7 +79,7 @@ def sorted_ones(member: Member) -> Call:
     run = call(member)
 
     def sorting() -> Results:
-        with patch.object(steps, "MOST_COMPARED", -1), patch.object(fused, "MOST_COMPARED", -1):
+        with patch.object(counted, "MOST_COMPARED", -1):
             return run()
 
     return sorting
@@ -103,11 +87,11 @@ def sorted_ones(member: Member) -> Call:
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 CALLS: dict[str, Call] = {
-    **{member.name: call(member) for member in MEMBERS},
-    **{f"{member.name}, step function": call(member, delta=0.0) for member in MEMBERS},
-    **{f"{member.name}, {name}": call(member, rows(dtype)) for member in MEMBERS for name, dtype in DTYPES.items()},
-    **{f"{member.name}, groups": grouped(member) for member in MEMBERS},
-    **{f"{member.name}, many positives": sorted_ones(member) for member in MEMBERS},
+    **{member.name: call(member) for member in FAMILY},
+    **{f"{member.name}, step function": call(member, delta=0.0) for member in FAMILY},
+    **{f"{member.name}, {name}": call(member, rows(dtype)) for member in FAMILY for name, dtype in DTYPES.items()},
+    **{f"{member.name}, groups": grouped(member) for member in FAMILY},
+    **{f"{member.name}, many positives": sorted_ones(member) for member in FAMILY},
     **{f"{member.name}, unknown number": call(member, num_positives=None) for member in (AP, NDCG, DEPTH)},
     "alrp, smooth": call(ALRP, loc_ranking="smooth"),
     "alrp, smooth, step function": call(ALRP, loc_ranking="smooth", delta=0.0),
@@ -128,9 +112,6 @@ CALLS: dict[str, Call] = {
     "pairwise, step function": call(ALRP, delta=0.0, backend="pairwise"),
     "pairwise, groups": grouped(RANK_SORT, backend="pairwise"),
     "pairwise, levels": call(AP, by_logit(), channels_first(), strided(), backend="pairwise"),
-    "pairwise, a function": call(SMOOTH, backend="pairwise"),
-    "pairwise, a function, float64": call(SMOOTH, rows(torch.float64), backend="pairwise"),
-    "pairwise, a function, groups": grouped(SMOOTH, backend="pairwise"),
 }
 
 
@@ -185,26 +166,7 @@ def test_atomic_sums_of_floats_are_seen() -> None:
 
 def test_the_ramp_of_a_close_block_is_one_instruction() -> None:
     kernel = next(k for k in compiled(CALLS["pairwise, alrp"], 90).kernels if k.name == "pairwise_count_kernel")
-    settings = importlib.import_module("alrp_triton.kernels.configurations").pinned("pairwise_count", "sm_90")
+    settings = pinned("pairwise_count", "sm_90")
     pairs_of_a_thread = settings["block"] * settings["block_p"] // (32 * settings["num_warps"])
     ptx = kernel.asm["ptx"]
     assert (ptx.decode() if isinstance(ptx, bytes) else ptx).count("sub.sat.f32") == pairs_of_a_thread
-
-
-def pyramid(height: int, channels_first: bool) -> list[Walk]:
-    walks = []
-    for i in range(5):
-        h, w = height // 2**i + 2, 3 * height // 2**i + 2
-        x = torch.empty(2, 9 * 4, h, w).view(2, 9, 4, h, w).permute(0, 3, 4, 1, 2)
-        y = torch.empty(2, h, w, 9, dtype=torch.int64)
-        walks.append(make_walk(x if channels_first else x.contiguous(), y))
-    return walks
-
-
-@pytest.mark.parametrize("channels_first", [False, True])
-def test_no_size_of_image_makes_a_new_kernel(channels_first: bool) -> None:
-    """But for whether all levels' numbers of logits are multiples of 16."""
-    with compiling_for(90, assemble=False) as found:
-        for height in (*range(16, 40), 64, 128, 200):
-            count_into_buckets(pyramid(height, channels_first), torch.empty(10), torch.empty(11), 1.0, 1.0, -1)
-    assert [kernel.name for kernel in found.kernels] == ["bucket_levels_kernel"] * 2

@@ -19,7 +19,7 @@ from checks import assert_close, assert_same_bits, engine_backends
 from family import ALRP, AP, DEPTH, FAMILY, NDCG, PLAIN_AP, RANK_SORT, Member, Results, evaluate
 from torch import Tensor
 
-from alrp_triton.engine import positives
+from alrp_triton.engine.passes import find
 
 # The pairwise form sums float32, a strip of logits at a time.
 LINEAR = [backend for backend in engine_backends() if backend != "pairwise"]
@@ -181,8 +181,9 @@ def test_any_pieces_give_the_same_bits(piece, member, option, backend, monkeypat
     for given in ({}, {"groups": groups.view(2, 3, 100)}):
         expected = evaluate(member, x, y.contiguous(), values, backend, **given, **option)
         with monkeypatch.context() as patched, threads(3):
-            patched.setattr(positives, "_PIECE", piece)
-            module = importlib.import_module(f"alrp_triton.engine.backends.{backend}")
+            patched.setattr(find, "_PIECE", piece)
+            name = {"torch": "eager"}.get(backend, backend)
+            module = importlib.import_module(f"alrp_triton.engine.passes.{name}")
             for name in ("_PIECE", "_COPIED_PIECE", "_PER_THREAD"):
                 if hasattr(module, name):
                     patched.setattr(module, name, piece)
@@ -216,14 +217,14 @@ def test_strided_labels_beside_contiguous_logits(classes, backend):
 @pytest.mark.parametrize("member", [ALRP, RANK_SORT, DEPTH], ids=repr)
 def test_any_launch_settings_give_the_same_bits(member, grouped, monkeypatch):
     """Blocks of logits, that is; the pairs of Rank & Sort Loss are summed block by block, and so to the last bits."""
-    from alrp_triton.kernels import configurations
+    from alrp_triton.kernels import settings
 
     case = random_case(700, 9)
     groups = torch.arange(700) % 3 if grouped else None
     expected = evaluate(member, case.logits, case.labels, member.values(case), "triton", groups=groups)
     for block in (512, 2048):
-        for kernel in ("collect", "buckets", "buckets_grouped", "gradient", "gradient_grouped"):
-            monkeypatch.setitem(configurations.PINNED, kernel, {"default": {"block": block, "num_warps": 8}})
+        for kernel in ("find", "count", "count_grouped", "write", "write_grouped"):
+            monkeypatch.setitem(settings.PINNED, kernel, {"default": {"block": block, "num_warps": 8}})
         found = evaluate(member, case.logits, case.labels, member.values(case), "triton", groups=groups)
         assert_same(found, expected)
 

@@ -150,8 +150,7 @@ MODULES = [
         RankingLoss(flipped_error, delta=0.25, eps=0.5, ignore_index=7, backend="torch"),
         {"error": flipped_error, "delta": 0.25, "eps": 0.5, "ignore_index": 7, "backend": "torch"},
         ranking_loss,
-        "RankingLoss(error=flipped_error, delta=0.25, eps=0.5, smoothing=None, distribution=None, ignore_index=7, "
-        "backend='torch')",
+        "RankingLoss(error=flipped_error, delta=0.25, eps=0.5, ignore_index=7, backend='torch')",
     ),
 ]
 

@@ -10,10 +10,8 @@ from cases import INF, KERNELS
 from passes import assert_same_passes, late_levels, layouts
 
 from alrp_triton.engine import Levels
-from alrp_triton.engine.backends import numba_installed
-from alrp_triton.engine.backends import torch as by_torch
-from alrp_triton.engine.labels import positions
-from alrp_triton.engine.positives import find_positives
+from alrp_triton.engine.labels import LabelKinds, positions
+from alrp_triton.engine.passes import eager, numba_installed, passes_of
 
 if KERNELS or not numba_installed():
     pytest.skip("needs Numba, and no kernel", allow_module_level=True)
@@ -28,7 +26,7 @@ def test_few_scores_that_reach_a_ramp(delta: float, dtype: torch.dtype) -> None:
     many, background = torch.linspace(-1, 4, 20 * 41).to(dtype).view(20, 41), torch.full((20,), 41)
     mixed = Levels([torch.cat([many, levels.logits[0], many])], [torch.cat([background, levels.labels[0], background])])
     for piece in (1 << 9, 1 << 12):
-        with patch.object(by_torch, "_PIECE", piece):
+        with patch.object(eager, "_PIECE", piece):
             assert_same_passes(levels, delta)
             assert_same_passes(mixed, delta)
     assert_same_passes(levels._replace(groups=[torch.arange(700) // 300]), delta)
@@ -55,7 +53,7 @@ def test_finds_the_same_positives(name: str) -> None:
         found = []
         for backend in ("torch", "numba"):
             try:
-                found.append(find_positives(levels, None, ignore_index, "num_positives", backend))
+                found.append(passes_of(backend).find(levels, None, ignore_index, "num_positives")[:2])
             except ValueError as error:
                 found.append(str(error))
         for one, other in zip(*found):
@@ -66,8 +64,7 @@ def test_finds_the_same_positives(name: str) -> None:
 @pytest.mark.parametrize("columns", [1, 80, 300])
 def test_positives_among_labels_of_any_dtype(columns: int, dtype: torch.dtype) -> None:
     """Also where the label of the background is no number of the dtype."""
-    from alrp_triton.engine.backends import numba as by_numba
-    from alrp_triton.engine.labels import LabelKinds
+    from alrp_triton.engine.passes import numba
 
     for size in (0, 1, 2047, 2048, 2049, 5000):
         for places in ([], [0], [-1], [0, 2046, 2047, 2048, -1]):
@@ -78,7 +75,7 @@ def test_positives_among_labels_of_any_dtype(columns: int, dtype: torch.dtype) -
                     kinds = LabelKinds(labels, columns, per_class, -1)
                     rows = kinds.positive.nonzero().squeeze(1)
                     expected = rows * columns + labels[rows].long() if per_class else rows
-                    for find in (by_numba.positions, positions):
+                    for find in (numba.positions, positions):
                         found, invalid = find(labels, columns if per_class else 1, per_class, -1)
                         assert found.equal(expected)
                         assert invalid == bool(kinds.invalid.any())

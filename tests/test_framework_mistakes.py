@@ -96,7 +96,7 @@ def test_wrong_arguments(looking):
     with pytest.raises(TypeError, match=r"^error: expected a function, got NoneType$"):
         call(None)
     for name in ("smoothing", "distribution"):
-        with pytest.raises(TypeError, match=f"^{name}: expected a PairFunction or a function, got str$"):
+        with pytest.raises(TypeError, match=f"^{name}: expected a function, got str$"):
             call(**{name: "sigmoid"})
         with pytest.raises(TypeError, match=f"^{name}: expected"):
             RankingLoss(imprecision, **{name: 1.0})

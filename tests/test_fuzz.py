@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from collections import Counter
@@ -24,7 +23,8 @@ from fuzz_draw import Draw, lay_out
 from fuzz_processes import Record
 from fuzz_run import OUTCOMES, run_case
 
-from alrp_triton.engine import positives
+from alrp_triton.engine.passes import find
+from alrp_triton.engine.passes.eager import Eager
 
 PARTS, CASES = (10, 300) if KERNELS else (4, 2000)
 BACKENDS = fuzz.default_backends()
@@ -88,20 +88,18 @@ def outcomes_of(number: int = SHARE, backend: str | None = None) -> list[str]:
 @pytest.mark.skipif(KERNELS, reason="of the torch backend")
 @pytest.mark.parametrize("fault", ["a value", "a gradient", "an input", "an exception", "no exception", "a lost NaN"])
 def test_finds_planted_faults(fault, monkeypatch):
-    module = importlib.import_module("alrp_triton.engine.backends.torch")
-    count, write = module.count_negatives, module.write_gradient
+    count, write = Eager.count, Eager.write
 
-    def counted(levels, *further):
+    def counted(passes, levels, table, own, totals, *further):
         if fault == "an input" and levels.logits[0].numel():
             levels.logits[0].reshape(-1)[:1].view(-1).zero_()
         if fault == "an exception":
             raise IndexError("out of range")
-        totals = count(levels, *further)
+        count(passes, levels, table, own, totals, *further)
         if fault == "a value":
             totals[0, 1:-1] += 1
         if fault == "a lost NaN":
             totals[0, -1] = 0
-        return totals
 
     def written(*arguments):
         gradients = write(*arguments)
@@ -110,10 +108,10 @@ def test_finds_planted_faults(fault, monkeypatch):
                 gradient.view(-1)[-1:] *= 1.01
         return gradients
 
-    monkeypatch.setattr(module, "count_negatives", counted)
-    monkeypatch.setattr(module, "write_gradient", written)
+    monkeypatch.setattr(Eager, "count", counted)
+    monkeypatch.setattr(Eager, "write", written)
     if fault == "no exception":
-        monkeypatch.setattr(positives, "raise_on_mistakes", lambda *given: None)
+        monkeypatch.setattr(find, "raise_on_mistakes", lambda *given: None)
     # One call in five has a mistake, and few of these are seen where this fault is.
     found = outcomes_of(4 * SHARE if fault == "no exception" else SHARE, backend="torch")
     assert found

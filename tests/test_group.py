@@ -51,7 +51,7 @@ def half_precision(rank: int, name: str) -> list[tuple[Tensor, Tensor]]:
     for dtype in (torch.float32, CASES[name].logits.dtype):
         logits, labels, values = cut(CASES[name], CASES[name].loc_errors, SIZE)[rank]
         logits = logits.to(dtype).requires_grad_()
-        out = alrp_loss(logits, labels, values, backend=BACKENDS[0], group=True)
+        out = alrp_loss(logits, labels, values, backend=BACKENDS[0], process_group=True)
         (out.cls + out.loc).backward()
         found.append((out.cls.detach(), logits.grad))
     return found
@@ -72,7 +72,7 @@ def with_groups(rank: int, case: Case, groups: Tensor, size: int) -> list[Result
         logits, labels, values = cut(case, member.values(case), size)[rank]
         begin = sum(len(part[0]) for part in cut(case, member.values(case), size)[:rank])
         own = groups[begin : begin + len(logits)]
-        results.append(evaluate(member, logits, labels, values, BACKENDS[0], group=group_of(size), groups=own))
+        results.append(evaluate(member, logits, labels, values, BACKENDS[0], process_group=group_of(size), groups=own))
     return results
 
 
@@ -100,7 +100,7 @@ def with_pair_functions(rank: int, parts: list[Any]) -> list[Results]:
     found = []
     for functions in ({"smoothing": slow_start}, {"distribution": slow_start}):
         x = logits.clone().requires_grad_()
-        loss = ranking_loss(x, labels, precision_error, **functions, group=True)
+        loss = ranking_loss(x, labels, precision_error, **functions, process_group=True)
         loss.backward()
         found.append({"loss": loss.detach(), "loss by logits": x.grad})
     return found
@@ -123,7 +123,7 @@ def of_levels(rank: int, logits: Tensor, labels: Tensor, errors: Tensor) -> Resu
     counts = (labels < logits.shape[-1]).flatten(1).sum(1)
     first = int(counts[:rank].sum())
     levels = [x[:10].mT.contiguous().mT.requires_grad_(), x[10:].clone().requires_grad_()]
-    out = alrp_loss(levels, [y[:10], y[10:]], errors[first : first + int(counts[rank])], group=True)
+    out = alrp_loss(levels, [y[:10], y[10:]], errors[first : first + int(counts[rank])], process_group=True)
     out.cls.backward()
     return {"cls": out.cls.detach(), "cls by logits": torch.cat([level.grad for level in levels])}
 
@@ -148,4 +148,4 @@ def test_errors_of_the_whole_are_those_of_the_reference(pool):
 
 
 def _alrp_of(rank: int, case: Case) -> Results:
-    return evaluate(ALRP, *cut(case, case.loc_errors, SIZE)[rank], BACKENDS[0], group=True)
+    return evaluate(ALRP, *cut(case, case.loc_errors, SIZE)[rank], BACKENDS[0], process_group=True)

@@ -67,7 +67,7 @@ def run_small(module: Any, given: list[Tensor]) -> list[Tensor]:
 @pytest.mark.thinned(3)
 @pytest.mark.parametrize("criterion", [ALRPLoss, RankSortLoss, APLoss])
 def test_compiled_the_loss_stays_outside_of_the_graph(pool, criterion):
-    for found in pool.run(compiled, criterion(group=True), False):
+    for found in pool.run(compiled, criterion(process_group=True), False):
         assert found["same"] == [True] * (2 if criterion is APLoss else 3) * 5
         # One before the loss and one after it, which are made once more when the way around the loss is known; then
         # nothing is compiled anew, whatever the number of positives.
@@ -78,5 +78,5 @@ def test_compiled_the_loss_stays_outside_of_the_graph(pool, criterion):
 
 
 def test_one_whole_graph_is_refused(pool):
-    for found in pool.run(compiled, ALRPLoss(group=True), True):
+    for found in pool.run(compiled, ALRPLoss(process_group=True), True):
         assert "call_outside_graphs" in found["refused"]

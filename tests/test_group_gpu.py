@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alrp_triton import ALRPLoss, RankSortLoss, alrp_loss
-from alrp_triton.engine.backends import triton_installed
+from alrp_triton.engine.passes import triton_installed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,7 +38,7 @@ def evaluate(member: Any, part: tuple[Tensor, ...], backend: str, group: bool | 
     logits, labels, values = (x.to("cuda", copy=True) for x in part)
     logits.requires_grad_()
     values.requires_grad_()
-    found = member.loss(logits, labels, values, backend=backend, group=group)
+    found = member.loss(logits, labels, values, backend=backend, process_group=group)
     results = {name: result.detach().cpu() for name, result in found.items()}
     for component, leaf in member.derivatives:
         of = {"logits": logits, "values": values}[leaf]
@@ -68,7 +68,7 @@ def step_without_waiting(rank: int, case: Case, backend: str) -> bool:
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            out = alrp_loss(x, labels, values, backend=backend, group=True)
+            out = alrp_loss(x, labels, values, backend=backend, process_group=True)
             torch.autograd.grad(out.cls + out.loc, x)
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -99,7 +99,7 @@ def train(rank: int, criterion: nn.Module, rows: Tensor, labels: Tensor, targets
 
 
 def train_together(rank: int, name: str, *batch: Tensor) -> list[Tensor]:
-    return train(rank, {"alrp": ALRPLoss, "rank_sort": RankSortLoss}[name](group=True), *batch, False)
+    return train(rank, {"alrp": ALRPLoss, "rank_sort": RankSortLoss}[name](process_group=True), *batch, False)
 
 
 @pytest.mark.parametrize("name", ["alrp", "rank_sort"])

@@ -22,7 +22,7 @@ def poisoned(rank: int, parts: list[Any], where: str) -> dict[str, Tensor]:
         (logits if where == "logits" else values)[0] = NAN
     logits.requires_grad_()
     values.requires_grad_()
-    out = alrp_loss(logits, labels, values, group=True)
+    out = alrp_loss(logits, labels, values, process_group=True)
     (out.cls + out.loc).backward()
     return {"cls": out.cls.detach(), "loc": out.loc.detach(), "logits": logits.grad, "values": values.grad}
 
@@ -36,7 +36,7 @@ def test_a_nan_in_one_process_is_seen_in_all(pool, where):
 
 def mistaken(rank: int, mistake: str) -> str:
     logits, labels, errors = torch.randn(20), torch.tensor([1, 0] * 10), torch.rand(10)
-    settings: dict[str, Any] = {"group": True}
+    settings: dict[str, Any] = {"process_group": True}
     if rank == 1 and mistake == "label":
         labels[0] = 7
     elif rank == 1 and mistake == "count":
@@ -67,7 +67,7 @@ def test_a_mistake_in_one_process_raises_in_all(pool, mistake):
         if rank == 1:
             assert said.startswith(("ValueError", "TypeError")), said
         else:
-            assert said == "RuntimeError: group: process 1 raised an error, so that there is nothing to rank with"
+            assert said == "RuntimeError: process_group: process 1 raised an error: there is nothing to rank with"
     assert_as_alone(pool, "two_values", 3, BACKENDS[0])
 
 
@@ -79,7 +79,7 @@ def mistaken_module(rank: int, module: type[nn.Module], mistake: str) -> str:
     elif rank == 1:
         labels[0] = 7
     try:
-        module(group=True)(torch.randn(20), labels, boxes, targets)
+        module(process_group=True)(torch.randn(20), labels, boxes, targets)
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
@@ -90,7 +90,7 @@ def mistaken_module(rank: int, module: type[nn.Module], mistake: str) -> str:
 def test_what_a_module_refuses_in_one_process_raises_in_all(pool, module, mistake):
     """Boxes are looked at before the function is called."""
     for rank, said in enumerate(pool.run(mistaken_module, module, mistake)):
-        expected = f"ValueError: {mistake}" if rank == 1 else "RuntimeError: group: process 1 raised"
+        expected = f"ValueError: {mistake}" if rank == 1 else "RuntimeError: process_group: process 1 raised"
         assert said.startswith(expected), said
 
 
@@ -101,7 +101,7 @@ def weighted(ranking: Any, weights: Tensor, costs: Tensor) -> Tensor:
 def mistaken_extras(rank: int) -> str:
     extras = {"weights": torch.rand(10), "costs": torch.rand(9 if rank == 1 else 10)}
     try:
-        ranking_loss(torch.randn(20), torch.tensor([1, 0] * 10), weighted, extras=extras, group=True)
+        ranking_loss(torch.randn(20), torch.tensor([1, 0] * 10), weighted, extras=extras, process_group=True)
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
@@ -109,7 +109,9 @@ def mistaken_extras(rank: int) -> str:
 
 def test_extras_that_do_not_fit_together_in_one_process_raise_in_all(pool):
     for rank, said in enumerate(pool.run(mistaken_extras)):
-        assert said.startswith("ValueError: costs" if rank == 1 else "RuntimeError: group: process 1 raised"), said
+        assert said.startswith("ValueError: costs" if rank == 1 else "RuntimeError: process_group: process 1 raised"), (
+            said
+        )
 
 
 @pytest.mark.parametrize(("mistake", "named"), [("delta", "delta"), ("dtype", "logits"), ("groups", "groups")])
@@ -121,7 +123,7 @@ def test_processes_that_disagree_are_told(pool, mistake, named):
 def outside(rank: int) -> str:
     group = group_of(2)
     try:
-        ap_loss(torch.randn(6), torch.tensor([1, 0] * 3), group=group)
+        ap_loss(torch.randn(6), torch.tensor([1, 0] * 3), process_group=group)
     except ValueError as error:
         return str(error)
     return "ranked"
@@ -130,20 +132,20 @@ def outside(rank: int) -> str:
 def test_a_group_is_for_its_members(pool):
     said = pool.run(outside)
     assert said[:2] == ["ranked"] * 2
-    assert said[2:] == ["group: expected a group that this process is in"] * 2
+    assert said[2:] == ["process_group: expected a group that this process is in"] * 2
 
 
 def test_a_group_has_to_be_one():
     arguments = torch.randn(6), torch.tensor([1, 0] * 3)
-    with pytest.raises(ValueError, match="group: expected torch\\.distributed to be initialised"):
-        ap_loss(*arguments, group=True)
+    with pytest.raises(ValueError, match="process_group: expected torch\\.distributed to be initialised"):
+        ap_loss(*arguments, process_group=True)
 
 
 def wrong_groups(rank: int) -> list[str]:
     said = []
     for group in (False, "gloo", 3):
         try:
-            ap_loss(torch.randn(6), torch.tensor([1, 0] * 3), group=group)
+            ap_loss(torch.randn(6), torch.tensor([1, 0] * 3), process_group=group)
         except TypeError as error:
             said.append(str(error))
     return said
@@ -151,4 +153,6 @@ def wrong_groups(rank: int) -> list[str]:
 
 def test_what_is_no_group_is_refused(pool):
     for said in pool.run(wrong_groups):
-        assert said == [f"group: expected a process group, True or None, got {name}" for name in ("bool", "str", "int")]
+        assert said == [
+            f"process_group: expected a process group, True or None, got {name}" for name in ("bool", "str", "int")
+        ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alrp_triton import ALRPLoss, APLoss, NDCGLoss, RankSortLoss, alrp_loss, ap_loss
-from alrp_triton.engine import fixed_point, operators
+from alrp_triton.engine import operators, scans
 from alrp_triton.framework import RankingLoss
 
 pytestmark = MARKS
@@ -28,13 +28,17 @@ def precision_error(ranking: Any) -> Tensor:
 
 
 def modules_for(group: Any) -> list[nn.Module]:
-    scores = [APLoss(group=group), NDCGLoss(group=group), RankingLoss(precision_error, group=group)]
-    return [ALRPLoss(group=group), RankSortLoss(group=group), *scores]
+    scores = [
+        APLoss(process_group=group),
+        NDCGLoss(process_group=group),
+        RankingLoss(precision_error, process_group=group),
+    ]
+    return [ALRPLoss(process_group=group), RankSortLoss(process_group=group), *scores]
 
 
 def copies(rank: int) -> list[str]:
     def group(module: nn.Module) -> Any:
-        return module.group
+        return module.process_group
 
     kept = [group(copy.deepcopy(module)) is True for module in modules_for(True)]
     kept += [group(pickle.loads(pickle.dumps(module))) is True for module in modules_for(True)]
@@ -87,7 +91,7 @@ def train_together(rank: int, name: str, rows: Tensor, labels: Tensor, targets: 
     torch.manual_seed(0)
     model = DistributedDataParallel(Detector())
     part = slice(ends[rank], ends[rank + 1])
-    return train(model, CRITERIA[name](group=True), rows[part], labels[part], targets[part])
+    return train(model, CRITERIA[name](process_group=True), rows[part], labels[part], targets[part])
 
 
 @pytest.mark.parametrize("name", list(CRITERIA))
@@ -126,7 +130,7 @@ def traffic(rank: int, at: int, sizes: list[int], num_positives: int) -> list[in
         for size in sizes:
             sent.clear()
             labels = (torch.arange(size) < num_positives).long()
-            evaluate(member, torch.randn(size), labels, torch.rand(num_positives), BACKENDS[0], group=True)
+            evaluate(member, torch.randn(size), labels, torch.rand(num_positives), BACKENDS[0], process_group=True)
             found.append(sum(sent))
     finally:
         dist.all_gather, dist.all_reduce = all_gather, all_reduce
@@ -152,11 +156,11 @@ def resolution(rank: int, sizes: list[int]) -> list[int]:
 
     def noted(num_logits: int) -> int:
         asked.append(num_logits)
-        return fixed_point.fraction_bits(num_logits)
+        return scans.fraction_bits(num_logits)
 
     labels = (torch.arange(sizes[rank]) < 2).long()
     with patch.object(operators, "fraction_bits", noted):
-        ap_loss(torch.randn(sizes[rank]), labels, backend=BACKENDS[0], group=True)
+        ap_loss(torch.randn(sizes[rank]), labels, backend=BACKENDS[0], process_group=True)
     return asked
 
 
@@ -170,7 +174,7 @@ def backward_alone(rank: int, case: Case) -> tuple[float, bool]:
     """Nobody waits for another in backward: process 0 differentiates, the others do not."""
     logits, labels, values = cut(case, case.loc_errors, SIZE)[rank]
     logits = logits.clone().requires_grad_()
-    out = alrp_loss(logits, labels, values, group=True)
+    out = alrp_loss(logits, labels, values, process_group=True)
     if rank == 0:
         out.cls.backward()
     return out.cls.item(), logits.grad is not None

@@ -1,7 +1,5 @@
 """How groups are given: ids, shapes, strides, levels; and how the torch backend walks them."""
 
-import importlib
-
 import pytest
 import torch
 from cases import INF, KERNELS, Case, random_labels
@@ -11,10 +9,7 @@ from grouping import grouped_case, problem_of_images, separately
 from virtual_gpu.harness import as_on_a_gpu
 
 from alrp_triton import ALRPLoss, alrp_loss
-from alrp_triton.engine import positives
-
-# By name, since ``backends.torch`` is PyTorch itself, which that package imports.
-torch_backend = importlib.import_module("alrp_triton.engine.backends.torch")
+from alrp_triton.engine.passes import eager, find
 
 MEMBERS = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED)
 by_backend = pytest.mark.parametrize("backend", backends())
@@ -159,7 +154,7 @@ def test_any_pieces_give_the_same_bits(piece, member, delta, monkeypatch):
     for x, y, groups in problems:
         expected = evaluate(member, x, y, values, "torch", groups=groups, delta=delta)
         with monkeypatch.context() as patched:
-            for module in (torch_backend, positives):
+            for module in (eager, find):
                 patched.setattr(module, "_PIECE", piece)
             found = evaluate(member, x, y, values, "torch", groups=groups, delta=delta)
         assert_same(found, expected, "torch")
@@ -178,7 +173,7 @@ def test_large_enough_for_several_pieces(member, delta):
     flattened = {name: t.reshape(-1) if name.endswith("by logits") else t for name, t in found.items()}
     flat = images[..., None].expand(logits.shape).reshape(-1)
     assert_agree(flattened, judge(member, case, groups=flat, delta=delta))
-    assert logits.numel() > 2 * torch_backend._PIECE
+    assert logits.numel() > 2 * eager._PIECE
 
 
 @pytest.mark.skipif(KERNELS, reason="of the torch backend")
@@ -194,7 +189,7 @@ def test_on_the_path_of_a_gpu(grouped, member, delta, monkeypatch):
     values = values[: int(sum((t == 1).sum() for t in y[2:]) + sum(((t >= 0) & (t < 5)).sum() for t in y[:2]))]
     arguments = {"groups": given if grouped else None, "delta": delta}
     expected = evaluate(member, x, y, values, "torch", **arguments)
-    monkeypatch.setattr(positives, "_collect", lambda levels, ignore: pytest.fail("waits for the device"))
+    monkeypatch.setattr(find, "_collect", lambda levels, ignore: pytest.fail("waits for the device"))
     with as_on_a_gpu():
         assert_same(evaluate(member, x, y, values, "torch", **arguments), expected, "torch")
         if not member.takes:

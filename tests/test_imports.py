@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
 import pytest
-from interpreters import POSIX_FUNCTIONS, POSIX_MODULES, WITHOUT_TRITON, pretend, run_python
+from interpreters import POSIX_FUNCTIONS, POSIX_MODULES, WITHOUT_EXTRAS, WITHOUT_TRITON, pretend, run_python
 
 import alrp_triton
 
@@ -22,7 +22,7 @@ for backend in ("auto", "torch", "reference"):
     logits = torch.tensor([0.5, -0.5, 0.25, 2.0], requires_grad=True)
     labels = torch.tensor([1, 0, 1, 0])
     arguments = (logits, labels, torch.tensor([0.2, 0.4]))
-    output = alrp_triton.alrp_loss(*arguments, delta=0, backend=backend, group=None)
+    output = alrp_triton.alrp_loss(*arguments, delta=0, backend=backend, process_group=None)
     (output.cls + output.loc).backward()
     assert torch.allclose(output.cls, torch.tensor(5 / 12))
     assert torch.allclose(output.loc, torch.tensor(0.15))
@@ -127,7 +127,7 @@ assert "triton" not in sys.modules
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_works_on_other_systems(tmp_path: Path, platform: str) -> None:
     """As far as one can tell without one: what needs neither Triton nor an extra is imported, and a step is done."""
-    backends = tuple(f"engine/backends/{name}" for name in ("triton", "pairwise", "numba"))
+    backends = tuple(f"engine/passes/{name}" for name in ("gpu", "numba"))
     apart = ("kernels/", "benchmarks/", "integrations/", "metrics/matching.py", "metrics/torchmetrics.py", *backends)
     package = Path(alrp_triton.__file__).parent
     files = [path.relative_to(package).as_posix() for path in package.rglob("*.py")]
@@ -142,7 +142,7 @@ for name in {modules!r}:
 print(alrp_triton.info._host_memory() is None, "triton" in sys.modules)
 """
     expected = f"{platform == 'win32'} False\n"
-    assert run_python(pretend(platform) + code, given=WITHOUT_TRITON, cwd=tmp_path) == expected
+    assert run_python(pretend(platform) + code, given=WITHOUT_EXTRAS, cwd=tmp_path) == expected
 
 
 @pytest.mark.nightly
@@ -164,7 +164,7 @@ import alrp_triton
 rows = torch.zeros(1, requires_grad=True), torch.ones(1, dtype=torch.int64)
 for group in (True, object()):
     try:
-        alrp_triton.ap_loss(*rows, group=group)
+        alrp_triton.ap_loss(*rows, process_group=group)
     except ValueError as error:
         print(error)
 torch.distributed.ProcessGroup = stub

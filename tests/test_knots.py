@@ -6,8 +6,8 @@ import pytest
 import torch
 from cases import FLOAT_MAX, INF, NAN
 
-from alrp_triton.engine import knots, sums
-from alrp_triton.engine.backends.search import BucketSearch
+from alrp_triton.engine import knots, scans
+from alrp_triton.engine.passes.tables import BucketSearch
 from alrp_triton.reference import difference, ramp
 
 DELTAS = [1.0, 0.5, 0.1, 0.0, 37.5, 1e-6]
@@ -76,13 +76,13 @@ def delta(request):
 
 def test_thresholds_are_sorted_and_buckets_count_them(pos_logits, delta):
     table = knots.make_knots(pos_logits, delta)
-    assert table.thresholds.dtype == pos_logits.dtype
-    assert table.thresholds.shape == (2 * len(pos_logits),)
-    below = ~(table.thresholds.diff() < 0)
-    assert below.all()
+    assert table.table.thresholds.dtype == pos_logits.dtype
+    assert table.table.thresholds.shape == (4 * len(pos_logits) + 1,)
+    assert table.table.thresholds[2 * len(pos_logits) :].isnan().all()
+    assert (~(table.table.thresholds.diff() < 0)).all()
     scores = probes(pos_logits, delta)
-    counted = (scores[:, None] >= table.thresholds).sum(1)
-    assert knots.buckets_of(scores, table.thresholds).tolist() == counted.tolist()
+    counted = (scores[:, None] >= table.table.thresholds).sum(1)
+    assert knots.buckets_of(scores, table.table.thresholds).tolist() == counted.tolist()
     assert sorted([*table.begin.tolist(), *table.end.tolist()]) == list(range(1, 2 * len(pos_logits) + 1))
 
 
@@ -92,7 +92,7 @@ def test_a_score_lies_in_a_ramp_exactly_where_its_difference_says(pos_logits, de
     pos_logits = pos_logits[:11]
     table = knots.make_knots(pos_logits, delta)
     scores = probes(pos_logits, delta)
-    buckets = knots.buckets_of(scores, table.thresholds)
+    buckets = knots.buckets_of(scores, table.table.thresholds)
     for i, p in enumerate(pos_logits.tolist()):
         for t, bucket in zip(scores.tolist(), buckets.tolist()):
             if t == p:
@@ -112,8 +112,8 @@ def test_ramp_coefficients(pos_logits, delta):
     scores = probes(pos_logits, delta)
     level, slope = knots.ramp_coefficients(table, weights)
     largest = torch.finfo(scores.dtype).max
-    bucket = knots.buckets_of(scores, table.thresholds)
-    distance = scores.clamp(-largest, largest).double() - knots.bucket_floors(table.thresholds)[bucket].double()
+    bucket = knots.buckets_of(scores, table.table.thresholds)
+    distance = scores.clamp(-largest, largest).double() - table.table.floors[bucket].double()
     u = (distance / (2 * delta) if delta > 0 else torch.zeros_like(distance)).clamp(max=1)
     actual = level[bucket] + slope[bucket] * u
     expected = weights @ brute_ramps(scores, pos_logits, delta)
@@ -150,9 +150,9 @@ def test_received_sums(pos_logits, delta):
 def test_false_positives(idle_offset, pos_logits, delta):
     table = knots.make_knots(pos_logits, delta)
     scores = torch.cat([probes(pos_logits, delta), normal(100).to(pos_logits.dtype)])
-    bucket = knots.buckets_of(scores, table.thresholds)
+    bucket = knots.buckets_of(scores, table.table.thresholds)
     largest = torch.finfo(scores.dtype).max
-    distance = scores.clamp(-largest, largest).double() - knots.bucket_floors(table.thresholds)[bucket].double()
+    distance = scores.clamp(-largest, largest).double() - table.table.floors[bucket].double()
     # Where no ramp is under way any offset of a ramp's width may stand.
     number = torch.arange(2 * len(pos_logits) + 1)[:, None]
     active = ((number >= table.begin) & (number < table.end)).any(1)
@@ -213,5 +213,5 @@ def test_search_counts_thresholds_at_or_below(name):
 
 def test_sums_to_the_end_keep_what_is_small_there():
     """As differences of sums from the beginning they would be 0."""
-    found = sums.suffix_sums(torch.tensor([[1e17, 3.0, 1.0]], dtype=torch.float64))
+    found = scans.suffix_sums(torch.tensor([[1e17, 3.0, 1.0]], dtype=torch.float64))
     assert found.tolist() == [[1e17, 4.0, 1.0, 0.0]]

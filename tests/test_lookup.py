@@ -9,7 +9,7 @@ import torch
 from cases import random_case
 from checks import assert_same_results, evaluate
 
-from alrp_triton.engine.backends.lookup import Sums, look_up
+from alrp_triton.engine.passes.tables import Sums, look_up
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ def test_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("content", "more", "said"),
     [
         (None, [], "No such file or directory"),
-        ("{", [], "found.json is not JSON"),
+        ("{", [], "detections: expected JSON, got"),
         ("3", [], "detections: expected a list of dicts, got int"),
         ('[{"image_id": 1}]', [], "detections[0]: expected the key 'category_id'"),
         ("[]", ["--tau", "1"], "tau: expected a number in (0, 1), got 1.0"),

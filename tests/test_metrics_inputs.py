@@ -134,19 +134,34 @@ BOX = found((0.5, [0, 0, 5, 5]))[0]
             TypeError,
             r"\['categories'\]\[0\]\['id'\]: expected an integer",
         ),
-        (truth([0, 0, 5, 5], image_id=2), [], ValueError, r"\['annotations'\]\[0\]\['image_id'\]: 2 is not among"),
+        (
+            truth([0, 0, 5, 5], image_id=2),
+            [],
+            ValueError,
+            r"\['annotations'\]\[0\]\['image_id'\]: expected the id of an image, got 2",
+        ),
         (truth([0, 0, 5, 5], iscrowd=2), [], ValueError, r"\['iscrowd'\]: expected 0 or 1, got 2"),
         (truth([0, 0, 5, 5], area=None), [], TypeError, r"\['area'\]: expected a number, got None"),
         (truth([0, 0, -5, 5]), [], ValueError, r"\['annotations'\]\[0\]\['bbox'\]: expected finite x, y, width >= 0"),
         (truth(), None, TypeError, "detections: expected a list of dicts, got NoneType"),
-        (truth(), {"boxes": []}, ValueError, "detections: expected a list of results, or a dict with the key"),
+        (
+            truth(),
+            {"boxes": []},
+            ValueError,
+            "detections: expected a list of results or the key 'annotations', got a dict",
+        ),
         (
             truth(),
             [BOX, {**BOX, "image_id": 5}],
             ValueError,
-            r"detections\[1\]\['image_id'\]: 5 is not among the images",
+            r"detections\[1\]\['image_id'\]: expected the id of an image, got 5",
         ),
-        (truth(), [{**BOX, "image_id": [1]}], ValueError, r"detections\[0\]\['image_id'\]: \[1\] is not among"),
+        (
+            truth(),
+            [{**BOX, "image_id": [1]}],
+            ValueError,
+            r"detections\[0\]\['image_id'\]: expected the id of an image, got \[1\]",
+        ),
         (truth(), [{**BOX, "category_id": 1.5}], TypeError, r"detections\[0\]\['category_id'\]: expected an integer"),
         (truth(), [{**BOX, "score": NAN}], ValueError, r"detections\[0\]\['score'\]: expected a number, got NaN"),
         (truth(), [{**BOX, "score": "0.5"}], TypeError, r"detections\[0\]\['score'\]: expected a number, got '0.5'"),
@@ -177,7 +192,7 @@ def test_wrong_data(data: Any, detections: Any, error: type[Exception], said: st
         ({"score_threshold": {1: None}}, TypeError, "score_threshold: expected a number"),
         ({"score_threshold": NAN}, ValueError, "score_threshold: expected a number, got NaN"),
         ({"area_ranges": [1]}, TypeError, "area_ranges: expected a dict"),
-        ({"area_ranges": {"all": (0, 1)}}, ValueError, "area_ranges: 'all' stands for every object"),
+        ({"area_ranges": {"all": (0, 1)}}, ValueError, "area_ranges: expected names other than 'all'"),
         ({"area_ranges": {"odd": (2, 1)}}, ValueError, r"area_ranges\['odd'\]: expected 0 <= lowest <= highest"),
     ],
 )
@@ -191,7 +206,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         evaluate(tmp_path / "missing.json", [])
     for content in (b"{", b"", b"\xff\xfe\x00"):
         (tmp_path / "broken.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"detections: .*broken\.json is not JSON"):
+        with pytest.raises(ValueError, match=r"detections: expected JSON, got .*broken\.json"):
             evaluate(truth(), tmp_path / "broken.json")
 
 

@@ -113,7 +113,7 @@ def test_batched_gradients_are_refused(member, backend):
 def test_every_operator_refuses_vmap():
     """One that did not would be called in a loop, with a warning, or say that PyTorch lacks a rule."""
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("alrp_triton::")}
-    assert len(names) >= 16
+    assert len(names) >= 10
     for name in names:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "FuncTorchBatched"), name
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "Batched"), name

@@ -16,8 +16,8 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from alrp_triton import alrp_loss, ap_loss
-from alrp_triton.engine.backends import triton_installed
-from alrp_triton.engine.steps import MOST_COMPARED
+from alrp_triton.engine.passes import triton_installed
+from alrp_triton.engine.placed import MOST_COMPARED
 
 pytestmark = [
     pytest.mark.gpu,

@@ -20,8 +20,8 @@ from passes import assert_same_passes, layouts
 from torch import Tensor
 
 from alrp_triton import alrp_loss
-from alrp_triton.engine import Levels, backends
-from alrp_triton.engine.backends import choose_backend, numba_installed, why_unavailable
+from alrp_triton.engine import Levels, passes
+from alrp_triton.engine.passes import choose, numba_installed, why_unavailable
 
 if KERNELS:
     pytest.skip("needs no kernel", allow_module_level=True)
@@ -104,7 +104,7 @@ def test_many_thresholds_at_one_place(scores: list[float], dtype: torch.dtype) -
 @pytest.mark.parametrize("size", [1 << 17, 64])
 def test_layouts(name: str, size: int) -> None:
     """In pieces of any size, those that are read as they are and those that are copied."""
-    from alrp_triton.engine.backends import numba as by_numba
+    from alrp_triton.engine.passes import numba as by_numba
 
     with patch.multiple(by_numba, _PIECE=size, _COPIED_PIECE=size // 2, _PER_THREAD=100):
         torch.set_num_threads(3)
@@ -119,7 +119,7 @@ def test_layouts(name: str, size: int) -> None:
 @pytest.mark.parametrize(("run", "alternates"), [(1, True), (15, True), (17, False), (500, False)])
 def test_groups_that_change_from_logit_to_logit_are_left_to_pytorch(run: int, alternates: bool) -> None:
     """Each run of one group is a search of its own to a loop."""
-    from alrp_triton.engine.backends import numba as by_numba
+    from alrp_triton.engine.passes import numba as by_numba
 
     case = random_case(4000, 30)
     for groups in (torch.arange(4000) // run % 3, (torch.arange(4000) // run % 3).view(2, 2000)):
@@ -164,13 +164,16 @@ def test_after_a_fork() -> None:
     code = """
 import os, sys, torch
 from alrp_triton.engine import Levels
-from alrp_triton.engine.backends import numba
-from alrp_triton.engine.knots import Ramps
+from alrp_triton.engine.knots import make_table
+from alrp_triton.engine.passes import Found, passes_of
 torch.set_num_threads(2)
 x = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
 levels, thresholds = Levels([x], [torch.zeros(300_000, dtype=torch.int64)]), torch.tensor([-1.0, 0.0, 1.0, 2.0])
+nothing = Found(thresholds[:0].long(), thresholds[:0], None)
 def totals():
-    return numba.count_negatives(levels, Ramps(thresholds, None, 1.0, ""), thresholds[:0], None, -1, 1024.0)
+    found = torch.zeros(2, 6, dtype=torch.int64)
+    passes_of("numba").count(levels, make_table(thresholds, None), nothing, found, 1.0, -1, 1024.0)
+    return found
 before = totals()
 child = os.fork()
 if child == 0:
@@ -184,7 +187,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @needs_numba
 def test_what_a_thread_raises_is_raised() -> None:
-    from alrp_triton.engine.backends import numba as by_numba
+    from alrp_triton.engine.passes import numba as by_numba
 
     torch.set_num_threads(2)
     case = random_case(200_000, 30)
@@ -233,14 +236,15 @@ print(float(alrp_loss(torch.zeros(3), torch.tensor([1, 0, 0]), torch.ones(1), ba
     assert output_of(code) == "0.5\n"
 
 
-def test_only_where_it_can_run_and_only_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     if numba_installed():
         assert why_unavailable("numba", CPU) is None
-    monkeypatch.setattr(backends, "_NUMBA_INSTALLED", True)
-    assert choose_backend("numba", CPU) == "numba"
-    assert choose_backend("auto", CPU) == "torch"
+    monkeypatch.setattr(passes, "_NUMBA_INSTALLED", True)
+    assert choose("numba", CPU) == "numba"
+    assert choose("auto", CPU) == "numba"
     assert "CPU" in (why_unavailable("numba", torch.device("cuda")) or "")
-    monkeypatch.setattr(backends, "_NUMBA_INSTALLED", False)
+    monkeypatch.setattr(passes, "_NUMBA_INSTALLED", False)
+    assert choose("auto", CPU) == "torch"
     with pytest.raises(ValueError, match=r"numba is not installed; pip install 'alrp-triton\[numba\]'"):
         alrp_loss(torch.zeros(2), torch.tensor([1, 0]), torch.ones(1), backend="numba")
 
@@ -249,7 +253,7 @@ def test_only_where_it_can_run_and_only_by_name(monkeypatch: pytest.MonkeyPatch)
 def test_nothing_is_imported_before_it_is_needed() -> None:
     code = """
 import sys, torch, alrp_triton
-alrp_triton.alrp_loss(torch.zeros(2), torch.tensor([1, 0]), torch.ones(1))
+alrp_triton.alrp_loss(torch.zeros(2), torch.tensor([1, 0]), torch.ones(1), backend="torch")
 print("numba" in sys.modules)
 """
     assert output_of(code) == "False\n"

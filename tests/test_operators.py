@@ -1,94 +1,14 @@
 """The loss as PyTorch's machinery sees it: operators, autograd, torch.compile, memory kept for backward."""
 
-from unittest.mock import patch
-
 import pytest
 import torch
-from cases import KERNELS, Case, random_case
+from cases import Case, random_case
 from checks import assert_same_bits, assert_same_results, backends, engine_backends, evaluate
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import saved_tensors_hooks
 
 from alrp_triton import ALRPLoss, alrp_loss
-from alrp_triton.engine import Levels, PairFunction, Ranking, fused, operators, operators_small, sorting
-from alrp_triton.engine.backends import choose_backend
-
-
-def table_problem(backend="torch", dtype=torch.float32, grouped=False, distribution=None):
-    """Two levels, of which the first has class labels, and the tables of their ranking."""
-    case = random_case(90, 7, dtype=dtype)
-    logits = [torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).to(dtype), case.logits]
-    labels = [torch.tensor([0, 5, 5, -1, 4, 5]), case.labels]
-    groups = [torch.tensor([3, 3, -2, 3, -2, -2]), torch.full((90,), 3)] if grouped else []
-    levels = Levels(logits, labels, groups)
-    arguments = {"delta": 1.0, "ignore_index": -1, "backend": backend, "distribution": distribution}
-    ranking = Ranking(levels, 9, values=(torch.ones(9),), **arguments)
-    weights, gradients = torch.rand(2, 9, dtype=torch.float64), torch.rand(2, 9, dtype=torch.float64)
-    with patch.object(operators, "attach_gradient") as attach:
-        ranking.attach(torch.rand(2, dtype=torch.float64), gradients, weights)
-    values, _, *rest = attach.call_args.args
-    return levels, ranking, values, rest
-
-
-SQUARE = PairFunction(lambda x, delta: (x / (2 * delta) + 0.5).clamp(0, 1) ** 2)
-
-
-@pytest.mark.thinned(1 if KERNELS else 2)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("backend", engine_backends())
-def test_opcheck_of_the_engine(backend, grouped, dtype):
-    levels, ranking, values, rest = table_problem(backend, dtype, grouped)
-    given = (levels.logits, levels.labels, list(levels.groups))
-    torch.library.opcheck(operators.find_positives, (*given, 9, -1, "ious", "torch"))
-    torch.library.opcheck(operators.highest_in_row, (levels.logits, levels.labels, ranking.pos_index, -1))
-    positives = (ranking.steps.pos_logits, ranking.pos_groups)
-    torch.library.opcheck(
-        operators.count_negatives, (*given, *ranking._thresholds(backend), *positives, 1.0, -1, backend, "")
-    )
-    leaves = [x.clone().requires_grad_() for x in levels.logits]
-    torch.library.opcheck(operators.attach_gradient, (values, leaves, *rest))
-    torch.library.opcheck(operators.write_gradient, (values, levels.logits, *rest))
-
-
-@pytest.mark.skipif(KERNELS, reason="needs no kernel")
-@pytest.mark.parametrize("grouped", [False, True])
-def test_opcheck_of_the_direct_form(grouped):
-    levels, ranking, values, rest = table_problem("torch", grouped=grouped, distribution=SQUARE)
-    given = (levels.logits, levels.labels, list(levels.groups))
-    positives = (ranking.steps.pos_logits, ranking.pos_groups)
-    assert rest[-2:] == ["direct", SQUARE.key]
-    torch.library.opcheck(operators.count_negatives, (*given, *positives, *positives, 1.0, -1, "direct", SQUARE.key))
-    torch.library.opcheck(operators.write_gradient, (values, levels.logits, *rest))
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_opcheck_of_sorting(grouped):
-    generator = torch.Generator().manual_seed(0)
-    scores, values = torch.randn(2, 11, generator=generator)
-    groups = torch.randint(0, 3, (11,), generator=generator) if grouped else None
-    weights = torch.rand(11, generator=generator, dtype=torch.float64)
-    for backend in engine_backends():
-        torch.library.opcheck(sorting.sorting_sums, (scores, values, groups, 0.5, backend))
-        torch.library.opcheck(sorting.sorting_received, (scores, values, groups, weights, 0.5, backend))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_opcheck_of_computed_gradients(dtype):
-    leaves = [torch.randn(4, 3).to(dtype).requires_grad_(), torch.randn(5).to(dtype).requires_grad_()]
-    gradients = [torch.randn(2, 4, 3, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)]
-    values = torch.tensor([0.5, 0.25], dtype=torch.float64)
-    torch.library.opcheck(operators.attach_computed, (values, leaves, gradients))
-    torch.library.opcheck(operators.scale_gradients, (values, [x.detach() for x in leaves], gradients))
-
-
-def test_every_operator_is_checked_above():
-    checked = {"find_positives", "count_negatives", "attach_gradient", "write_gradient", "highest_in_row"}
-    checked |= {"sorting_sums", "sorting_received", "attach_computed", "scale_gradients"}
-    checked |= {"place_knots", "rank", "pair_sums", "ramp_coefficients", "send"}
-    checked |= {"evaluate_loss", "write_loss_gradient"}
-    everything = vars(operators) | vars(sorting) | vars(operators_small) | vars(fused)
-    assert checked == {name for name, value in everything.items() if isinstance(value, torch.library.CustomOpDef)}
+from alrp_triton.engine.passes import choose
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -219,7 +139,7 @@ def test_compiled_function(dynamic, arguments, sizes, backend):
         for actual, expected in zip(loss_and_gradients(one, case), loss_and_gradients(function, case)):
             assert_same_bits(f"{num_logits}, {num_pos}", actual, expected)
         graphs.append(counter.frame_count)
-    if dynamic and torch.__version__ >= "2.7":
+    if dynamic:
         # One for all that have several positives.
         assert graphs[:4] == graphs[:1] * 4
 
@@ -246,7 +166,7 @@ def test_choosing_a_backend_breaks_no_graph(device, backend):
     """Also for tensors of a GPU, which this machine need not have."""
 
     def function(x):
-        return x + len(choose_backend(backend, torch.device(device)))
+        return x + len(choose(backend, torch.device(device)))
 
     assert compiled(function)(torch.zeros(())) == function(torch.zeros(()))
 

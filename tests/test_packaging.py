@@ -97,7 +97,7 @@ def test_wheel_holds_the_package_and_nothing_else(artefacts: dict[str, Path]) ->
         names = set(archive.namelist())
     info = {name for name in names if name.split("/")[0].endswith(".dist-info")}
     assert names - info == package_files(artefacts["source"])
-    assert {f"alrp_triton/{name}" for name in ("kernels/__init__.py", "benchmarks/suite.py", "py.typed")} <= names
+    assert {f"alrp_triton/{name}" for name in ("kernels/__init__.py", "benchmarks/run.py", "py.typed")} <= names
     assert {name.split("/")[0] for name in names - info} == {"alrp_triton"}  # no top-level "kernels", "benchmarks"
     assert any(name.endswith("/licenses/LICENSE") for name in info)
 
@@ -153,7 +153,7 @@ import alrp_triton.benchmarks
 import alrp_triton.kernels
 modules = [alrp_triton]
 for module in pkgutil.walk_packages(alrp_triton.__path__, "alrp_triton."):
-    adapters = ("integrations.", "engine.backends.numba", "metrics.matching", "metrics.torchmetrics")
+    adapters = ("integrations.", "engine.passes.numba", "metrics.matching", "metrics.torchmetrics")
     apart = module.name.startswith(tuple(f"alrp_triton.{name}" for name in adapters))
     if not apart and not module.name.endswith(".__main__"):
         modules.append(importlib.import_module(module.name))
@@ -162,7 +162,7 @@ print(json.dumps([module.__file__ for module in modules]))
     files = json.loads(run_python(without(*EXTRAS) + code, cwd=tmp_path, path=[installed]))
     adapters = re.compile(
         r"alrp_triton/integrations/(?!__init__)|alrp_triton/metrics/(matching|torchmetrics)\.py"
-        r"|alrp_triton/engine/backends/numba|.*/__main__\.py"
+        r"|alrp_triton/engine/passes/numba|.*/__main__\.py"
     )
     expected = {
         name for name in package_files(artefacts["source"]) if name.endswith(".py") and not adapters.match(name)

@@ -1,6 +1,5 @@
 """Functions of differences in the place of the ramp, and as distributions of what a positive sends."""
 
-from collections import Counter
 from functools import partial
 
 import pytest
@@ -23,8 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alrp_triton.engine import pairs
-from alrp_triton.engine.backends import direct
-from alrp_triton.framework import PairFunction, RankingLoss, ranking_loss
+from alrp_triton.framework import RankingLoss, ranking_loss
+
+if KERNELS:
+    pytest.skip("pair functions are PyTorch's", allow_module_level=True)
 
 by_backend = pytest.mark.parametrize("backend", backends())
 
@@ -47,6 +48,10 @@ def beyond(x, delta):
     return 3 * x + 0.25
 
 
+def quarters(x, delta):
+    return torch.where(x >= 0, 0.25 + x / 2, 0.0)
+
+
 FUNCTIONS = {
     "smooth": {"smoothing": sigmoid},
     "steep": {"distribution": squared_ramp},
@@ -54,63 +59,31 @@ FUNCTIONS = {
     "clamped": {"smoothing": beyond, "distribution": beyond},
     "both": {"smoothing": exponential, "distribution": sigmoid},
 }
-if KERNELS:
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def triton_sigmoid(x, delta):
-        return 1 / (1 + tl.exp(-x - delta))
-
-    @triton.jit
-    def triton_squared_ramp(x, delta):
-        h = tl.minimum(tl.maximum(x / (2 * delta + 0.5) + 0.5, 0.0), 1.0)
-        return h * h
-
-    @triton.jit
-    def triton_exponential(x, delta):
-        return tl.exp(tl.minimum(x, 8) / 4 - 2)
-
-    @triton.jit
-    def triton_beyond(x, delta):
-        return 3 * x + 0.25
-
-    DEVICE = {
-        sigmoid: triton_sigmoid,
-        squared_ramp: triton_squared_ramp,
-        exponential: triton_exponential,
-        beyond: triton_beyond,
-    }
-else:
-    DEVICE = {}
-ALL = (sigmoid, squared_ramp, exponential, beyond)
-PAIRS = {function: PairFunction(function, DEVICE.get(function)) for function in ALL}
 # Pass 1 adds up multiples of 2^-36, to which functions that are nowhere 0 may come down; so eps is more than a few.
 EPS = 0.01
 
 
 def with_functions(name, error=depth_error, takes="costs", **own):
     """A loss with the functions of that name."""
-    functions = FUNCTIONS[name]
-    return formula(name, error, takes, functions, eps=EPS, **{key: PAIRS[f] for key, f in functions.items()}, **own)
+    return formula(name, error, takes, FUNCTIONS[name], eps=EPS, **FUNCTIONS[name], **own)
 
 
 SHAPED = [with_functions(name, target=depth_target, normaliser=depth_normaliser) for name in FUNCTIONS]
-by_functions = pytest.mark.parametrize("member", [SHAPED[0], SHAPED[3]] if KERNELS else SHAPED, ids=repr)
+by_functions = pytest.mark.parametrize("member", SHAPED, ids=repr)
 
 
 def small_cases():
     cases = [case for case in all_cases() if len(case.logits) <= 700]
     turns = [(case, SHAPED[(i + j) % 5]) for i, case in enumerate(cases) for j in range(5)]
-    return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}") for turn in (turns[::22] if KERNELS else turns)]
+    return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}") for turn in turns]
 
 
-@pytest.mark.thinned(2 if KERNELS else 8)
+@pytest.mark.thinned(8)
 @pytest.mark.parametrize("backend", engine_backends())
 @pytest.mark.parametrize(("case", "member"), small_cases())
 def test_pair_functions_on_every_case(case, member, backend):
     odd = bool(case.num_positives % 2)
-    for delta, grouped in [(0.5, odd)] if KERNELS else [(1.0, False), (0.1, True), (0.0, odd)]:
+    for delta, grouped in [(1.0, False), (0.1, True), (0.0, odd)]:
         arguments = {"delta": delta, **({"groups": draw_groups(case)} if grouped else {})}
         tolerance = 1e-9 if case.logits.dtype == torch.float64 else 1e-6
         found = of_case(member, case, backend, **arguments)
@@ -119,21 +92,19 @@ def test_pair_functions_on_every_case(case, member, backend):
 
 @by_backend
 @by_functions
-@settings(max_examples=2 if KERNELS else 25, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(case=problems(), delta=st.sampled_from([1.0, 0.1, 0.0]), grouped=st.booleans())
 def test_pair_functions_on_drawn_cases(case, delta, grouped, member, backend):
     arguments = {"delta": delta, **({"groups": draw_groups(case)} if grouped else {})}
     assert_agree(of_case(member, case, backend, **arguments), judge(member, case, **arguments))
 
 
-@pytest.mark.skipif(KERNELS, reason="has no Triton form")
 @by_backend
 def test_a_distribution_by_hand(backend):
     """Positive at 0; false positives at 1 and 0; the step counts both, the function gives them 3/4 and 1/4."""
     x = torch.tensor([0.0, 1.0, 0.0, -1.0, NAN], requires_grad=True)
     labels = torch.tensor([1, 0, 0, 0, -1])
-    distribution = PairFunction(lambda x, delta: torch.where(x >= 0, 0.25 + x / 2, 0.0))
-    value = ranking_loss(x, labels, imprecision, delta=0.0, distribution=distribution, backend=backend)
+    value = ranking_loss(x, labels, imprecision, delta=0.0, distribution=quarters, backend=backend)
     (gradient,) = torch.autograd.grad(value, x)
     assert_close("value", value, torch.tensor(2 / 3), 1e-7)
     assert_close("gradient", gradient, torch.tensor([-2 / 3, 1 / 2, 1 / 6, 0.0, 0.0]), 1e-7)
@@ -164,7 +135,6 @@ def test_pair_functions_take_any_layout(member, backend):
             assert_close(name, tensor.reshape(expected[name].shape), expected[name], 1e-6)
 
 
-@pytest.mark.skipif(KERNELS, reason="of the torch backend")
 @by_functions
 @pytest.mark.parametrize("grouped", [False, True])
 def test_any_pieces_give_the_same(grouped, member, monkeypatch):
@@ -172,9 +142,8 @@ def test_any_pieces_give_the_same(grouped, member, monkeypatch):
     arguments = {"groups": draw_groups(case)} if grouped else {}
     expected = of_case(member, case, "torch", **arguments)
     for piece, held in [(1, 1), (13, 50), (70, 1)]:
-        monkeypatch.setattr(direct, "_PIECE", piece)
-        monkeypatch.setattr(direct, "_PAIRS", held)
-        monkeypatch.setattr(pairs, "_PAIRS_PER_BLOCK", held)
+        monkeypatch.setattr(pairs, "_PIECE", piece)
+        monkeypatch.setattr(pairs, "_PAIRS", held)
         for name, tensor in of_case(member, case, "torch", **arguments).items():
             assert_close(name, tensor, expected[name], 1e-14)
 
@@ -183,7 +152,7 @@ def test_any_pieces_give_the_same(grouped, member, monkeypatch):
 @by_functions
 @pytest.mark.parametrize("where", ["a positive", "a negative", "a value"])
 def test_nan_is_not_hidden_by_pair_functions(where, member, backend):
-    for grouped in [True] if KERNELS else [False, True]:
+    for grouped in [False, True]:
         case = random_case(60, 8)
         groups = draw_groups(case)
         logits, values = case.logits.clone(), case.loc_errors.clone()
@@ -213,7 +182,7 @@ def test_without_positives_pair_functions_give_0(member, backend):
 @pytest.mark.parametrize("backend", engine_backends())
 @by_functions
 def test_the_same_bits_twice(member, backend):
-    case = random_case(200 if KERNELS else 3000, 50)
+    case = random_case(3000, 50)
     one, other = (of_case(member, case, backend) for _ in range(2))
     for name, tensor in one.items():
         assert_same_bits(name, other[name], tensor)
@@ -230,8 +199,7 @@ def test_two_losses_share_no_state(backend):
 
         return function
 
-    functions = [PAIRS[sigmoid], PAIRS[exponential]] if KERNELS else [made(1), made(3)]
-    criteria = [RankingLoss(imprecision, distribution=f, backend=backend) for f in functions]
+    criteria = [RankingLoss(imprecision, distribution=made(power), backend=backend) for power in (1, 3)]
     alone = []
     for criterion in criteria:
         x = case.logits.clone().requires_grad_()
@@ -259,7 +227,6 @@ class Callable:
         return isinstance(other, Callable)
 
 
-@pytest.mark.skipif(KERNELS, reason="has no Triton form")
 @by_backend
 def test_any_callable_will_do(backend):
     case = random_case(60, 8)
@@ -271,32 +238,47 @@ def test_any_callable_will_do(backend):
     assert not torch.equal(other["loss by logits"], results[0]["loss by logits"])
 
 
-@pytest.mark.skipif(not KERNELS, reason="elsewhere the backend itself cannot run on the CPU")
 @pytest.mark.parametrize("backend", ["triton", "pairwise"])
 @pytest.mark.parametrize("name", ["smoothing", "distribution"])
-def test_functions_without_a_triton_form(name, backend):
+def test_kernels_know_no_functions(name, backend):
     case = random_case(30, 4)
-    for function in (sigmoid, PairFunction(sigmoid)):
-        with pytest.raises(ValueError, match=rf"^{name}: expected a PairFunction with a Triton form.*'{backend}'"):
-            ranking_loss(*case[1:3], imprecision, backend=backend, **{name: function})
-        # By itself the package finds a way.
-        value = ranking_loss(*case[1:3], imprecision, **{name: function})
-        assert_close("value", value, ranking_loss(*case[1:3], imprecision, backend="torch", **{name: function}), 1e-12)
+    with pytest.raises(ValueError, match=rf"^backend: expected .* with smoothing or distribution, got '{backend}'"):
+        ranking_loss(*case[1:3], imprecision, backend=backend, **{name: sigmoid})
+    # By itself the package finds a way.
+    value = ranking_loss(*case[1:3], imprecision, **{name: sigmoid})
+    assert_close("value", value, ranking_loss(*case[1:3], imprecision, backend="torch", **{name: sigmoid}), 1e-12)
 
 
-def test_auto_finds_a_backend_for_functions_of_torch_alone():
-    case = random_case(30, 4)
-    for function in (sigmoid, PAIRS[sigmoid], PairFunction(sigmoid)):
-        value = ranking_loss(*case[1:3], imprecision, smoothing=function)
-        assert_close("value", value, judge(formula("", imprecision, None, {"smoothing": sigmoid}), case)["loss"], 1e-6)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_one_graph_holds_the_pairs(name):
+    """A compiled loss sees them whole, forward and backward."""
+    case = random_case(60, 8)
+
+    def loss(x, errors):
+        extras = {"costs": errors}
+        return ranking_loss(x, case.labels, depth_error, extras=extras, eps=EPS, **FUNCTIONS[name])
+
+    results = []
+    torch._dynamo.reset()
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaves = case.logits.clone().requires_grad_(), case.loc_errors.clone().requires_grad_()
+        value = function(*leaves)
+        results.append([value.detach(), *torch.autograd.grad(value, leaves)])
+    for one, other in zip(*results):
+        assert_same_bits("compiled", other, one)
+
+
+@by_backend
+def test_differentiating_twice_raises(backend):
+    case = random_case(60, 8)
+    x = case.logits.clone().requires_grad_()
+    value = ranking_loss(x, case.labels, imprecision, smoothing=sigmoid, backend=backend)
+    (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        (gradient.square().sum() + x.sum()).backward()
 
 
 def test_pair_functions_must_be_functions():
-    with pytest.raises(TypeError, match=r"^torch: expected a function of differences and delta, got float$"):
-        PairFunction(0.5)
-    assert repr(PairFunction(sigmoid)).startswith("PairFunction(sigmoid")
-    names = Counter(repr(PairFunction(lambda x, delta: x)) for _ in range(3))
-    assert len(names) == 3
     case = random_case(30, 4)
     for wrong in (lambda x, delta: 0.5, lambda x, delta: x.sum(), lambda x, delta: x[:1], lambda x, delta: None):
         for name in ("smoothing", "distribution"):

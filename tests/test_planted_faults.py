@@ -26,27 +26,27 @@ class Fault(NamedTuple):
     says: str
 
 
-EDGES, STEPS = "tests/test_edge_cases.py", "tests/kernels/test_steps.py"
+EDGES, PASSES = "tests/test_edge_cases.py", "tests/kernels/test_passes.py"
 FAULTS = {
     "mask of pass 1": Fault(
-        "kernels/buckets.py",
-        "there = begin + lane < num_logits",
-        "there = begin + lane <= num_logits",
+        "kernels/count.py",
+        "there = begin + lane < level.num_logits",
+        "there = begin + lane <= level.num_logits",
         EDGES,
-        "bucket_kernel: out of bounds",
+        "count_kernel: out of bounds",
     ),
     "mask of pass 2": Fault(
-        "kernels/gradient.py",
-        "there = begin + lane < num_logits",
-        "there = begin + lane <= num_logits",
+        "kernels/write.py",
+        "there = begin + lane < level.num_logits",
+        "there = begin + lane <= level.num_logits",
         EDGES,
-        "gradient_kernel: out of bounds",
+        "write_kernel: out of bounds",
     ),
     "mask of what is found": Fault(
-        "kernels/positives.py", "(slot < num_slots)", "(slot <= num_slots)", "tests/kernels", "out of bounds"
+        "kernels/find.py", "(slot < num_slots)", "(slot <= num_slots)", PASSES, "find_kernel: out of bounds"
     ),
     "a crowd that is not there": Fault(
-        "kernels/buckets.py", "units_of_crowd, mask=count > 0", "units_of_crowd", EDGES, "bucket_kernel: out of bounds"
+        "kernels/count.py", "units_of_crowd, mask=count > 0", "units_of_crowd", EDGES, "count_kernel: out of bounds"
     ),
     "a barrier left out": Fault(
         # The compiler writes them, and so it would be the one to leave one out.
@@ -57,51 +57,53 @@ FAULTS = {
         "race in shared memory",
     ),
     "a race between programs": Fault(
-        "kernels/buckets.py",
+        "kernels/count.py",
         'tl.atomic_add(totals + crowd, count, mask=count > 0, sem="relaxed")',
         "tl.store(totals + crowd, tl.load(totals + crowd) + count, mask=count > 0)",
         EDGES,
-        "bucket_kernel: race in global memory",
+        "count_kernel: race in global memory",
     ),
     "memory that is not set": Fault(
-        "alrp_triton/engine/fused.py",
-        "torch.zeros(sum(sizes), dtype=torch.int64, device=device)",
-        "torch.empty(sum(sizes), dtype=torch.int64, device=device)",
+        "kernels/find.py",
+        "found = torch.zeros(2, dtype=torch.int64, device=device)",
+        "found = torch.empty(2, dtype=torch.int64, device=device)",
         EDGES,
         "AssertionError",
     ),
     "fixed point": Fault(
-        "kernels/buckets.py", "_ONE_MORE = tl.constexpr(1 << 50)", "_ONE_MORE = tl.constexpr(1 << 49)", EDGES, "Error"
+        "kernels/count.py", "_ONE_MORE = tl.constexpr(1 << 50)", "_ONE_MORE = tl.constexpr(1 << 49)", EDGES, "Error"
     ),
     "offsets of 32 bits": Fault(
-        "kernels/walk.py",
-        "at = i0.to(tl.int64) * step0",
-        "at = i0 * step0",
-        "tests/kernels/test_walk.py",
-        "out of bounds",
+        "kernels/lanes.py",
+        "distance = at[0].to(tl.int64) * steps[0]",
+        "distance = at[0] * steps[0]",
+        PASSES,
+        "test_offsets_beyond_32_bits",
     ),
     "a device guard left out": Fault(
-        "kernels/knots.py",
-        "    with on_device_of(tensor):",
+        "kernels/launch.py",
+        "    with on_device_of(logits):",
         "    if True:",
         EDGES,
         "launched outside of a device guard",
     ),
     "a look at a value": Fault(
-        "alrp_triton/engine/fused.py",
-        "if debug_checks() or not is_asynchronous(device):",
-        "if found.tolist():",
+        "alrp_triton/engine/passes/gpu.py",
+        "if debug_checks() or not is_asynchronous(numbers.device):",
+        "if numbers.tolist():",
         "tests/test_waiting.py",
         "Counter({'tolist'",
     ),
     "ends of ramps": Fault(
         "kernels/search.py",
-        "reached = score >= tl.load(thresholds + bucket + (half - 1))",
-        "reached = score > tl.load(thresholds + bucket + (half - 1))",
+        "reached = score >= tl.load(table.thresholds + bucket + (half - 1))",
+        "reached = score > tl.load(table.thresholds + bucket + (half - 1))",
         "tests/test_golden.py tests/test_alrp.py",
         "relative norm of the error",
     ),
-    "a loop that never runs": Fault("kernels/ranks.py", "elif values is not None:", "else:", STEPS, "CompilationError"),
+    "a loop that never runs": Fault(
+        "kernels/rank.py", "elif values is not None:", "else:", "tests/kernels/test_placed.py", "CompilationError"
+    ),
 }
 
 

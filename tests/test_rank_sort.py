@@ -1,7 +1,5 @@
 """Rank & Sort Loss: positives above negatives, and sorted by their IoUs."""
 
-import importlib
-
 import pytest
 import torch
 from cases import INF, KERNELS, random_case
@@ -10,10 +8,9 @@ from family import RANK_SORT, assert_agree, evaluate, of_case
 
 from alrp_triton import rank_sort_loss, reference
 from alrp_triton.engine import sorting
+from alrp_triton.engine.passes.eager import Eager
 from alrp_triton.verify import relative_errors
 
-# By name, since ``backends.torch`` is PyTorch itself, which that package imports.
-torch_backend = importlib.import_module("alrp_triton.engine.backends.torch")
 by_backend = pytest.mark.parametrize("backend", backends())
 by_delta = pytest.mark.parametrize("delta", [0.5, 0.0])
 
@@ -101,9 +98,9 @@ def test_both_parts_at_once(delta, backend):
 @pytest.mark.skipif(KERNELS, reason="of the torch backend")
 def test_both_parts_at_once_cost_one_pass(monkeypatch):
     case = random_case(200, 30)
-    x, passes, write = case.logits.clone().requires_grad_(), [], torch_backend.write_gradient
-    monkeypatch.setattr(torch_backend, "write_gradient", lambda *given: passes.append(1) or write(*given))
-    sum(rank_sort_loss(x, case.labels, RANK_SORT.values(case))).backward()
+    x, passes, write = case.logits.clone().requires_grad_(), [], Eager.write
+    monkeypatch.setattr(Eager, "write", lambda *given: passes.append(1) or write(*given))
+    sum(rank_sort_loss(x, case.labels, RANK_SORT.values(case), backend="torch")).backward()
     assert len(passes) == 1
 
 

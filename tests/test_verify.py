@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
@@ -19,9 +18,10 @@ from torch import Tensor
 
 import alrp_triton
 from alrp_triton import cli, info, verify, verify_cases, verify_losses
-from alrp_triton.engine.backends import numba_installed, triton_installed
 from alrp_triton.engine.inputs import Levels
 from alrp_triton.engine.labels import flatten_levels
+from alrp_triton.engine.passes import numba_installed, triton_installed
+from alrp_triton.engine.passes.eager import Eager
 from alrp_triton.verify_cases import FULL, INTERPRETED, QUICK, Case
 
 TIMES = ("early", "middle", "late")
@@ -33,8 +33,6 @@ NAMES = [
     *("groups", "AP", "Rank & Sort", "NDCG", "AP groups", "Rank & Sort groups", "NDCG groups"),
 ]
 FAMILY = ("AP", "Rank & Sort", "NDCG")
-# By name: as an attribute of its package it is hidden by the torch that this imports.
-torch_backend = importlib.import_module("alrp_triton.engine.backends.torch")
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -94,14 +92,16 @@ def test_verify_as_a_module() -> None:
 
 def change_gradient(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
     """Have the torch backend's gradients changed before they are rounded to half precision."""
-    original = torch_backend.write_gradient
+    original = Eager.write
 
-    def wrong(levels: Levels, *arguments: Any) -> list[Tensor]:
+    def wrong(passes: Eager, levels: Levels, *arguments: Any) -> list[Tensor]:
+        if type(passes) is not Eager:
+            return original(passes, levels, *arguments)
         dtype = levels.logits[0].dtype
         logits = [level.float() if dtype in HALVES else level for level in levels.logits]
-        return [change(g).to(dtype) for g in original(levels._replace(logits=logits), *arguments)]
+        return [change(g).to(dtype) for g in original(passes, levels._replace(logits=logits), *arguments)]
 
-    monkeypatch.setattr(torch_backend, "write_gradient", wrong)
+    monkeypatch.setattr(Eager, "write", wrong)
 
 
 def test_a_wrong_gradient_is_a_miss(
@@ -208,7 +208,7 @@ def test_a_backend_that_raises_is_a_miss(
     def broken(*args: Any) -> Tensor:
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr(torch_backend, "count_negatives", broken)
+    monkeypatch.setattr(Eager, "count", broken)
     status, report = run_verify(tmp_path, "--backend", "torch")
     assert status == 1
     assert {check["status"] for check in report["checks"]} == {"MISS"}

@@ -15,7 +15,7 @@ from virtual_gpu.harness import as_on_a_gpu
 from waiting import waiting
 
 from alrp_triton import ap_loss
-from alrp_triton.engine.steps import MOST_COMPARED
+from alrp_triton.engine.placed import MOST_COMPARED
 
 BACKENDS = [backend for backend in engine_backends() if backend != "numba"]
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 from checks import assert_same_bits
 from virtual_gpu.harness import as_on_a_gpu
 
 from alrp_triton import alrp_loss
-from alrp_triton.engine import positives
-from alrp_triton.engine.backends import search
 from alrp_triton.engine.inputs import Levels
 from alrp_triton.engine.knots import make_knots
+from alrp_triton.engine.labels import positions
+from alrp_triton.engine.passes import eager, find, tables
 
-# By name, since ``backends.torch`` is PyTorch itself, which that package imports.
-torch_backend = importlib.import_module("alrp_triton.engine.backends.torch")
 CLASSES = 4
 
 
@@ -36,12 +32,12 @@ def make_levels(seed: int = 0) -> tuple[Levels, int]:
 
 @pytest.mark.parametrize("piece", [1, 37, 1 << 20])
 def test_finds_the_same_positives(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(positives, "_PIECE_ON_DEVICE", piece)
+    monkeypatch.setattr(find, "_PIECE_ON_DEVICE", piece)
     levels, num_pos = make_levels()
-    expected, invalid = positives._collect(levels, -1)
+    expected, invalid = find._collect(levels, -1, positions)
     assert (len(expected), invalid) == (num_pos, False)
     for asked in (num_pos, num_pos - 3, num_pos + 3, 0):
-        index, count, wrong = positives._collect_without_sync(levels, asked, -1)
+        index, count, wrong = find._collect_without_sync(levels, asked, -1)
         assert int(count) == num_pos
         assert not bool(wrong)
         shared = min(asked, num_pos)
@@ -53,8 +49,8 @@ def test_finds_the_same_positives(piece: int, monkeypatch: pytest.MonkeyPatch) -
 def test_sees_labels_out_of_range(place: int) -> None:
     levels, num_pos = make_levels()
     levels.labels[place].view(-1)[-1] = 9
-    assert positives._collect(levels, -1)[1]
-    assert bool(positives._collect_without_sync(levels, num_pos, -1)[2])
+    assert find._collect(levels, -1, positions)[1]
+    assert bool(find._collect_without_sync(levels, num_pos, -1)[2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -67,8 +63,8 @@ def test_writes_the_same_positives(first_is_positive: bool, dtype: torch.dtype) 
     values = torch.randn(len(flat), generator=generator, dtype=torch.float64)
     expected = torch.cat([t.flatten() for t in tensors])
     expected[flat] = values.to(dtype)
-    for tensor, local, inside in positives.local_indices(tensors, flat):
-        torch_backend._overwrite_without_sync(tensor, local, inside, values)
+    for tensor, local, inside in find.local_indices(tensors, flat):
+        eager._overwrite_without_sync(tensor, local, inside, values)
     assert_same_bits("values", torch.cat([t.flatten() for t in tensors]), expected)
 
 
@@ -87,7 +83,7 @@ def test_the_whole_loss_on_the_path_of_a_gpu(delta: float, grouped: bool, monkey
         return [out.cls.detach(), out.loc, out.rank, *torch.autograd.grad(out.cls, leaves)]
 
     expected = run()
-    monkeypatch.setattr(positives, "_collect", lambda levels, ignore: pytest.fail("waits for the device"))
+    monkeypatch.setattr(find, "_collect", lambda *given: pytest.fail("waits for the device"))
     with as_on_a_gpu():
         for one, other in zip(run(), expected):
             assert_same_bits("result", one, other)
@@ -101,10 +97,11 @@ def test_the_whole_loss_on_the_path_of_a_gpu(delta: float, grouped: bool, monkey
 
 def test_bucket_search_agrees_with_comparing() -> None:
     scores = torch.tensor([-torch.inf, -3.4e38, -1.0, 0.0, 0.5, 1.5, 3.4e38, torch.inf])
-    thresholds = make_knots(torch.tensor([0.5, torch.inf, -torch.inf, 0.5, 3.4028234663852886e38]), 1.0).thresholds
+    thresholds = make_knots(torch.tensor([0.5, torch.inf, -torch.inf, 0.5, 3.4028234663852886e38]), 1.0).table
+    thresholds = thresholds.thresholds[: len(thresholds.floors) - 1]
     expected = (scores[:, None] >= thresholds[None, :]).sum(1)
-    assert_same_bits("grid", search.BucketSearch(thresholds)(scores).long(), expected)
-    assert_same_bits("bisection", search.buckets_of(scores, thresholds), expected)
+    assert_same_bits("grid", tables.BucketSearch(thresholds)(scores).long(), expected)
+    assert_same_bits("bisection", tables.buckets_of(scores, thresholds), expected)
 
 
 def test_narrow_labels_of_many_classes() -> None:

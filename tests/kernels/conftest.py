@@ -3,10 +3,11 @@ interpreter where TRITON_INTERPRET is 1."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cases import KERNELS
+from cases import INTERPRETED, KERNELS
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -14,11 +15,18 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return None if KERNELS or collection_path.name == "conftest.py" else True
 
 
+@pytest.fixture(autouse=INTERPRETED)
+def _as_on_a_gpu() -> Iterator[None]:
+    """As where they are compiled: nobody looks at values, and what is not written shows."""
+    from virtual_gpu.harness import as_on_a_gpu, filled_memory
+
+    with as_on_a_gpu(), filled_memory():
+        yield
+
+
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels over the positives take few at a time, so that a few are several blocks."""
-    from alrp_triton.kernels import errors, knots
+    """Of logits and of positives, so that a few are several blocks."""
+    import drawn
 
-    for settings in (knots.SETTINGS, errors.MANY_SUMS):
-        monkeypatch.setitem(settings, "block", 16)
-        monkeypatch.setitem(settings, "block_p", 8)
+    drawn.small_blocks(monkeypatch)
