@@ -115,7 +115,7 @@ def _check(
     given: dict[str, object] = {"gt_boxes": gt_boxes, "anchors": anchors}
     if isinstance(anchors, (list, tuple)):
         if num_anchors_per_level is not None:
-            raise TypeError("num_anchors_per_level: expected None, since anchors are given level by level")
+            raise TypeError(f"num_anchors_per_level: expected None for a list of levels, got {num_anchors_per_level!r}")
         if not anchors:
             raise ValueError("anchors: expected at least one level, got none")
         given = {"gt_boxes": gt_boxes, **{f"anchors[{level}]": boxes for level, boxes in enumerate(anchors)}}

@@ -38,7 +38,7 @@ def read_dataset(ground_truth: Any, detections: Any, iou_type: str) -> Dataset:
     found = _load("detections", detections)
     if isinstance(found, Mapping):
         if "annotations" not in found:
-            raise ValueError("detections: expected a list of results, or a dict with the key 'annotations'")
+            raise ValueError("detections: expected a list of results or the key 'annotations', got a dict without it")
         found = found["annotations"]
     shape = "bbox" if iou_type == "bbox" else "segmentation"
     images = _records("ground_truth['images']", truth["images"], ("id",))
@@ -50,7 +50,7 @@ def read_dataset(ground_truth: Any, detections: Any, iou_type: str) -> Dataset:
             _check_id(f"{name}[{i}]['category_id']", record["category_id"])
             image_id = record["image_id"]
             if not isinstance(image_id, (Integral, str)) or image_id not in places:
-                raise ValueError(f"{name}[{i}]['image_id']: {image_id!r} is not among the images")
+                raise ValueError(f"{name}[{i}]['image_id']: expected the id of an image, got {image_id!r}")
             record["image_id"] = places[image_id]
             if iou_type == "bbox":
                 record["bbox"] = _box(f"{name}[{i}]['bbox']", record["bbox"])
@@ -90,7 +90,7 @@ def _load(name: str, source: Any) -> Any:
         try:
             return json.loads(Path(source).read_text(encoding="utf-8"))
         except ValueError as error:  # of the decoder, of UTF-8 or of JSON
-            raise ValueError(f"{name}: {os.fspath(source)} is not JSON: {error}") from None
+            raise ValueError(f"{name}: expected JSON, got {os.fspath(source)}: {error}") from None
     # A pycocotools COCO object.
     return getattr(source, "dataset", source)
 

@@ -180,7 +180,7 @@ def _checked_ranges(area_ranges: Mapping[str, tuple[float, float]]) -> dict[str,
         raise TypeError(f"area_ranges: expected a dict of names to (lowest, highest), got {type(area_ranges).__name__}")
     for name, bounds in area_ranges.items():
         if name == "all":
-            raise ValueError("area_ranges: 'all' stands for every object and cannot be given other bounds")
+            raise ValueError("area_ranges: expected names other than 'all', which is every object, got 'all'")
         if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
             raise ValueError(f"area_ranges[{name!r}]: expected 0 <= lowest <= highest, got {bounds}")
     return dict(area_ranges)

@@ -139,5 +139,5 @@ def _encode(name: str, coco: COCO, records: list[Record]) -> None:
             problem = f"no {error}" if isinstance(error, KeyError) else error
             place = f"{name}[{i}]['segmentation']"
             raise ValueError(
-                f"{place}: expected polygons or RLE, in an image with height and width: {problem}"
+                f"{place}: expected polygons or RLE, in an image with height and width, got {problem}"
             ) from None

@@ -9,13 +9,7 @@ from torchvision.models.detection import RetinaNet
 
 from alrp_triton import ALRPLoss, SelfBalance
 from alrp_triton.framework import RankingLoss
-from alrp_triton.integrations.torchvision import (
-    use_alrp,
-    use_ap,
-    use_classification_loss,
-    use_ndcg,
-    use_rank_sort,
-)
+from alrp_triton.integrations.torchvision import use_ap, use_loss, use_ndcg, use_rank_sort
 
 # On COCO the weight lasts an epoch of some thousands of iterations. In a run of some hundreds the losses change a lot
 # within that: a short period follows them. In its first iterations loc is so near 0 that a mean of ratios would be
@@ -23,12 +17,12 @@ from alrp_triton.integrations.torchvision import (
 BALANCE = {"period": 25, "average": "means"}
 
 LOSSES: dict[str, Callable[[RetinaNet], RetinaNet]] = {
-    "alrp": lambda model: use_alrp(model, ALRPLoss(self_balance=SelfBalance(**BALANCE))),
+    "alrp": lambda model: use_loss(model, ALRPLoss(self_balance=SelfBalance(**BALANCE))),
     "rank-sort": use_rank_sort,
     # These leave the boxes to the detector's own L1 loss.
     "ap": use_ap,
     "ndcg": use_ndcg,
-    "own": lambda model: use_classification_loss(model, RankingLoss(search_cost)),
+    "own": lambda model: use_loss(model, RankingLoss(search_cost)),
 }
 TITLES = {
     "alrp": "aLRP Loss",
