@@ -60,6 +60,8 @@ def _of_boxes(criterion: Callable[..., Any]) -> Loss:
 
 LOSSES: dict[str, Loss] = {
     "alrp": lambda g: alrp_loss(g.logits, g.labels, g.values, backend="triton")[:2],
+    # Any integers of each row will do.
+    "alrp, groups": lambda g: alrp_loss(g.logits, g.labels, g.values, groups=g.labels, backend="triton")[:2],
     "ap": _of_scores(ap_loss, backend="triton"),
     "ndcg": _of_scores(ndcg_loss, backend="triton"),
     "rank_sort": lambda g: rank_sort_loss(g.logits, g.labels, g.values, backend="triton"),

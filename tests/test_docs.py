@@ -34,7 +34,8 @@ from alrp_triton.reference import difference, ramp
 ROOT = Path(__file__).parent.parent
 # What code blocks may need besides the package.
 FRAMEWORKS = ("torchvision", "torchmetrics", "mmdet", "transformers", "detectron2", "ultralytics", "effdet")
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in [*TOP, *(ROOT / "docs").glob("*.md")]}
 TEXT = PAGES["mathematics.md"]
 EXAMPLE = TEXT[TEXT.index("### 4.5") : TEXT.index("## 5.")]
 FAMILY = TEXT[TEXT.index("### 8.9") : TEXT.index("## 9.")]
@@ -269,7 +270,7 @@ def test_places_in_the_code_exist():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    folder = ROOT if page == "README.md" else ROOT / "docs"
+    folder = ROOT if page in {path.name for path in TOP} else ROOT / "docs"
     for path, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", PAGES[page]):
         assert (folder / path).exists(), path
         if anchor:
@@ -297,6 +298,8 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
             lacking |= absent
         else:
             exec(compile(block, page, "exec"), names)
+    for name in [name for name in names if name.startswith("test_")]:
+        names[name]()
     if lacking and all(any(name in block for name in lacking) for block in code):
         pytest.skip(f"all blocks need {', '.join(sorted(lacking))}")
 

@@ -136,11 +136,11 @@ def place(logits: Tensor, delta: float, groups: Tensor | None = None) -> Compare
 def check_linear(levels: Levels, delta: float = DELTA, ignore_index: int = -1, scalars: int = 1) -> Tensor:
     """Positives found and placed, negatives counted and the gradient written, against PyTorch; the totals."""
     wanted = BY_TORCH.find(levels, None, ignore_index, "")
-    found = LINEAR.find(levels, len(wanted.index), ignore_index, "")
+    found = LINEAR.find(levels, len(wanted.indices), ignore_index, "")
     assert found.numbers is not None
-    assert found.numbers.tolist() == [len(wanted.index), 0]
+    assert found.numbers.tolist() == [len(wanted.indices), 0]
     placed = gpu.place_positives(found, delta)
-    same_numbers("index", placed.index, wanted.index)
+    same_numbers("index", placed.indices, wanted.indices)
     same_numbers("positives", placed.positives.logits, wanted.logits)
     if wanted.groups is not None:
         same_numbers("groups", placed.positives.groups, wanted.groups)
@@ -154,7 +154,7 @@ def check_linear(levels: Levels, delta: float = DELTA, ignore_index: int = -1, s
     # Of bucket 0 nothing is asked, and of NaN how many there are.
     same_numbers("totals", placed.totals[:, 1:-1], totals[:, 1:-1])
     same_numbers("NaN", placed.totals[0, -1], totals[0, -1])
-    check_written(levels, table, wanted.index, delta, ignore_index, scalars)
+    check_written(levels, table, wanted.indices, delta, ignore_index, scalars)
     return placed.totals
 
 
@@ -189,7 +189,7 @@ def check_pairwise(levels: Levels, delta: float = DELTA, tolerance: float = 2e-7
     assert totals[-1] == (negative & scores.isnan()).sum()
     weights = torch.rand(num_pos + 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     own = torch.randn(1, num_pos, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    written = PAIRWISE.write(levels, table, weights, Own(found.index, own), [torch.tensor(-0.7)], delta, -1)
+    written = PAIRWISE.write(levels, table, weights, Own(found.indices, own), [torch.tensor(-0.7)], delta, -1)
     expected = (weights[:-1] @ h + weights[-1]).masked_fill(~negative, 0)
     expected[positive] = own[0]
     margin = max(tolerance, torch.finfo(scores.dtype).eps) if scores.dtype.itemsize < 4 else tolerance

@@ -187,7 +187,7 @@ def passes(levels: Levels, num_positives: int) -> tuple[list[int], gpu.place.Pla
     placed = gpu.place_positives(found, DELTA)
     LINEAR.count(levels, placed.table, found, placed.totals, DELTA, -1, 2.0**30)
     lines = torch.full((2, 2 * num_positives + 1), NAN, dtype=torch.float64)
-    own = Own(placed.index, torch.full((1, num_positives), NAN, dtype=torch.float64))
+    own = Own(placed.indices, torch.full((1, num_positives), NAN, dtype=torch.float64))
     gradients = LINEAR.write(levels, placed.table, lines, own, [torch.ones(())], DELTA, -1)
     return found.numbers.tolist(), placed, torch.cat([gradient.reshape(-1) for gradient in gradients])
 
@@ -201,9 +201,9 @@ def test_a_wrong_number_gives_nan_and_places_that_exist(layout, more):
     number = max(0, len(index) + more)
     numbers, placed, gradient = passes(levels, number)
     assert numbers == [len(index), 0]
-    assert len(placed.index) == number
-    assert set(placed.index.tolist()) <= {0, *index.tolist()}
-    assert (placed.index.diff() >= 0).all()
+    assert len(placed.indices) == number
+    assert set(placed.indices.tolist()) <= {0, *index.tolist()}
+    assert (placed.indices.diff() >= 0).all()
     assert placed.positives.logits.isnan().all()
     assert placed.table.thresholds[: 2 * number].isnan().all()
     # What is missing counts as the first of all logits.
