@@ -145,7 +145,9 @@ def test_no_size_of_image_and_no_number_of_positives_makes_a_new_kernel(channels
 
 
 @of_compiled_kernels
-@pytest.mark.parametrize(("name", "most"), [("alrp", 8), ("alrp, groups", 9), ("ap", 8), ("ndcg", 7), ("rank_sort", 7), ("own", 14)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("alrp", 8), ("alrp, groups", 9), ("ap", 8), ("ndcg", 7), ("rank_sort", 7), ("own", 14)]
+)
 def test_launches_of_an_iteration(name: str, most: int) -> None:
     """Whatever the number of levels; of a formula of one's own, with another PyTorch there may be some more."""
     forward, backward = launches_of(LOSSES[name], 40, num_levels=5)
