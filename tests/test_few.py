@@ -64,8 +64,6 @@ def test_finds_the_same_positives(name: str) -> None:
 @pytest.mark.parametrize("columns", [1, 80, 300])
 def test_positives_among_labels_of_any_dtype(columns: int, dtype: torch.dtype) -> None:
     """Also where the label of the background is no number of the dtype."""
-    from alrp_triton.engine.passes import numba
-
     for size in (0, 1, 2047, 2048, 2049, 5000):
         for places in ([], [0], [-1], [0, 2046, 2047, 2048, -1]):
             for label in (-2, 0, 1, 100, columns):
@@ -75,7 +73,6 @@ def test_positives_among_labels_of_any_dtype(columns: int, dtype: torch.dtype) -
                     kinds = LabelKinds(labels, columns, per_class, -1)
                     rows = kinds.positive.nonzero().squeeze(1)
                     expected = rows * columns + labels[rows].long() if per_class else rows
-                    for find in (numba.positions, positions):
-                        found, invalid = find(labels, columns if per_class else 1, per_class, -1)
-                        assert found.equal(expected)
-                        assert invalid == bool(kinds.invalid.any())
+                    found, invalid = positions(labels, columns if per_class else 1, per_class, -1)
+                    assert found.equal(expected)
+                    assert invalid == bool(kinds.invalid.any())

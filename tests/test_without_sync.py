@@ -10,7 +10,6 @@ from virtual_gpu.harness import as_on_a_gpu
 from alrp_triton import alrp_loss
 from alrp_triton.engine.inputs import Levels
 from alrp_triton.engine.knots import make_knots
-from alrp_triton.engine.labels import positions
 from alrp_triton.engine.passes import eager, find, tables
 
 CLASSES = 4
@@ -34,7 +33,7 @@ def make_levels(seed: int = 0) -> tuple[Levels, int]:
 def test_finds_the_same_positives(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(find, "_PIECE_ON_DEVICE", piece)
     levels, num_pos = make_levels()
-    expected, invalid = find._collect(levels, -1, positions)
+    expected, invalid = find._collect(levels, -1)
     assert (len(expected), invalid) == (num_pos, False)
     for asked in (num_pos, num_pos - 3, num_pos + 3, 0):
         index, count, wrong = find._collect_without_sync(levels, asked, -1)
@@ -49,7 +48,7 @@ def test_finds_the_same_positives(piece: int, monkeypatch: pytest.MonkeyPatch) -
 def test_sees_labels_out_of_range(place: int) -> None:
     levels, num_pos = make_levels()
     levels.labels[place].view(-1)[-1] = 9
-    assert find._collect(levels, -1, positions)[1]
+    assert find._collect(levels, -1)[1]
     assert bool(find._collect_without_sync(levels, num_pos, -1)[2])
 
 

@@ -39,25 +39,18 @@ class LabelKinds:
 
 
 def positions(labels: Tensor, columns: int, per_class: bool, ignore_index: int) -> tuple[Tensor, bool]:
-    """Flat positions of the positives in one piece, and whether any label is out of range. Waits for the device.
+    """Flat positions of the positives in one piece, and whether any label is out of range; on the CPU.
 
     Args:
         labels, columns, per_class, ignore_index: as :class:`LabelKinds` takes them.
     """
-    highest = columns if per_class else 1
-    if len(labels) and ignore_index == -1 and labels.dtype.is_signed and highest <= torch.iinfo(labels.dtype).max:
-        # The usual case at the cost of two looks at the labels.
-        low, high = (int(extreme) for extreme in labels.aminmax())
-        if per_class:
-            rows = (labels < columns).nonzero().squeeze(1)
-            found = labels[rows].long()
-            if low < 0:
-                rows, found = rows[found >= 0], found[found >= 0]
-            return found.add_(rows, alpha=columns), low < -1 or high > columns
-        return (labels == 1).nonzero().squeeze(1) if high > 0 else labels[:0], low < -1 or high > 1
+    # Most are background, which NumPy finds fastest.
+    background = columns if per_class else 0
+    others = torch.from_numpy((labels.numpy() != background).nonzero()[0])
+    labels = labels[others]
     kinds = LabelKinds(labels, columns, per_class, ignore_index)
-    rows = kinds.positive.nonzero().squeeze(1)
-    return rows * columns + (labels[rows].long() if per_class else 0), bool(kinds.invalid.any())
+    found = labels[kinds.positive].long() if per_class else 0
+    return others[kinds.positive] * columns + found, bool(kinds.invalid.any())
 
 
 class Piece(NamedTuple):

@@ -19,20 +19,14 @@ Place = tuple[Tensor, ...]
 _PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 22
 
 
-Positions = Callable[[Tensor, int, bool, int], tuple[Tensor, bool]]
-"""See :func:`..labels.positions`."""
-
-
-def find(
-    levels: Levels, num_positives: int | None, ignore_index: int, name: str, positions: Positions = positions
-) -> Found:
+def find(levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
     """See :meth:`.protocol.Passes.find`.
 
     On the CPU a wrong number of positives or a label out of range raises ``ValueError``. Elsewhere that would make the
     host wait, so the logits come back as NaN, which makes the loss NaN; ``ALRP_TRITON_DEBUG=1`` raises there too.
     """
     if not is_asynchronous(levels.logits[0].device):
-        index, invalid = _collect(levels, ignore_index, positions)
+        index, invalid = _collect(levels, ignore_index)
         expected = len(index) if num_positives is None else num_positives
         raise_on_mistakes(len(index), invalid, expected, name)
         return Found(index, _gather_logits(levels, index), _gather_groups(levels, index))
@@ -57,7 +51,7 @@ def raise_on_mistakes(found: int, invalid: bool, expected: int, name: str) -> No
         raise ValueError(f"{name}: expected one for each positive label, {found}, got {expected}")
 
 
-def _collect(levels: Levels, ignore_index: int, positions: Positions) -> tuple[Tensor, bool]:
+def _collect(levels: Levels, ignore_index: int) -> tuple[Tensor, bool]:
     # Numbers, not small tensors, which would lie about the heap between the large temporaries.
     index, base, invalid = array("q"), 0, False
     for logits, labels, _ in levels.each():

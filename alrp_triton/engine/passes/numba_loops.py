@@ -1,89 +1,153 @@
-"""The compiled loops: each goes over one flat piece of the logits once, without Python's lock.
+"""The loops that Numba compiles: each goes over one flat piece of the logits once, without Python's lock.
 
-All thresholds of a piece's groups stand in one sorted table; a run of logits of one group sees the range
-``begin <= b <= end`` of it, without groups the whole. Bucket ``begin`` is what lies below all of the range.
-
-Within a run both loops go block by block, and most blocks need no search: late in training nearly all scores lie below
-all thresholds, so that those that do not are picked out first; early in training one bucket holds all.
+Most blocks of scores need no search: late in training nearly all scores lie below all thresholds, so those that do not
+are picked out first; early in training all of a block lie between the same two.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
+import numba
 import numpy as np
+from numpy.typing import NDArray
 
-from .numba_tables import Array, Search, compiled
+Array = NDArray[Any]
+_Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
-# Scores looked at together: one comparison each tells whether all lie in one bucket. Shorter runs are not worth that.
-# While they do, a block stays in the innermost cache; otherwise a longer one hides what each starts with.
-_BLOCK, _LONG_BLOCK, _SHORTEST = 1024, 8192, 32
-# Where more than one in so many lies below all thresholds, the others are copied and looked at by themselves.
-_FEW = 4
+# Scores looked at together.
+_BLOCK = 2048
 # What a look at a block may say instead of how many of its scores reach a threshold.
 _MANY, _TOGETHER = -1, -2
 
 
-class _Room(NamedTuple):
-    """Room for what is picked out of a block: whether each score reaches a threshold, eight of them in a word; words in
-    which one does; places, scores and buckets of those that do."""
+class Search(NamedTuple):
+    """What buckets are found by; numbers have the scores' dtype."""
 
-    words: Array
-    hits: Array
+    thresholds: Array
+    """``[D + 1]`` the different thresholds of all groups, sorted; the last is NaN."""
+    grid: Array
+    """``[cells + 1]`` int32: how many thresholds lie in lower cells; see :class:`.tables.BucketSearch`."""
+    lowest: Array
+    """``[G + 1]`` the lowest threshold of each group, or inf."""
+    low: Any
+    """Where the grid begins."""
+    cells_per_unit: Any
+    floors: Array
+    """``[places]``, see :attr:`Table.floors`. The place of a score is the row of its group times ``D + 2``, plus the
+    number of thresholds at or below it, or D + 1 for NaN."""
+    inverse_width: Any
+    """1 / (2 delta), or 0."""
+    largest: Any
+    one: Any
+
+
+def compiled(**options: Any) -> Callable[[_Loop], _Loop]:
+    """Compile at the first call and keep the machine code on disk, where there is a folder for it."""
+
+    def compile_(function: _Loop) -> _Loop:
+        try:
+            loop: _Loop = numba.njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # neither the package's folder nor the user's can be written
+            loop = numba.njit(nogil=True, **options)(function)
+        return loop
+
+    return compile_
+
+
+class _Room(NamedTuple):
+    """What is told of a block: whether each score is to be looked up, and of those the places in the block, scores
+    and places."""
+
+    picked: Array
     where: Array
     kept: Array
-    buckets: Array
+    places: Array
 
 
 @compiled()
-def _locate(block: Array, search: Search, begin: int, end: int, of_nan: int, buckets: Array) -> None:
-    """Write ``begin`` plus how many of ``thresholds[begin:end]`` lie at or below each score, but 0 where none does; and
-    ``of_nan`` for NaN."""
-    thresholds, grid = search.thresholds, search.grid
-    if len(grid) == 0:
-        for i in range(len(block)):
-            buckets[i] = begin
-        # All scores take the same steps, none of which is a branch.
-        length = end - begin
-        while length > 0:
-            step = np.int32((length + 1) >> 1)
-            for i in range(len(block)):
-                reached = thresholds[np.uint32(buckets[i] + step - 1)] <= block[i]
-                buckets[i] += step if reached else np.int32(0)
-            length -= step
-        for i in range(len(block)):
-            bucket = buckets[i] if buckets[i] > begin else 0
-            buckets[i] = bucket if block[i] == block[i] else of_nan
-        return
-    # Cells are told by the operations that made the grid, in the same precision; see ``numba_tables.fill_grid``.
-    last, lowest_place = block.dtype.type(len(grid) - 1), block.dtype.type(0)
+def _room(scores: Array) -> _Room:
+    picked, where, places = np.empty(_BLOCK, np.bool_), np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
+    return _Room(picked, where, np.empty(_BLOCK, scores.dtype), places)
+
+
+@compiled()
+def _look(block: Array, ignored: Array, lowest: Any, low: Any, high: Any, room: _Room) -> int:
+    """How many scores reach a threshold and are not ignored, and copies of them, where that leaves many out; else
+    ``_TOGETHER`` if all scores lie between ``low`` and ``high``, or ``_MANY``."""
+    num_below = num_together = np.int32(0)
     for i in range(len(block)):
-        place = (block[i] - search.low) * search.cells_per_unit
-        place = place if place > lowest_place else lowest_place
-        buckets[i] = np.int32(place if place < last else last)
+        num_below += np.int32(block[i] < lowest)
+        num_together += np.int32((block[i] >= low) & (block[i] < high))
+    if num_below == len(block):
+        return 0
+    if len(ignored) == 0:
+        if num_together == len(block):
+            return _TOGETHER
+        if num_below <= len(block) // 4:
+            return _MANY
+    picked, where, kept, num_picked = room.picked, room.where, room.kept, 0
     for i in range(len(block)):
-        x, bucket = block[i], grid[np.uint32(buckets[i])]
-        if bucket < 0:
-            bucket, over = np.int32(~bucket), np.int32(end)
-            while bucket < over:
-                half = np.int32((bucket + over) >> 1)
+        picked[i] = not block[i] < lowest
+    for i in range(len(ignored)):
+        picked[i] &= not ignored[i]
+    # By eights, few of which have any, and without a branch.
+    words, hits, num_hits = picked.view(np.uint64), room.places, 0
+    for word in range((len(block) + 7) // 8):
+        hits[np.uint32(num_hits)] = 8 * word
+        num_hits += np.int64(words[word] != 0)
+    for hit in hits[:num_hits]:
+        for i in range(hit, min(hit + 8, len(block))):
+            where[np.uint32(num_picked)] = i
+            kept[np.uint32(num_picked)] = block[i]
+            num_picked += np.int64(picked[i])
+    return num_picked
+
+
+@compiled()
+def _locate(block: Array, begin: int, search: Search, room: _Room) -> int:
+    """Write the place of each score, in the row that begins at ``begin``; returns how many thresholds lie at or below
+    the first score."""
+    thresholds, grid, places = search.thresholds, search.grid, room.places
+    # Cells are told by the operations that made the grid, in the same precision.
+    last, lowest = block.dtype.type(len(grid) - 2), block.dtype.type(0)
+    for i in range(len(block)):
+        cell = (block[i] - search.low) * search.cells_per_unit
+        cell = cell if cell > lowest else lowest
+        places[i] = np.int32(cell if cell < last else last)
+    for i in range(len(block)):
+        x, cell = block[i], np.uint32(places[i])
+        # The first step without a branch: whether it is taken is anybody's guess, further ones are rare.
+        number = grid[cell]
+        number = np.int32(number + np.int32(thresholds[np.uint32(number)] <= x))
+        if thresholds[np.uint32(number)] <= x:
+            over = grid[cell + np.uint32(1)]
+            while number < over:
+                half = np.int32((number + over) >> 1)
                 if thresholds[np.uint32(half)] <= x:
-                    bucket = np.int32(half + 1)
+                    number = np.int32(half + 1)
                 else:
                     over = half
-        else:
-            # The first step without a branch: whether it is taken is anybody's guess, further ones are rare. They end
-            # at the cell's end, if not before, since what follows lies above; NaN stands behind the last threshold.
-            bucket = np.int32(bucket + np.int32(thresholds[np.uint32(bucket)] <= x))
-            while thresholds[np.uint32(bucket)] <= x:
-                bucket = np.int32(bucket + 1)
-        buckets[i] = bucket if x == x else np.int32(of_nan)
+        places[i] = number
+    first, of_nan = places[0], np.int32(len(thresholds))
+    for i in range(len(block)):
+        places[i] = np.int32(begin) + (places[i] if block[i] == block[i] else of_nan)
+    return first
 
 
 @compiled()
-def _offset(x: Any, floor: Any, inverse_width: Any, one: Any) -> Any:
-    """Of a finite score from the floor of its bucket, in [0, 1]."""
-    return min((x - floor) * inverse_width, one)
+def _offset(x: Any, floor: Any, search: Search) -> Any:
+    """Of a score from the floor of its bucket, in [0, 1]; of NaN something finite."""
+    x = min(x if x > -search.largest else -search.largest, search.largest)
+    return min((x - floor) * search.inverse_width, search.one) if search.inverse_width > 0 else search.inverse_width
+
+
+@compiled()
+def _bounds(number: int, thresholds: Array, largest: Any) -> tuple[Any, Any]:
+    """What finite scores lie in that reach so many thresholds: ``low <= x < high``; nothing where there are none."""
+    above = thresholds[number] if thresholds[number] == thresholds[number] else thresholds.dtype.type(np.inf)
+    return (max(-largest, thresholds[number - 1]), above) if number > 0 else (above, -largest)
 
 
 @compiled(fastmath={"contract"})
@@ -93,201 +157,80 @@ def _line(level: Any, slope: Any, offset: Any) -> Any:
 
 
 @compiled()
-def _finite(x: Any, largest: Any) -> Any:
-    return min(x if x > -largest else -largest, largest)  # NaN, too, is at the floor of its bucket
-
-
-@compiled()
-def _bounds(bucket: int, thresholds: Array, begin: int, end: int, largest: Any) -> tuple[Any, Any]:
-    """What the finite scores of a bucket lie in: ``low <= x < high``; nothing for bucket ``begin``."""
-    low, high = -largest, thresholds.dtype.type(np.inf)
-    if bucket <= begin:
-        return high, low
-    if thresholds[bucket - 1] > low:
-        low = thresholds[bucket - 1]
-    if bucket < end and thresholds[bucket] == thresholds[bucket]:
-        high = thresholds[bucket]
-    return low, high
-
-
-@compiled()
-def _peek(block: Array, lowest: Any, low: Any, high: Any) -> tuple[int, int]:
-    """How many scores lie below ``lowest``, and how many between the other two. Written so that it becomes some eight
-    or sixteen comparisons in one instruction."""
-    num_below = num_inside = np.int32(0)
-    for i in range(len(block)):
-        num_below += np.int32(block[i] < lowest)
-        num_inside += np.int32((block[i] >= low) & (block[i] < high))
-    return num_below, num_inside
-
-
-@compiled()
-def _room(scores: Array) -> _Room:
-    words, hits = np.zeros(_LONG_BLOCK // 8, np.uint64), np.empty(_LONG_BLOCK // 8, np.int32)
-    where, buckets = np.empty(_LONG_BLOCK, np.int32), np.empty(_LONG_BLOCK, np.int32)
-    return _Room(words, hits, where, np.empty(_LONG_BLOCK, scores.dtype), buckets)
-
-
-@compiled()
-def _pick(block: Array, lowest: Any, room: _Room) -> int:
-    """Copy the scores that are not below ``lowest``, NaN among them, and write their places; returns how many they are.
-    Without a branch, and first by eights: few of those have any."""
-    words, hits, where, kept = room.words, room.hits, room.where, room.kept
-    reaches = words.view(np.uint8)
-    for i in range(len(block)):
-        reaches[i] = not block[i] < lowest
-    num_words = (len(block) + 7) >> 3
-    for i in range(len(block), 8 * num_words):
-        reaches[i] = 0
-    num_hits = num_picked = 0
-    for k in range(num_words):
-        hits[np.uint32(num_hits)] = k
-        num_hits += np.int64(words[k] != 0)
-    for k in range(num_hits):
-        first = np.int32(hits[k] << 3)
-        for i in range(8):
-            where[np.uint32(num_picked)] = first + i
-            kept[np.uint32(num_picked)] = block[np.uint32(first + i)]
-            num_picked += np.int64(reaches[np.uint32(first + i)])
-    return num_picked
-
-
-@compiled()
-def _look(block: Array, lowest: Any, low: Any, high: Any, room: _Room) -> int:
-    """:func:`_pick` where it pays; else ``_TOGETHER`` if all scores lie between ``low`` and ``high``, or ``_MANY``."""
-    if len(block) < _SHORTEST:
-        return _MANY
-    num_below, num_together = _peek(block, lowest, low, high)
-    if num_below == len(block):
-        return 0
-    if num_together == len(block):
-        return _TOGETHER
-    return _pick(block, lowest, room) if num_below > len(block) // _FEW else _MANY
-
-
-@compiled()
-def _any(ignored: Array, begin: int, end: int) -> bool:
-    found = 0
-    for one in ignored[begin:end]:
-        found |= one
-    return found != 0
-
-
-@compiled()
-def _leave_out(room: _Room, num_picked: int, ignored: Array, first: int, columns: int) -> int:
-    """Of the scores that were picked keep those that are not ignored; returns how many they are."""
-    num_kept = 0
-    for k in range(num_picked):
-        room.kept[num_kept] = room.kept[k]
-        num_kept += np.int64(ignored[(first + room.where[k]) // columns] == 0)
-    return num_kept
-
-
-@compiled()
-def _lowest(thresholds: Array, begin: int, end: int) -> Any:
-    """What finite scores are in no bucket but the first below."""
-    return thresholds[begin] if begin < end else thresholds.dtype.type(np.inf)
-
-
-@compiled()
-def count(scores: Array, ignored: Array, columns: int, runs: Array, search: Search, scale: Any, sums: Array) -> None:
+def count(scores: Array, ignored: Array, runs: Array, search: Search, scale: Any, sums: Array, step: int) -> None:
     """Add the scores of one piece to ``sums``.
 
     Args:
         scores: ``[n]`` float32 or float64, as are the numbers of ``search``, and ``scale``.
-        ignored: ``[n / columns]`` uint8; ``[0]`` where none is.
-        columns: scores that share a label.
-        runs: ``[R, 3]`` int64, see ``numba_tables.runs_of``.
+        ignored: ``[n]`` bool; ``[0]`` where none is.
+        runs: ``[R, 2]``, see :meth:`.numba.Tables.runs`.
         search: of the thresholds.
         scale: units of fixed point to 1.
-        sums: ``[2P + 2, 2]`` int64: number of scores in each bucket, and their offsets in units; of bucket 0 whatever
-            has been met; last, the number of NaN, and 0.
+        sums: ``[places, 2]`` int64: number of scores at each place, and their offsets in units; of bucket 0 whatever
+            has been met.
+        step: 1, or -1 to take them out again.
     """
-    largest, infinity = np.finfo(scores.dtype).max, scores.dtype.type(np.inf)
-    one, at = scores.dtype.type(1), 0
-    room, thresholds, floors, inverse_width = _room(scores), search.thresholds, search.floors, search.inverse_width
-    kept, buckets, of_nan = room.kept, room.buckets, len(search.thresholds)
+    room, at, width = _room(scores), 0, len(search.thresholds) + 1
     for run in range(len(runs)):
-        run_end, begin, end = runs[run, 0], runs[run, 1], runs[run, 2]
-        lowest, together, above, below = _lowest(thresholds, begin, end), begin, infinity, -infinity
-        size = _BLOCK
-        while at < run_end:
-            block = scores[at : min(at + size, run_end)]
-            first, at = at, at + len(block)
-            if len(ignored) > 0 and _any(ignored, first // columns, (at - 1) // columns + 1):
-                num = _leave_out(room, _pick(block, lowest, room), ignored, first, columns)
-            else:
-                num = _look(block, lowest, above, below, room)
-            size = _BLOCK if num == _TOGETHER else _LONG_BLOCK
-            if num == 0:
-                continue
+        end, row, number, high = runs[run, 0], runs[run, 1] * width, 0, search.lowest[runs[run, 1]]
+        low = lowest = high
+        while at < end:
+            block, skip = scores[at : min(at + _BLOCK, end)], ignored[at : min(at + _BLOCK, end)]
+            at += len(block)
+            num = _look(block, skip, lowest, low, high, room)
             if num == _TOGETHER:
-                units, floor = np.int64(0), floors[together]
-                if inverse_width > 0:
-                    for i in range(len(block)):
-                        units += np.int64(_offset(block[i], floor, inverse_width, one) * scale)
-                sums[together, 0] += len(block)
-                sums[together, 1] += units
-                continue
-            if num != _MANY:
-                block = kept[:num]
-            _locate(block, search, begin, end, of_nan, buckets)
-            if buckets[0] != of_nan:
-                together = max(begin, buckets[0])
-                above, below = _bounds(together, thresholds, begin, end, largest)
-            for i in range(len(block)):
-                bucket = np.uint32(buckets[i])
-                sums[bucket, 0] += 1
-                if inverse_width > 0:
-                    offset = _offset(_finite(block[i], largest), floors[bucket], inverse_width, one)
-                    sums[bucket, 1] += np.int64(offset * scale)
+                place, units = np.uint32(row + number), np.int64(0)
+                floor = search.floors[place]
+                for i in range(len(block)):
+                    units += np.int64(_offset(block[i], floor, search) * scale)
+                sums[place, 0] += step * len(block)
+                sums[place, 1] += step * units
+            elif num != 0:
+                block = room.kept[:num] if num > 0 else block
+                number = _locate(block, row, search, room)
+                low, high = _bounds(number, search.thresholds, search.largest)
+                for i in range(len(block)):
+                    place = np.uint32(room.places[i])
+                    sums[place, 0] += step
+                    sums[place, 1] += step * np.int64(_offset(block[i], search.floors[place], search) * scale)
 
 
 @compiled()
-def write(scores: Array, ignored: Array, columns: int, runs: Array, search: Search, lines: Array, out: Array) -> None:
+def write(scores: Array, ignored: Array, runs: Array, search: Search, lines: Array, out: Array) -> None:
     """Write the gradient of each score of one piece, 0 for what is ignored.
 
     Args:
-        scores, ignored, columns, runs, search: as :func:`count` takes them.
-        lines: ``[2P + 1, 2]``, level and slope of each bucket.
+        scores, ignored, runs, search: as :func:`count` takes them.
+        lines: ``[places, 2]``, level and slope.
         out: ``[n]``
     """
-    largest, infinity = np.finfo(scores.dtype).max, scores.dtype.type(np.inf)
-    zero, one, at = scores.dtype.type(0), scores.dtype.type(1), 0
-    room, thresholds, floors, inverse_width = _room(scores), search.thresholds, search.floors, search.inverse_width
-    kept, buckets = room.kept, room.buckets
+    room, at, width = _room(scores), 0, len(search.thresholds) + 1
     for run in range(len(runs)):
-        run_end, begin, end = runs[run, 0], runs[run, 1], runs[run, 2]
-        lowest, together, above, below = _lowest(thresholds, begin, end), begin, infinity, -infinity
-        size = _BLOCK
-        while at < run_end:
-            block = scores[at : min(at + size, run_end)]
-            part = out[at : at + len(block)]
-            first, at = at, at + len(block)
-            num = _look(block, lowest, above, below, room)
-            size = _BLOCK if num == _TOGETHER else _LONG_BLOCK
-            if num >= 0:
-                part[:] = lines[0, 0]
-                block = kept[:num]
+        end, row, number, high = runs[run, 0], runs[run, 1] * width, 0, search.lowest[runs[run, 1]]
+        low = lowest = high
+        while at < end:
+            block, part = scores[at : min(at + _BLOCK, end)], out[at : min(at + _BLOCK, end)]
+            at += len(block)
+            num = _look(block, ignored[:0], lowest, low, high, room)
             if num == _TOGETHER:
-                floor, level, slope = floors[together], lines[together, 0], lines[together, 1]
+                place = np.uint32(row + number)
+                floor, level, slope = search.floors[place], lines[place, 0], lines[place, 1]
                 for i in range(len(block)):
-                    offset = _offset(block[i], floor, inverse_width, one) if inverse_width > 0 else zero
-                    part[i] = _line(level, slope, offset)
-            elif len(block) > 0:
-                _locate(block, search, begin, end, 0, buckets)
-                together = max(begin, buckets[0])
-                above, below = _bounds(together, thresholds, begin, end, largest)
-                for i in range(len(block)):
-                    bucket, offset = np.uint32(buckets[i]), zero
-                    if inverse_width > 0:
-                        offset = _offset(_finite(block[i], largest), floors[bucket], inverse_width, one)
-                    value = _line(lines[bucket, 0], lines[bucket, 1], offset)
-                    if num == _MANY:
-                        part[i] = value
-                    else:
-                        part[np.uint32(room.where[i])] = value
-            if len(ignored) > 0 and _any(ignored, first // columns, (at - 1) // columns + 1):
-                for i in range(len(part)):
-                    if ignored[(first + i) // columns]:
-                        part[i] = zero
+                    part[i] = _line(level, slope, _offset(block[i], floor, search))
+                continue
+            if num != _MANY:
+                part[:] = lines[0, 0]
+                block = room.kept[:num]
+            if len(block) > 0:
+                number = _locate(block, row, search, room)
+                low, high = _bounds(number, search.thresholds, search.largest)
+            for i in range(len(block)):
+                place = np.uint32(room.places[i])
+                value = _line(lines[place, 0], lines[place, 1], _offset(block[i], search.floors[place], search))
+                if num == _MANY:
+                    part[i] = value
+                else:
+                    part[np.uint32(room.where[i])] = value
+    for i in range(len(ignored)):
+        if ignored[i]:
+            out[i] = 0
