@@ -12,9 +12,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-
-# What torch.func.debug_unwrap asks, which PyTorch has from 2.7 on.
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
 _Operator = TypeVar("_Operator")
@@ -38,7 +35,7 @@ def refuse_transforms(name: str, tensors: Iterable[Tensor]) -> None:
         raise RuntimeError(f"{name}: expected no forward-mode differentiation around a compiled loss; {_INSTEAD}")
     for tensor in tensors:
         # torch.compile cannot look into wrappers; from within it, the operators refuse them.
-        if not compiling and is_functorch_wrapped_tensor(tensor):
+        if not compiling and torch.func.debug_unwrap(tensor) is not tensor:
             raise RuntimeError(f"{name}: expected a tensor outside of torch.func's transforms; {_INSTEAD}")
         if forward_ad.unpack_dual(tensor).tangent is not None:
             raise RuntimeError(f"{name}: expected a tensor without a forward-mode tangent; {_INSTEAD}")

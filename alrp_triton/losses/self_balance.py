@@ -131,7 +131,6 @@ class SelfBalance(nn.Module):
         counts = torch.isfinite(ratio.float())
         # Either average is a quotient of two sums: ratios over their number, or losses over localisation losses.
         terms = (ratio, torch.ones_like(ratio)) if self.average == "ratios" else (total, loc)
-        # Not by +=, which also assigns the attribute: PyTorch 2.6 does not export that.
         self.sums.add_(torch.stack(terms).masked_fill(~counts, 0.0))
         self.count.add_(counts)
         if self.period is not None:

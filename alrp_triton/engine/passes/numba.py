@@ -54,7 +54,7 @@ class Compiled(Eager):
                 count(*tables.arguments(piece, ignore_index), scale, sums, 1)
             return sums
 
-        sums = sum(_share_out(levels, None, work))
+        sums = np.sum(_share_out(levels, None, work), axis=0)
         runs, none = tables.runs(own.groups, len(own.logits)), np.empty(0, np.bool_)
         count(own.logits.detach().contiguous().numpy(), none, runs, tables.search, scale, sums, -1)
         counted = np.zeros((totals.shape[1], 2), np.int64)

@@ -57,8 +57,8 @@ def compiled(**options: Any) -> Callable[[_Loop], _Loop]:
 
 
 class _Room(NamedTuple):
-    """What is told of a block: whether each score is to be looked up, and of those the places in the block, scores
-    and places."""
+    """Space for one block: ``picked`` says whether a score must be looked up. For picked scores, ``where`` holds their
+    index in the block, ``kept`` a copy, and ``places`` the place in the tables."""
 
     picked: Array
     where: Array
@@ -74,8 +74,8 @@ def _room(scores: Array) -> _Room:
 
 @compiled()
 def _look(block: Array, ignored: Array, lowest: Any, low: Any, high: Any, room: _Room) -> int:
-    """How many scores reach a threshold and are not ignored, and copies of them, where that leaves many out; else
-    ``_TOGETHER`` if all scores lie between ``low`` and ``high``, or ``_MANY``."""
+    """Copies the scores that reach a threshold and are not ignored, if they are few; returns their number. Otherwise
+    returns ``_TOGETHER`` if all scores lie between ``low`` and ``high``, else ``_MANY``."""
     num_below = num_together = np.int32(0)
     for i in range(len(block)):
         num_below += np.int32(block[i] < lowest)
@@ -92,7 +92,7 @@ def _look(block: Array, ignored: Array, lowest: Any, low: Any, high: Any, room: 
         picked[i] = not block[i] < lowest
     for i in range(len(ignored)):
         picked[i] &= not ignored[i]
-    # By eights, few of which have any, and without a branch.
+    # Eight scores at a time: most eights have none to pick. Without branches.
     words, hits, num_hits = picked.view(np.uint64), room.places, 0
     for word in range((len(block) + 7) // 8):
         hits[np.uint32(num_hits)] = 8 * word
@@ -106,11 +106,11 @@ def _look(block: Array, ignored: Array, lowest: Any, low: Any, high: Any, room: 
 
 
 @compiled()
-def _locate(block: Array, begin: int, search: Search, room: _Room) -> int:
+def _locate(block: Array, begin: int, search: Search, room: _Room) -> Any:
     """Write the place of each score, in the row that begins at ``begin``; returns how many thresholds lie at or below
     the first score."""
     thresholds, grid, places = search.thresholds, search.grid, room.places
-    # Cells are told by the operations that made the grid, in the same precision.
+    # The same operations, in the same precision, have made the grid.
     last, lowest = block.dtype.type(len(grid) - 2), block.dtype.type(0)
     for i in range(len(block)):
         cell = (block[i] - search.low) * search.cells_per_unit
@@ -118,7 +118,7 @@ def _locate(block: Array, begin: int, search: Search, room: _Room) -> int:
         places[i] = np.int32(cell if cell < last else last)
     for i in range(len(block)):
         x, cell = block[i], np.uint32(places[i])
-        # The first step without a branch: whether it is taken is anybody's guess, further ones are rare.
+        # The first step has no branch, because a CPU cannot predict it. Further steps are rare.
         number = grid[cell]
         number = np.int32(number + np.int32(thresholds[np.uint32(number)] <= x))
         if thresholds[np.uint32(number)] <= x:
