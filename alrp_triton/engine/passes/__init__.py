@@ -121,10 +121,10 @@ def choose(backend: str, device: Device, alone: bool = True) -> str:
         preferred = "triton" if is_gpu(device) else "numba"
         return preferred if why_unavailable(preferred, device) is None else "torch"
     if backend == "reference" and not alone:
-        raise ValueError("backend: 'reference' ranks what one process has; got a process_group")
+        raise ValueError("backend: expected another than 'reference' with a process_group, got 'reference'")
     reason = why_unavailable(backend, device)
     if reason is not None:
-        raise ValueError(f"backend: {backend!r} cannot run on device {str(device)!r}: {reason}")
+        raise ValueError(f"backend: expected one that runs on device {str(device)!r}, got {backend!r}: {reason}")
     return backend
 
 
