@@ -22,8 +22,6 @@ from .passes import Found, Own, passes_of
 from .scans import fraction_bits
 from .transforms import refuse_vmap
 
-_LEVELS = "Tensor[] logits, Tensor[] labels, Tensor[] groups"
-
 
 def present(*tensors: Tensor | None) -> list[Tensor]:
     """Those that are there, as operators take them."""
@@ -31,11 +29,7 @@ def present(*tensors: Tensor | None) -> list[Tensor]:
 
 
 @refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::find",
-    mutates_args=(),
-    schema=f"({_LEVELS}, SymInt? num_positives, int ignore_index, bool in_order, str name, str backend) -> Tensor[]",
-)
+@torch.library.custom_op("alrp_triton::find", mutates_args=())
 def find(
     logits: list[Tensor],
     labels: list[Tensor],
@@ -86,11 +80,7 @@ def _(
 
 
 @refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::highest_in_row",
-    mutates_args=(),
-    schema="(Tensor[] logits, Tensor[] labels, Tensor pos_index, int ignore_index) -> Tensor",
-)
+@torch.library.custom_op("alrp_triton::highest_in_row", mutates_args=())
 def highest_in_row(logits: list[Tensor], labels: list[Tensor], pos_index: Tensor, ignore_index: int) -> Tensor:
     """For each positive the highest logit along the last axis ``[P]`` (compute dtype); of logits ``[M]`` its own."""
     from .passes.find import highest_in_row
@@ -104,11 +94,7 @@ def _(logits: list[Tensor], labels: list[Tensor], pos_index: Tensor, ignore_inde
 
 
 @refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::place",
-    mutates_args=(),
-    schema="(Tensor index, Tensor logits, Tensor numbers, Tensor? groups, float delta) -> Tensor[]",
-)
+@torch.library.custom_op("alrp_triton::place", mutates_args=())
 def place(index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float) -> list[Tensor]:
     """The ramps of positives, by kernels: the totals of pass 1, still 0; thresholds, floors; where ramps begin and end.
     With groups, the thresholds' and their number ``[1]``. Of positives in any order, those in flat order: indices,
@@ -135,12 +121,7 @@ def _(index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, del
 
 
 @refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::count",
-    mutates_args=("totals",),
-    schema=f"({_LEVELS}, Tensor[] table, Tensor[] own, Tensor(a!) totals, SymInt num_logits, float delta,"
-    " int ignore_index, str backend) -> ()",
-)
+@torch.library.custom_op("alrp_triton::count", mutates_args=("totals",))
 def count(
     logits: list[Tensor],
     labels: list[Tensor],
@@ -166,12 +147,7 @@ def _(*given: Any) -> None:
 
 
 @refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::rank",
-    mutates_args=(),
-    schema="(Tensor[] positives, Tensor[] table, Tensor totals, Tensor? num_groups, Tensor? values, SymInt num_logits,"
-    " float delta, float eps, str formula) -> (Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("alrp_triton::rank", mutates_args=())
 def rank(
     positives: list[Tensor],
     table: list[Tensor],
@@ -211,11 +187,7 @@ def _(
 
 
 @refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::sums",
-    mutates_args=(),
-    schema="(Tensor[] positives, Tensor values, Tensor poison, float delta, str kind) -> Tensor",
-)
+@torch.library.custom_op("alrp_triton::sums", mutates_args=())
 def sums(positives: list[Tensor], values: Tensor, poison: Tensor, delta: float, kind: str) -> Tensor:
     """A sum over the positives, or the running maximum, for each of them, by kernels; see ``kernels.rank.sums``."""
     from .passes import gpu
@@ -229,13 +201,7 @@ def _(positives: list[Tensor], values: Tensor, poison: Tensor, delta: float, kin
 
 
 @refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::send",
-    mutates_args=(),
-    schema=f"({_LEVELS}, Tensor? given, Tensor index, Tensor[] positives, Tensor[] table, Tensor rows, Tensor poison,"
-    " SymInt first_own, int num_processes, float delta, float eps, int ignore_index, str formula, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("alrp_triton::send", mutates_args=())
 def send(
     logits: list[Tensor],
     labels: list[Tensor],
@@ -305,12 +271,7 @@ def _(
 
 
 @refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::attach",
-    mutates_args=(),
-    schema=f"(Tensor first, Tensor? second, {_LEVELS}, Tensor? given, Tensor? derivative, Tensor[] table, Tensor index,"
-    " Tensor lines, Tensor own, float delta, int ignore_index, str backend) -> (Tensor, Tensor)",
-)
+@torch.library.custom_op("alrp_triton::attach", mutates_args=())
 def attach(
     first: Tensor,
     second: Tensor | None,
@@ -346,12 +307,7 @@ def _(first: Tensor, *further: Any) -> tuple[Tensor, Tensor]:
 
 
 @refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::write",
-    mutates_args=(),
-    schema=f"(Tensor[] factors, {_LEVELS}, Tensor[] table, Tensor index, Tensor lines, Tensor own, float delta,"
-    " int ignore_index, str backend) -> Tensor[]",
-)
+@torch.library.custom_op("alrp_triton::write", mutates_args=())
 def write(
     factors: list[Tensor],
     logits: list[Tensor],
@@ -447,11 +403,7 @@ attach.register_autograd(_backward_attached, setup_context=_keep_attached)
 
 
 @refuse_vmap
-@torch.library.custom_op(
-    "alrp_triton::sort_by_value",
-    mutates_args=(),
-    schema="(Tensor logits, Tensor values, Tensor? groups, Tensor share, float delta, float eps) -> (Tensor, Tensor)",
-)
+@torch.library.custom_op("alrp_triton::sort_by_value", mutates_args=())
 def sort_by_value(
     logits: Tensor, values: Tensor, groups: Tensor | None, share: Tensor, delta: float, eps: float
 ) -> tuple[Tensor, Tensor]:
