@@ -14,6 +14,7 @@ import faulthandler
 import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,8 @@ OUTCOMES = ("agreed", "NaN", "extreme", "at eps", "refused")
 """How a case may be judged; see :mod:`fuzz_judge`. Refused: by the error that was to be raised."""
 BACKENDS = [*engine_backends() * 4, *(["reference", "auto"] if not KERNELS else [])]
 """All that run here; those that do the work more often than those that judge or choose."""
-SECONDS = 1800.0
-"""A case that takes longer hangs, and its process ends. None comes near, on whatever machine."""
+SECONDS, MINUTE = 1800.0, 60.0
+"""A case that takes longer, or a minute less, hangs, and its process ends. None comes near, on whatever machine."""
 
 Counts = Counter[tuple[str, str, str]]
 """How many cases of each loss and backend were judged in which way."""
@@ -71,11 +72,15 @@ def run_round(
         Exception: that of the first case that fails, with notes of what it is and how to repeat it.
     """
     counts: Counts = Counter()
+    armed = -torch.inf
 
     def one(problem: Problem) -> None:
+        nonlocal armed
         if words is not None:
             words.write_text(f"{problem}\n")
-        faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
+        if time.monotonic() >= armed + MINUTE:  # as it starts a thread
+            armed = time.monotonic()
+            faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
         counts[(*problem.title, check(problem))] += 1
 
     how = settings(

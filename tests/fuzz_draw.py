@@ -43,7 +43,7 @@ def whole(low: int, high: int) -> st.SearchStrategy[int]:
 
 @functools.cache
 def odds(percent: int) -> st.SearchStrategy[bool]:
-    return st.integers(0, 99).map(lambda k: k >= 100 - percent)
+    return st.sampled_from([False] * (100 - percent) + [True] * percent)
 
 
 class Numbers:
