@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from cases import FLOAT_MAX, INF, NAN
 from family import ALRP, AP, DEPTH, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
-from fuzz_draw import FLOATS, NUMBERS, Flavour, expandable, lay_out, odds, one_of, whole
+from fuzz_draw import FLOATS, NUMBERS, Flavour, draw_shape, expandable, lay_out, odds, one_of, whole
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -118,7 +118,7 @@ def problems(draw: st.DrawFn, backends: Sequence[str], small: bool = False) -> P
     shares, flavour = draw(SHARES), Flavour(draw, delta, dtype)
     logits, labels, meanings, num_pos = [], [], [], 0
     for _ in range(draw(one_of(1, 1, 1, 2, 3, 5))):
-        shape = _shapes(draw, budget)
+        shape = draw_shape(draw, budget)
         y = _labels(draw, shape, ignore_index, *shares, MOST_POSITIVES - num_pos)
         meanings.append(what_labels_mean(shape, y, ignore_index))
         num_pos += int((meanings[-1] == 1).sum())
@@ -169,21 +169,6 @@ def what_labels_mean(shape: Sequence[int], labels: Tensor, ignore_index: int) ->
         else:
             meanings.append([-1 if label == ignore_index else label if label in (0, 1) else -2])
     return torch.tensor([m for row in meanings for m in row], dtype=torch.int64).view(tuple(shape))
-
-
-def _shapes(draw: st.DrawFn, budget: int) -> tuple[int, ...]:
-    if draw(odds(7)):
-        return draw(one_of((0,), (0, 3), (3, 0), (2, 0, 4), (0, 0)))
-    budget = budget if draw(st.booleans()) else draw(whole(1, budget))
-    columns = draw(one_of(1, 1, 2, 3, 5, 8, 20, 80, 127, 128, 255, 256, 300))
-    if columns > budget or draw(odds(25)):
-        return (budget,)
-    rows, shape = budget // columns, []
-    for _ in range(draw(whole(0, 2))):
-        shape.append(draw(whole(1, min(rows, 6))))
-        rows //= shape[-1]
-    shape.insert(draw(whole(0, len(shape))), rows)
-    return (*shape, columns)
 
 
 def _labels(

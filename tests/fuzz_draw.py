@@ -100,6 +100,23 @@ def lay_out(draw: st.DrawFn, tensor: Tensor, filling: float) -> Tensor:
     return tensor
 
 
+def draw_shape(draw: st.DrawFn, budget: int) -> tuple[int, ...]:
+    """Of about ``budget`` elements at most; at times of none."""
+    if draw(odds(7)):
+        empty: tuple[int, ...] = draw(one_of((0,), (0, 3), (3, 0), (2, 0, 4), (0, 0)))
+        return empty
+    budget = budget if draw(st.booleans()) else draw(whole(1, budget))
+    columns = draw(one_of(1, 1, 2, 3, 5, 8, 20, 80, 127, 128, 255, 256, 300))
+    if columns > budget or draw(odds(25)):
+        return (budget,)
+    rows, shape = budget // columns, list[int]()
+    for _ in range(draw(whole(0, 2))):
+        shape.append(draw(whole(1, min(rows, 6))))
+        rows //= shape[-1]
+    shape.insert(draw(whole(0, len(shape))), rows)
+    return (*shape, columns)
+
+
 def expandable(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape that expands to this one; as a rule, itself."""
     if not draw(odds(12)):
