@@ -79,8 +79,10 @@ nightly: ## Style, types, all tests with all their cases, for more targets, and 
 # Another seed: make fuzz FUZZ_SEED=1; what is done is kept, so that it may be interrupted.
 FUZZ_SEED ?= 0
 FUZZ_CASES ?= 100000
+fuzz: export FUZZ_KEEP := $(VENV)/fuzz-$(FUZZ_SEED)
 fuzz: $(STAMP) ## Fuzz all losses with hostile input: 100,000 cases, ten minutes to an hour
-	$(RUN) tests/fuzz.py --cases $(FUZZ_CASES) --seed $(FUZZ_SEED) --jobs $(PYTEST_JOBS) --json $(VENV)/fuzz-$(FUZZ_SEED).json
+	FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) $(RUN) -m pytest -n $(PYTEST_JOBS) -k every_case tests/test_fuzz.py; \
+		status=$$?; $(RUN) tests/fuzz.py --show $(FUZZ_KEEP); exit $$status
 
 soak: $(STAMP) ## Take 100,000 steps of all losses, an hour, to see whether memory grows, and draw it
 	SOAK_STEPS=100000 $(RUN) -m pytest tests/test_soak.py

@@ -1,36 +1,56 @@
-"""Random choices from a seed and an index; scores and memory layouts of every kind."""
+"""Strategies for scores and for memory of every layout. Few scores are drawn one by one, so that they shrink; many come
+from one drawn seed."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-import random
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any
 
 import torch
 from cases import INF
+from hypothesis import strategies as st
+from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
 from torch import Tensor
 
-T = TypeVar("T")
-
-FLOATS = (torch.float32, torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = (torch.float32, torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-class Draw:
-    """Random choices; the same for the same seed and index on any machine."""
+class Independent(HypothesisProvider):
+    """Draws cases that have nothing to do with one another, by the seed alone. By default Hypothesis copies parts of
+    most cases from other parts, and takes numbers from the code of all modules that have been imported."""
 
-    def __init__(self, seed: int, index: int) -> None:
-        self.random = random.Random(f"{seed}:{index}")
-        self.generator = torch.Generator().manual_seed(self.random.getrandbits(62))
+    def _maybe_draw_constant(self, *_: Any, **__: Any) -> None:
+        return None
 
-    def choice(self, options: Sequence[T]) -> T:
-        return self.random.choice(options)
 
-    def chance(self, probability: float) -> bool:
-        return self.random.random() < probability
+AVAILABLE_PROVIDERS["independent"] = f"{__name__}.Independent"
 
-    def whole(self, low: int, high: int) -> int:
-        return self.random.randint(low, high)
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def one_of(*options: Any) -> st.SearchStrategy[Any]:
+    """One of the options, which are made once; the first is the simplest."""
+    return st.sampled_from(options)
+
+
+@functools.cache
+def whole(low: int, high: int) -> st.SearchStrategy[int]:
+    """From ``low`` up to and with ``high``."""
+    return st.integers(low, high)
+
+
+@functools.cache
+def odds(percent: int) -> st.SearchStrategy[bool]:
+    return st.sampled_from([False] * (100 - percent) + [True] * percent)
+
+
+class Numbers:
+    """Many numbers from one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
 
     def uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, dtype=torch.float64)
@@ -38,95 +58,125 @@ class Draw:
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
-    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+    def whole(self, low: int, high: int, *shape: int) -> Tensor:
         """From ``low`` up to and without ``high``."""
         return torch.randint(low, high, shape, generator=self.generator)
 
     def pick(self, options: Sequence[float], *shape: int) -> Tensor:
-        return torch.tensor(options, dtype=torch.float64)[self.integers(0, len(options), *shape)]
+        return torch.tensor(options, dtype=torch.float64)[self.whole(0, len(options), *shape)]
 
 
-def lay_out(draw: Draw, tensor: Tensor, filling: float) -> Tensor:
+NUMBERS = st.integers(0, 2**24 - 1).map(Numbers)
+
+
+CENTRES, WIDTHS = one_of(0.0, 3.0, -4.6, 1e4, -1e9), one_of(1.0, 4.0, 0.05, 100.0)
+# Where a slice begins, its step, and how much of the axis is left beyond it.
+SLICES = one_of(*itertools.product((0, 1, 2), (1, 1, 2, 3), (0, 1, 2)))
+
+
+def lay_out(draw: st.DrawFn, tensor: Tensor, filling: float) -> Tensor:
     """The same numbers with other strides or another offset; what lies between them holds ``filling``."""
-    how = draw.choice(["as it is", "as it is", "permuted", "sliced", "sliced", "offset", "negated"])
+    how = draw(one_of("as it is", "as it is", "offset", "negated", "stepped", "permuted", "sliced"))
     if how == "permuted" and tensor.dim() > 1:
         order = list(range(tensor.dim()))
-        draw.random.shuffle(order)
+        turn = draw(whole(0, 2 * len(order) - 1)) + 1
+        order = [*order[turn // 2 :], *order[: turn // 2]][:: 1 - 2 * (turn % 2)]
         back = [order.index(axis) for axis in range(tensor.dim())]
         return tensor.permute(order).contiguous().permute(back)
     if how == "sliced" and tensor.dim() > 0:
-        steps = [draw.choice([1, 1, 2, 3]) for _ in tensor.shape]
-        begins = [draw.whole(0, 2) for _ in tensor.shape]
-        size = [begin + step * n + draw.whole(0, 2) for begin, step, n in zip(begins, steps, tensor.shape)]
-        whole = torch.full(size, filling, dtype=tensor.dtype)
-        part = whole[tuple(slice(b, b + s * n, s) for b, s, n in zip(begins, steps, tensor.shape))]
-        part.copy_(tensor)
-        return part
-    if how == "offset":
-        whole = torch.full((tensor.numel() + 7,), filling, dtype=tensor.dtype)
-        whole[3 : 3 + tensor.numel()] = tensor.reshape(-1)
-        return whole[3 : 3 + tensor.numel()].view(tensor.shape)
+        parts = [draw(SLICES) for _ in tensor.shape]
+        size = [begin + step * n + rest for (begin, step, rest), n in zip(parts, tensor.shape)]
+        memory = torch.full(size, filling, dtype=tensor.dtype)
+        part = memory[tuple(slice(b, b + step * n, step) for (b, step, _), n in zip(parts, tensor.shape))]
+        return part.copy_(tensor)
+    if how in ("offset", "stepped"):
+        step = draw(whole(2, 3)) if how == "stepped" else 1
+        memory = torch.full((step * tensor.numel() + 7,), filling, dtype=tensor.dtype)
+        part = memory[3 : 3 + step * tensor.numel() : step].view(tensor.shape)
+        return part.copy_(tensor)
     if how == "negated" and tensor.is_floating_point():
         # A view that has PyTorch's lazy minus sign: memory holds the opposite.
         return torch._neg_view(-tensor)
     return tensor
 
 
+def draw_shape(draw: st.DrawFn, budget: int) -> tuple[int, ...]:
+    """Of about ``budget`` elements at most; at times of none."""
+    if draw(odds(7)):
+        empty: tuple[int, ...] = draw(one_of((0,), (0, 3), (3, 0), (2, 0, 4), (0, 0)))
+        return empty
+    budget = budget if draw(st.booleans()) else draw(whole(1, budget))
+    columns = draw(one_of(1, 1, 2, 3, 5, 8, 20, 80, 127, 128, 255, 256, 300))
+    if columns > budget or draw(odds(25)):
+        return (budget,)
+    rows, shape = budget // columns, list[int]()
+    for _ in range(draw(whole(0, 2))):
+        shape.append(draw(whole(1, min(rows, 6))))
+        rows //= shape[-1]
+    shape.insert(draw(whole(0, len(shape))), rows)
+    return (*shape, columns)
+
+
+def expandable(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape that expands to this one; as a rule, itself."""
+    if not draw(odds(12)):
+        return shape
+    return tuple(1 if n > 0 and draw(st.booleans()) else n for n in shape)
+
+
 class Flavour:
-    """What scores of a problem are like: a few kinds, mixed."""
+    """What the scores of a problem are like: a few kinds, mixed."""
 
-    def __init__(self, draw: Draw, delta: float, dtype: torch.dtype) -> None:
-        self.draw, self.dtype, self.delta = draw, dtype, float(delta)
-        self.limits = torch.finfo(dtype)
-        kinds: list[Callable[[int], Tensor]] = [
-            *[self._normal, self._grid] * 2, self._few, self._tiny, self._huge, self._any, self._edges,
-        ]  # fmt: skip
-        self.kinds = [draw.choice(kinds) for _ in range(draw.choice([1, 1, 2, 3]))]
-        self.step = draw.choice([1.0, 0.25, 0.1, 0.05, 0.5 * self.delta, self.delta])
-        self.centre, self.width = draw.choice([0.0, -4.6, 3.0, 1e4, -1e9]), draw.choice([0.05, 1.0, 4.0, 100.0])
-        self.apart = draw.choice([0.0, 0.0, 2.0, -2.0, 9.0])
-        self.anchors = (self.centre + self.width * draw.normal(3)).tolist()
-        self.infinite = draw.choice([0.0, 0.0, 0.0, 0.1, 0.6])
-        self.nan_where_ignored, self.nan = draw.chance(0.3), draw.chance(0.05)
-
-    def scores(self, size: int) -> Tensor:
-        """``[size]`` in the dtype."""
-        columns = torch.stack([kind(size) for kind in self.kinds]).to(self.dtype)
-        chosen = columns.gather(0, self.draw.integers(0, len(self.kinds), 1, size))[0]
-        infinities = self.draw.pick([-INF, INF], size).to(self.dtype)
-        return torch.where(self.draw.uniform(size) < self.infinite, infinities, chosen)
-
-    def _normal(self, size: int) -> Tensor:
-        return self.centre + self.width * self.draw.normal(size)
-
-    def _grid(self, size: int) -> Tensor:
-        return self.draw.integers(-4, 5, size) * self.step
-
-    def _few(self, size: int) -> Tensor:
-        return self.draw.pick(self.anchors, size)
-
-    def _tiny(self, size: int) -> Tensor:
-        smallest = self.limits.smallest_normal * self.limits.eps
-        return self.draw.integers(-9, 10, size) * self.draw.choice([smallest, self.limits.smallest_normal])
-
-    def _huge(self, size: int) -> Tensor:
-        return self.limits.max * self.draw.pick([-1.0, -0.75, -0.5, 0.25, 0.5, 1.0 - self.limits.eps, 1.0], size)
-
-    def _any(self, size: int) -> Tensor:
-        low, high = math.log(self.limits.smallest_normal), math.log(self.limits.max)
-        return self.draw.pick([-1.0, 1.0], size) * (low + (high - low) * self.draw.uniform(size)).exp()
-
-    def _edges(self, size: int) -> Tensor:
-        """A ramp's width apart, but for a few units in the last place."""
-        scores = (self.draw.pick(self.anchors, size) + self.delta * self.draw.pick([-2, -1, 0, 1, 2], size)).to(
-            self.dtype
+    def __init__(self, draw: st.DrawFn, delta: float, dtype: torch.dtype) -> None:
+        self.dtype, limits = dtype, torch.finfo(dtype)
+        step, centre, width = draw(one_of(1.0, 0.25, 0.1, 0.05, -0.5, -1.0)), draw(CENTRES), draw(WIDTHS)
+        # Negative ones are parts of delta.
+        step = step if step > 0 else -step * delta
+        anchors = (centre + width * draw(NUMBERS).normal(3)).tolist()
+        least, low, high = limits.smallest_normal, math.log(limits.smallest_normal), math.log(limits.max)
+        most = [-1, -0.75, -0.5, 0.25, 0.5, 1 - limits.eps, 1]
+        kinds: list[Callable[[Numbers, int], Tensor]] = [
+            lambda numbers, size: numbers.whole(-4, 5, size) * step,
+            lambda numbers, size: centre + width * numbers.normal(size),
+            lambda numbers, size: numbers.pick(anchors, size),
+            lambda numbers, size: self._nudged(numbers.pick(anchors, size), delta, numbers),
+            lambda numbers, size: numbers.whole(-9, 10, size) * numbers.pick([least * limits.eps, least]),
+            lambda numbers, size: limits.max * numbers.pick(most, size),
+            lambda numbers, size: numbers.pick([-1, 1], size) * (low + (high - low) * numbers.uniform(size)).exp(),
+        ]
+        self.kinds = [kinds[draw(one_of(0, 1, 0, 1, 2, 3, 4, 5, 6))] for _ in range(draw(one_of(1, 1, 2, 3)))]
+        self.infinite = draw(one_of(0.0, 0.0, 0.0, 0.1, 0.6))
+        self.nan_where_ignored, self.nan = draw(odds(30)), draw(odds(5))
+        self.apart = draw(one_of(0.0, 0.0, 2.0, -2.0, 9.0))
+        """How far positives stand above negatives, if they do."""
+        ends = (
+            float(delta),
+            -float(delta),
+            2.0 * delta,
+            least,
+            -least * limits.eps,
+            limits.max,
+            -limits.max,
+            INF,
+            -INF,
         )
-        for _ in range(self.draw.whole(0, 2)):
-            towards = self.draw.pick([-INF, INF], size).to(self.dtype)
-            moved = (
-                torch.nextafter(scores.float(), towards.float())
-                if self.limits.bits == 16
-                else torch.nextafter(scores, towards)
-            )
-            scores = torch.where(self.draw.uniform(size) < 0.5, moved.to(self.dtype), scores)
+        self.special = one_of(0.0, 1.0, -1.0, 0.25, 0.5, 2.0, 1.0 * delta, -1.0 * delta, 2.0 * delta, *ends)
+
+    def _nudged(self, scores: Tensor, delta: float, numbers: Numbers) -> Tensor:
+        """A ramp's width apart, but for a few units in the last place."""
+        size, finest = len(scores), torch.float64 if self.dtype == torch.float64 else torch.float32
+        scores = (scores + delta * numbers.pick([-2, -1, 0, 1, 2], size)).to(self.dtype).to(finest)
+        for _ in range(int(numbers.whole(0, 3))):
+            moved = torch.nextafter(scores, numbers.pick([-INF, INF], size).to(finest))
+            scores = torch.where(numbers.uniform(size) < 0.5, moved, scores)
         return scores.double()
+
+    def scores(self, draw: st.DrawFn, size: int) -> Tensor:
+        """``[size]`` in the dtype."""
+        if 0 < size <= 8 and draw(odds(40)):
+            return torch.tensor([draw(self.special) for _ in range(size)], dtype=torch.float64).to(self.dtype)
+        numbers = draw(NUMBERS)
+        columns = torch.stack([kind(numbers, size) for kind in self.kinds]).to(self.dtype)
+        chosen = columns.gather(0, numbers.whole(0, len(columns), 1, size))[0]
+        infinities = numbers.pick([-INF, INF], size).to(self.dtype)
+        return torch.where(numbers.uniform(size) < self.infinite, infinities, chosen)

@@ -1,253 +1,153 @@
-"""Wrong arguments: what is wrong with them, the exception that says so, and the argument that it names."""
+"""A strategy for wrong arguments: what takes the place of what, and the exception that names the argument."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from family import ALRP, DEPTH, WEIGHTED, formula
-from fuzz_cases import Problem, what_labels_mean
-from fuzz_draw import Draw
+from fuzz_cases import Problem
+from fuzz_draw import one_of, whole
+from hypothesis import strategies as st
 from torch import Tensor
 
-
-@dataclasses.dataclass
-class Mistake:
-    """What is to be raised, and by which argument's name its text is to begin."""
-
-    error: type[Exception]
-    name: str
-    what: str
+Wrong = tuple[type[Exception], str, dict[str, Any]]
+"""What is to be raised, by which argument's name its text is to begin, and the fields of the problem to be replaced."""
 
 
-_Change = Callable[[Draw, Problem], "Mistake | None"]
+@st.composite
+def spoilt(draw: st.DrawFn, problem: Problem) -> Problem:
+    """A problem with one wrong argument."""
+    at, options = draw(whole(0, len(problem.logits) - 1)), list[Wrong]()
+    while not options:
+        options = list(draw(_KINDS)(problem, at))
+    error, name, fields = draw(st.sampled_from(options))
+    return dataclasses.replace(problem, **fields, expected=(error, name))
 
 
-def make_mistake(draw: Draw, problem: Problem) -> Mistake:
-    """Spoil one argument of a problem, in place."""
-    while True:
-        mistake = draw.choice(_CHANGES)(draw, problem)
-        if mistake is not None:
-            return mistake
+def _tensors(problem: Problem, *names: str) -> Iterator[tuple[str, list[Tensor]]]:
+    """Those of all levels by their names, where there are any."""
+    return ((name, getattr(problem, name)) for name in names if getattr(problem, name) is not None)
 
 
-def _replace(tensors: list[Any], at: int, tensor: Any) -> None:
-    tensors[at] = tensor
+def _put(tensors: Sequence[Any], at: int, tensor: Any) -> list[Any]:
+    return [*tensors[:at], tensor, *tensors[at + 1 :]]
 
 
-def _level(draw: Draw, problem: Problem) -> int:
-    return draw.whole(0, len(problem.logits) - 1)
-
-
-def _type_of_logits(draw: Draw, problem: Problem) -> Mistake | None:
-    at = _level(draw, problem)
-    x = problem.logits[at].detach().nan_to_num(0).contiguous().clone()
+def _types(problem: Problem, at: int) -> Iterator[Wrong]:
+    x = problem.logits[at].nan_to_num(0).contiguous().clone()
     wrong: list[Any] = [
-        x.long(), x.bool(), x.to(torch.complex64), x.to(torch.float8_e5m2), x.float().numpy(), None, 3.5, "scores",
-    ]  # fmt: skip
-    if x.dim() >= 1:
-        wrong += [x.to_sparse(), x.float().to_sparse()]
+        x.long(),
+        x.bool(),
+        x.to(torch.complex64),
+        x.to(torch.float8_e5m2),
+        x.to_sparse(),
+        None,
+        3.5,
+        "x",
+    ]
+    if problem.in_a_sequence:  # else it would be a sequence of numbers
+        wrong.append(x.float().numpy())
     if len(problem.logits) > 1:
         wrong += [x.to(torch.float64 if x.dtype != torch.float64 else torch.float32)] * 3
-    chosen = draw.choice(wrong)
-    if (
-        not problem.in_a_sequence
-        and not isinstance(chosen, Tensor)
-        and hasattr(chosen, "__iter__")
-        and not isinstance(chosen, str)
-    ):
-        return None  # a sequence of other things
-    _replace(problem.logits, at, chosen)
-    return Mistake(TypeError, "logits", f"a level is {_kind(chosen)}")
+    yield from ((TypeError, "logits", {"logits": _put(problem.logits, at, one)}) for one in wrong)
+    for name, tensors in _tensors(problem, "labels", "groups"):
+        y = tensors[at].contiguous().clone()
+        wrong = [y.float(), y == 0, y.to(torch.complex64), y.to(torch.uint16), y.to_sparse(), 1]
+        wrong.append(None if name == "labels" else 1)  # no groups are no mistake
+        yield from ((TypeError, name, {name: _put(tensors, at, one)}) for one in wrong)
 
 
-def _type_of_labels(draw: Draw, problem: Problem) -> Mistake | None:
-    which = draw.choice(["labels", "groups"])
-    tensors = getattr(problem, which)
-    if tensors is None:
-        return None
-    at = _level(draw, problem)
-    y = tensors[at].contiguous().clone()
-    wrong = [
-        y.float(),
-        y == 0,
-        y.to(torch.complex64),
-        y.to(torch.uint16),
-        None if which == "labels" else 1,
-        1,
-        y.to_sparse(),
-    ]
-    chosen = draw.choice(wrong)
-    _replace(tensors, at, chosen)
-    return Mistake(TypeError, which, f"a level is {_kind(chosen)}")
+def _shapes(problem: Problem, at: int) -> Iterator[Wrong]:
+    shape, zeros = problem.logits[at].shape, {}
+    for name, tensors in _tensors(problem, "labels", "groups"):
+        y = tensors[at]
+        wrong = [y[None], *map(y.new_zeros, [(*shape, 1), shape[0] + 1, (*shape[:-1], shape[-1] + 1)])]
+        fits = (shape, shape[:-1])
+        yield from ((ValueError, name, {name: _put(tensors, at, one)}) for one in wrong if one.shape not in fits)
+        zeros[name] = _put(tensors, at, torch.tensor(0))
+    yield ValueError, "logits", {"logits": _put(problem.logits, at, problem.logits[at].new_zeros(())), **zeros}
 
 
-def _kind(value: Any) -> str:
-    return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+def _numbers_of_levels(problem: Problem, at: int) -> Iterator[Wrong]:
+    for name, tensors in _tensors(problem, "logits", "labels", "groups"):
+        for wrong in ([], [*tensors, tensors[-1]], tensors[:-1]):
+            wanted = {"requires_grad": [True] * len(wrong)} if name == "logits" else {}
+            fields = {name: wrong, "in_a_sequence": True, **wanted}
+            yield ValueError, "groups" if name == "groups" else "labels", fields
 
 
-def _shape_of_labels(draw: Draw, problem: Problem) -> Mistake | None:
-    which = draw.choice(["labels", "groups"])
-    tensors = getattr(problem, which)
-    if tensors is None:
-        return None
-    at = _level(draw, problem)
-    y, shape = tensors[at], problem.logits[at].shape
-    wrong = [y[None], y.new_zeros((*shape, 1)), y.new_zeros(shape[0] + 1), y.new_zeros((*shape[:-1], shape[-1] + 1))]
-    wrong = [tensor for tensor in wrong if tensor.shape not in (shape, shape[:-1])]
-    _replace(tensors, at, draw.choice(wrong))
-    return Mistake(ValueError, which, f"shape {list(tensors[at].shape)} beside logits {list(shape)}")
+def _devices(problem: Problem, at: int) -> Iterator[Wrong]:
+    for name, tensors in _tensors(problem, *(["logits"] if at > 0 else []), "labels", "groups"):
+        yield ValueError, name, {name: _put(tensors, at, tensors[at].to("meta"))}
 
 
-def _number_of_levels(draw: Draw, problem: Problem) -> Mistake | None:
-    which = draw.choice(["labels", "groups", "logits"])
-    tensors = getattr(problem, which)
-    if tensors is None:
-        return None
-    problem.in_a_sequence = True
-    how = draw.choice(["none", "one more", "one less"])
-    if how == "none":
-        tensors.clear()
-        return Mistake(ValueError, "labels" if which == "logits" else which, f"no {which}")
-    if how == "one less" and len(tensors) < 2:
-        return None
-    tensors[:] = [*tensors, tensors[-1]] if how == "one more" else tensors[:-1]
-    if which == "logits":
-        problem.requires_grad = [True] * len(tensors)
-    return Mistake(ValueError, "labels" if which == "logits" else which, f"{how} of {which}")
+def _labels(problem: Problem, at: int) -> Iterator[Wrong]:
+    y, x = problem.labels[at], problem.logits[at]
+    if y.numel() == 0 or x.numel() == 0:
+        return
+    limits, columns = torch.iinfo(y.dtype), x.shape[-1]
+    right = {*range((columns if y.dim() < x.dim() else 1) + 1), problem.arguments["ignore_index"]}
+    wrong = [columns + 1, -2, -1, 2, 3, limits.max, limits.min, limits.max - 1, columns + 256, 2**32, 2**32 + 1]
+    for label in wrong:
+        if limits.min <= label <= limits.max and label not in right:
+            for place in sorted({0, y.numel() // 2, y.numel() - 1}):
+                labels = y.contiguous().clone()
+                labels.view(-1)[place] = label
+                yield ValueError, "labels", {"labels": _put(problem.labels, at, labels)}
 
 
-def _scalar_logits(draw: Draw, problem: Problem) -> Mistake | None:
-    at = _level(draw, problem)
-    _replace(problem.logits, at, problem.logits[at].new_zeros(()))
-    _replace(problem.labels, at, torch.tensor(0))
-    if problem.groups is not None:
-        _replace(problem.groups, at, torch.tensor(0))
-    return Mistake(ValueError, "logits", "a scalar")
-
-
-def _device(draw: Draw, problem: Problem) -> Mistake | None:
-    which = draw.choice(["logits", "labels", "groups"])
-    tensors = getattr(problem, which)
-    if tensors is None or (which == "logits" and len(problem.logits) < 2):
-        return None
-    at = draw.whole(1, len(tensors) - 1) if which == "logits" else _level(draw, problem)
-    _replace(tensors, at, tensors[at].to("meta"))
-    return Mistake(ValueError, which, "on another device")
-
-
-def _label_out_of_range(draw: Draw, problem: Problem) -> Mistake | None:
-    filled = [i for i, y in enumerate(problem.labels) if y.numel() and problem.logits[i].numel()]
-    if not filled:
-        return None
-    at = draw.choice(filled)
-    y, x = problem.labels[at].contiguous().clone(), problem.logits[at]
-    limits = torch.iinfo(y.dtype)
-    candidates = [
-        x.shape[-1] + 1,
-        -2,
-        -1,
-        2,
-        3,
-        limits.max,
-        limits.min,
-        limits.max - 1,
-        x.shape[-1] + 256,
-        2**32,
-        2**32 + 1,
-    ]
-    label = draw.choice([c for c in candidates if limits.min <= c <= limits.max])
-    place = draw.whole(0, y.numel() - 1)
-    y.view(-1)[place] = label
-    if not bool((what_labels_mean(x.shape, y, problem.arguments["ignore_index"]) == -2).any()):
-        return None
-    _replace(problem.labels, at, y)
-    return Mistake(ValueError, "labels", f"label {label}, {y.dtype}")
-
-
-def _values(draw: Draw, problem: Problem) -> Mistake | None:
-    name = problem.member.takes
+def _values(problem: Problem, at: int) -> Iterator[Wrong]:
+    name, v = problem.member.takes, problem.values
     if name is None:
-        return None
-    v = problem.values.detach()
-    ones = torch.ones(len(v) + draw.whole(1, 3), dtype=v.dtype)
-    wrong: list[tuple[type[Exception], Any, str]] = [
-        (ValueError, ones, "too many"),
-        (ValueError, ones, "too many"),
-        (ValueError, v[:, None], "[P, 1]"),
-        (ValueError, v.new_zeros(()), "a scalar"),
-        (ValueError, v.to("meta"), "on another device"),
-        (TypeError, torch.ones(len(v), dtype=torch.int64), "integers"),
-        (TypeError, v.to(torch.complex64), "complex"),
-        (TypeError, v.tolist(), "a list"),
-        (TypeError, None, "None"),
-        (TypeError, v.contiguous().to_sparse(), "sparse"),
-    ]
-    if len(v):
-        wrong += [(ValueError, v[:-1], "one too few"), (ValueError, v[:0], "none")]
-    error, chosen, what = draw.choice(wrong)
-    problem.values = chosen
-    return Mistake(error, name, what)
+        return
+    lengths = [torch.ones(n, dtype=v.dtype) for n in (len(v) + 1, len(v) + 2, len(v) + 3, len(v) - 1, 0) if n >= 0]
+    for one in [*(ones for ones in lengths if len(ones) != len(v)), v[:, None], v.new_zeros(()), v.to("meta")]:
+        yield ValueError, name, {"values": one}
+    for one in [
+        torch.ones_like(v, dtype=torch.int64),
+        v.to(torch.complex64),
+        v.tolist(),
+        None,
+        v.contiguous().to_sparse(),
+    ]:
+        yield TypeError, name, {"values": one}
 
 
-def _number_of_positives(draw: Draw, problem: Problem) -> Mistake | None:
-    if problem.member is ALRP or problem.member.name == "rank_sort":
-        return None
-    num_pos = int((problem.flat_labels == 1).sum())
-    wrong: list[tuple[type[Exception], Any]] = [
-        (ValueError, num_pos + 1), (ValueError, -1), (ValueError, 2**62), (ValueError, 2**70), (ValueError, -(2**70)),
-        (ValueError, 2**31), *((TypeError, v) for v in (float(num_pos), True, "1", torch.tensor(num_pos))),
-    ]  # fmt: skip
-    if num_pos:
-        wrong += [(ValueError, num_pos - 1), (ValueError, 0)]
-    error, chosen = draw.choice(wrong)
-    problem.arguments["num_positives"] = chosen
-    return Mistake(error, "num_positives", f"{chosen!r} where there are {num_pos}")
+def _arguments(problem: Problem, name: str, values: Sequence[Any], types: Sequence[Any] = ()) -> Iterator[Wrong]:
+    for error, wrong in ((ValueError, values), (TypeError, types)):
+        yield from ((error, name, {"arguments": {**problem.arguments, name: one}}) for one in wrong)
 
 
-def _number(draw: Draw, problem: Problem) -> Mistake | None:
-    wrong: dict[str, list[tuple[type[Exception], Any]]] = {
-        "delta": [
-            *((ValueError, v) for v in (-1.0, -1e-40, math.nan, math.inf, -math.inf, 9e-31, 5e-324, 1.1e30, 10**400)),
-            *((TypeError, v) for v in (None, "1", True, 1j, torch.tensor(1.0), [1.0])),
-        ],
-        "ignore_index": [
-            *((ValueError, v) for v in (2**63, -(2**63) - 1, 10**40)),
-            *((TypeError, v) for v in (None, -1.0, True, "x", torch.tensor(-1))),
-        ],
-    }
+def _number_of_positives(problem: Problem, at: int) -> Iterator[Wrong]:
+    if problem.member is not ALRP and problem.member.name != "rank_sort":
+        p = int((problem.flat_labels == 1).sum())
+        values = {p + 1, -1, 2**31, 2**62, 2**70, -(2**70), *([p - 1, 0] if p else [])}
+        yield from _arguments(problem, "num_positives", sorted(values), (float(p), True, "1", torch.tensor(p)))
+
+
+def _settings(problem: Problem, at: int) -> Iterator[Wrong]:
+    ends = (-1.0, -1e-40, math.nan, math.inf, -math.inf, 9e-31, 5e-324, 1.1e30, 10**400)
+    yield from _arguments(problem, "delta", ends, (None, "1", True, 1j, torch.tensor(1.0), [1.0]))
+    ends = (2**63, -(2**63) - 1, 10**40)
+    yield from _arguments(problem, "ignore_index", ends, (None, -1.0, True, "x", torch.tensor(-1)))
     if problem.member in (ALRP, DEPTH):
-        wrong["eps"] = [
-            *((ValueError, v) for v in (-1e-9, math.nan, -math.inf, -1, 10**400)),
-            *((TypeError, v) for v in (None, "0", False, torch.tensor(0.1))),
-        ]
-    name = draw.choice(sorted(wrong))
-    error, chosen = draw.choice(wrong[name])
-    problem.arguments[name] = chosen
-    return Mistake(error, name, f"{chosen!r}"[:40])
+        ends = (-1e-9, math.nan, -math.inf, -1, 10**400)
+        yield from _arguments(problem, "eps", ends, (None, "0", False, torch.tensor(0.1)))
 
 
-def _option(draw: Draw, problem: Problem) -> Mistake | None:
-    wrong: list[tuple[type[Exception], str, Any]] = [
-        (ValueError, "backend", b) for b in ("cuda", "", None, 3, ["torch"])
-    ]
+def _options(problem: Problem, at: int) -> Iterator[Wrong]:
+    yield from ((ValueError, "backend", {"backend": one}) for one in ("cuda", "", None, 3, ["torch"]))
     if problem.member is ALRP:
-        wrong += [(ValueError, "loc_ranking", r) for r in ("hard", None, 0, ["sorted"], torch.tensor([1, 2]))]
-    error, name, chosen = draw.choice(wrong)
-    if name == "backend":
-        problem.backend = chosen
-    else:
-        problem.arguments[name] = chosen
-    return Mistake(error, name, f"{chosen!r}")
+        yield from _arguments(problem, "loc_ranking", ("hard", None, 0, ["sorted"], torch.tensor([1, 2])))
 
 
-def _result_of_formula(draw: Draw, problem: Problem) -> Mistake | None:
+def _formulas(problem: Problem, at: int) -> Iterator[Wrong]:
     if problem.member not in (WEIGHTED, DEPTH) or not bool((problem.flat_labels == 1).any()):
-        return None
-    takes = problem.member.takes
+        return
     wrong: list[tuple[type[Exception], Any]] = [
         (TypeError, lambda ranking, **extras: 1.0),
         (TypeError, lambda ranking, **extras: None),
@@ -257,14 +157,12 @@ def _result_of_formula(draw: Draw, problem: Problem) -> Mistake | None:
         (TypeError, "imprecision"),
         (TypeError, None),
     ]
-    error, chosen = draw.choice(wrong)
-    problem.member = formula("spoilt", chosen, takes)
-    problem.arguments.pop("eps", None)
-    return Mistake(error, "error", "what the formula is or returns")
+    arguments = {name: value for name, value in problem.arguments.items() if name != "eps"}
+    for error, one in wrong:
+        yield error, "error", {"member": formula("spoilt", one, problem.member.takes), "arguments": arguments}
 
 
-_CHANGES: list[_Change] = [
-    _type_of_logits, _type_of_labels, _shape_of_labels, _number_of_levels, _scalar_logits, _device, _label_out_of_range,
-    _label_out_of_range, _values, _values, _number_of_positives, _number_of_positives, _number, _number, _option,
-    _result_of_formula,
-]  # fmt: skip
+_KINDS = one_of(
+    _settings, _settings, _types, _types, _shapes, _numbers_of_levels, _devices, _labels, _labels, _values, _values,
+    _number_of_positives, _number_of_positives, _options, _formulas,
+)  # fmt: skip

@@ -1,75 +1,37 @@
-"""Run one drawn case: the call itself, and what has to hold of any call. The judge is :mod:`fuzz_judge`."""
+"""Run a problem: the call itself, and what has to hold of any call. The judge is :mod:`fuzz_judge`."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-import traceback
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 from unittest.mock import patch
 
-import fuzz_mistakes
 import torch
-from cases import KERNELS
 from family import Results
-from fuzz_cases import Problem, bytes_of, draw_problem
-from fuzz_draw import FLOATS, Draw
+from fuzz_cases import Problem
+from fuzz_draw import FLOATS
 from fuzz_judge import Wrong, judge
 from torch import Tensor
 
-OUTCOMES = ("agreed", "NaN", "extreme", "at eps", "refused", "FAILED")
-"""How a case may be judged; see :mod:`fuzz_judge`. Refused: by the error that was to be raised."""
-MISTAKEN = 0.2
-"""Share of cases with a wrong argument."""
 
-
-class Outcome(NamedTuple):
-    """Of one case."""
-
-    index: int
-    member: str
-    backend: str
-    outcome: str
-    """One of :data:`OUTCOMES`."""
-    text: str = ""
-
-
-def run_case(seed: int, index: int, of: Sequence[str]) -> Outcome:
-    """Draw one case, run it and judge it; whatever goes wrong is told in the outcome."""
-    problem = draw_problem(seed, index, of, small=KERNELS)
-    member, backend = name_of(problem), problem.backend
-    try:
-        outcome = _check(problem, Draw(seed, -1 - index))
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        if not isinstance(error, Wrong):
-            told += "\n" + "".join(traceback.format_tb(error.__traceback__)[-6:])
-        return Outcome(index, member, backend, "FAILED", f"{told}\n{describe(problem)}")
-    return Outcome(index, member, backend, outcome)
-
-
-def name_of(problem: Problem) -> str:
-    return " ".join([problem.member.name, *[problem.arguments[k] for k in ("loc_ranking",) if k in problem.arguments]])
-
-
-def _check(problem: Problem, draw: Draw) -> str:
-    if not draw.chance(MISTAKEN):
-        with _unchanged(problem), _as_drawn(problem):
-            found = call(problem)
-        return judge(problem, found)
-    mistake = fuzz_mistakes.make_mistake(draw, problem)
+def check(problem: Problem) -> str:
+    """Run one case; raise :class:`Wrong`, or say how it was judged."""
     with _unchanged(problem), _as_drawn(problem):
-        try:
-            call(problem)
-        except mistake.error as error:
-            if type(error) is not mistake.error or not re.match(rf"{mistake.name}(\[\d+\])?: expected", str(error)):
-                raise Wrong(f"{mistake}: {type(error).__name__}: {error}") from error
+        if problem.expected is None:
+            found = call(problem)
         else:
-            raise Wrong(f"{mistake}: nothing was raised")
-    return "refused"
+            error, name = problem.expected
+            try:
+                call(problem)
+            except error as raised:
+                if type(raised) is not error or not re.match(rf"{name}(\[\d+\])?: expected", str(raised)):
+                    raise Wrong(f"expected a {error.__name__} of {name}, got {raised!r}") from raised
+            else:
+                raise Wrong(f"expected a {error.__name__} of {name}, nothing was raised")
+    return judge(problem, found) if problem.expected is None else "refused"
 
 
 def call(problem: Problem) -> Results:
@@ -77,10 +39,8 @@ def call(problem: Problem) -> Results:
     if problem.mode == "inference":
         with torch.inference_mode():
             return _call(problem)
-    if problem.mode == "no_grad":
-        with torch.no_grad():
-            return _call(problem)
-    return _call(problem)
+    with torch.set_grad_enabled(problem.mode != "no_grad"):
+        return _call(problem)
 
 
 def _call(problem: Problem) -> Results:
@@ -137,14 +97,19 @@ def _leaf(tensor: Any) -> Any:
 
 @contextlib.contextmanager
 def _unchanged(problem: Problem) -> Iterator[None]:
-    """Raise if memory of the inputs is not as it was."""
+    """Raise if memory of the inputs, or what lies around and between them, is not as it was."""
     held = [*problem.logits, *problem.labels, *(problem.groups or []), problem.values]
     tensors = [t for t in held if isinstance(t, Tensor) and t.layout == torch.strided and t.device.type == "cpu"]
-    before = [(bytes_of(tensor), tensor.shape, tensor.stride(), tensor.requires_grad) for tensor in tensors]
+    before = [(_bytes(tensor), tensor.shape, tensor.stride(), tensor.requires_grad) for tensor in tensors]
     yield
     for tensor, (content, *form) in zip(tensors, before):
-        if [tensor.shape, tensor.stride(), tensor.requires_grad] != form or not torch.equal(bytes_of(tensor), content):
+        if [tensor.shape, tensor.stride(), tensor.requires_grad] != form or not torch.equal(_bytes(tensor), content):
             raise Wrong("an input was changed")
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """A copy of a tensor's whole memory."""
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.detach().untyped_storage()).clone()
 
 
 @contextlib.contextmanager
@@ -170,23 +135,3 @@ def _as_drawn(problem: Problem) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-
-
-def describe(problem: Problem) -> str:
-    """A problem in a few lines."""
-
-    def form(tensor: Any) -> str:
-        if not isinstance(tensor, Tensor):
-            return repr(tensor)
-        if tensor.layout != torch.strided:
-            return f"{tensor.layout} {tensor.dtype}"
-        negated = " negated" if tensor.is_neg() else ""
-        return f"{str(tensor.dtype)[6:]}{list(tensor.shape)} by {list(tensor.stride())}{negated}"
-
-    lines = [
-        f"{name}: {'; '.join(form(t) for t in getattr(problem, name) or [])}" for name in ("logits", "labels", "groups")
-    ]
-    counts = Counter(problem.flat_labels.tolist())
-    lines.append(f"values: {form(problem.values)}; {counts[1]} positives, {counts[0]} negatives, {counts[-1]} ignored")
-    settings = f"{problem.arguments}, mode {problem.mode}, upstream {problem.upstream}, piece {problem.piece}"
-    return "\n".join([*lines, f"{settings}, threads {problem.threads}, sequence {problem.in_a_sequence}"])
