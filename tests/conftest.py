@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from cases import COMPILED_FOR, INTERPRETED
+from dialect import COMPILED_FOR, INTERPRETED
 
 if TYPE_CHECKING:
-    from processes import Pool
+    from dialect.processes import Pool
 
 torch.set_num_threads(1)
 
@@ -40,7 +40,7 @@ if INTERPRETED:
 
 
 if COMPILED_FOR:
-    from kernel_session import DEVICE, kernel_session, sound_kernels
+    from dialect.kernel_session import DEVICE, kernel_session, sound_kernels
     from virtual_gpu import NoCompiler
 
     session = contextlib.ExitStack()
@@ -119,7 +119,7 @@ def looking(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """Processes that rank together; started once, for the worker that has their tests."""
-    from processes import SIZE, Pool
+    from dialect.processes import SIZE, Pool
 
     pool = Pool(SIZE, tmp_path_factory.mktemp("store") / "store")
     yield pool

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import KERNELS
-from checks import backends
+from dialect import KERNELS, backends
 from fuzz_cases import draw_problem
 from fuzz_processes import Record, run_many
 from fuzz_run import OUTCOMES, describe, run_case

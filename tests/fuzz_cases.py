@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from cases import FLOAT_MAX, INF, NAN
-from family import ALRP, AP, DEPTH, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
+from dialect import ALRP, AP, DEPTH, FLOAT_MAX, INF, NAN, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
 from fuzz_draw import FLOATS, Draw, Flavour, lay_out
 from torch import Tensor
 

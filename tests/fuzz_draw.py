@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from cases import INF
+from dialect import INF
 from torch import Tensor
 
 T = TypeVar("T")

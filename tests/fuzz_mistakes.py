@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from family import ALRP, DEPTH, WEIGHTED, formula
+from dialect import ALRP, DEPTH, WEIGHTED, formula
 from fuzz_cases import Problem, what_labels_mean
 from fuzz_draw import Draw
 from torch import Tensor

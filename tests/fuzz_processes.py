@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import KERNELS
+from dialect import KERNELS
 from fuzz_cases import draw_problem
 from fuzz_run import Outcome, describe, name_of, run_case
 

@@ -13,8 +13,7 @@ from unittest.mock import patch
 
 import fuzz_mistakes
 import torch
-from cases import KERNELS
-from family import Results
+from dialect import KERNELS, Results
 from fuzz_cases import Problem, bytes_of, draw_problem
 from fuzz_draw import FLOATS, Draw
 from fuzz_judge import Wrong, judge

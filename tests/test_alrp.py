@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import KERNELS, Case, all_cases, drawn_case, random_case
-from checks import (
+from dialect import KERNELS, Case, all_cases, drawn_case, random_case
+from dialect.checks import (
     EXACT,
     assert_close,
     assert_rounded,

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cases import GOLDEN, Case, drawn_case, load_golden, random_case
-from checks import assert_close, assert_same_bits
+from dialect import GOLDEN, Case, assert_close, assert_same_bits, drawn_case, load_golden, random_case
 
 from alrp_triton import alrp_loss
 from alrp_triton.compat import aLRPLoss

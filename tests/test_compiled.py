@@ -12,8 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import KERNELS
-from family import ALRP, AP, DEPTH, FAMILY, NDCG, PLAIN_AP, RANK_SORT, Member, Results, evaluate
+from dialect import ALRP, AP, DEPTH, FAMILY, KERNELS, NDCG, PLAIN_AP, RANK_SORT, Member, Results, evaluate
 from torch import Tensor
 from virtual_gpu import Compilation, compiling_for
 from virtual_gpu.harness import as_on_a_gpu, filled_memory
@@ -23,10 +22,10 @@ if KERNELS:
     pytest.skip("has a driver of its own", allow_module_level=True)
 
 import triton
-from alrp_triton.kernels.settings import pinned
 
 from alrp_triton import kernels
 from alrp_triton.engine import counted
+from alrp_triton.kernels.settings import pinned
 
 TARGETS: list[int | str] = [80, 90, 100, 120, "gfx942"]
 CLASSES, ROWS, NUM_POS = 8, 64, 12

@@ -8,16 +8,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cases import KERNELS
+from dialect import KERNELS
 
 pytest.importorskip("triton")
 if KERNELS:
     pytest.skip("has virtual GPUs of its own", allow_module_level=True)
 
 import triton
-from alrp_triton.kernels import settings as launch_settings
 from virtual_gpu import NoCompiler, virtual_gpu
 
+from alrp_triton.kernels import settings as launch_settings
 from benchmarks import counting, gate, model
 from benchmarks.executed import BETWEEN, PASSES, RUNS, Case, Costs, Run
 

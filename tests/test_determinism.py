@@ -14,9 +14,25 @@ from typing import Any
 
 import pytest
 import torch
-from cases import KERNELS, Case, drawn_case, random_case
-from checks import assert_close, assert_same_bits, engine_backends
-from family import ALRP, AP, DEPTH, FAMILY, NDCG, PLAIN_AP, RANK_SORT, Member, Results, evaluate
+from dialect import (
+    ALRP,
+    AP,
+    DEPTH,
+    FAMILY,
+    KERNELS,
+    NDCG,
+    PLAIN_AP,
+    RANK_SORT,
+    Case,
+    Member,
+    Results,
+    assert_close,
+    assert_same_bits,
+    drawn_case,
+    engine_backends,
+    evaluate,
+    random_case,
+)
 from torch import Tensor
 
 from alrp_triton.engine.passes import find

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from checks import backends, evaluate
-from interpreters import start_python
+from dialect.checks import backends, evaluate
+from dialect.interpreters import start_python
 
 from alrp_triton import (
     ALRPLoss,

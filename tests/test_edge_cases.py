@@ -2,8 +2,16 @@
 
 import pytest
 import torch
-from cases import INF, KERNELS, NAN, Case, all_cases, random_case
-from checks import assert_close, assert_rounded, assert_same_bits, assert_same_results, backends, evaluate, judge
+from dialect import INF, KERNELS, NAN, Case, all_cases, random_case
+from dialect.checks import (
+    assert_close,
+    assert_rounded,
+    assert_same_bits,
+    assert_same_results,
+    backends,
+    evaluate,
+    judge,
+)
 
 from alrp_triton import alrp_loss
 

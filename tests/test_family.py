@@ -2,21 +2,30 @@
 
 import pytest
 import torch
-from cases import GOLDEN, INF, KERNELS, NAN, all_cases, load_golden, random_case
-from checks import assert_close, assert_same_bits, assert_split_alike, backends
-from family import (
+from dialect import (
     ALRP,
     AP,
     DEPTH,
     FAMILY,
+    GOLDEN,
+    INF,
+    KERNELS,
+    NAN,
     NDCG,
     PLAIN_AP,
     RANK_SORT,
     WEIGHTED,
+    all_cases,
     assert_agree,
+    assert_close,
+    assert_same_bits,
+    assert_split_alike,
+    backends,
     evaluate,
     judge,
+    load_golden,
     of_case,
+    random_case,
 )
 
 DELTAS = [1.0, 0.1, 0.0]

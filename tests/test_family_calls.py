@@ -4,9 +4,7 @@ import inspect
 
 import pytest
 import torch
-from cases import KERNELS, NAN, random_case
-from checks import assert_same_bits, backends
-from family import ALRP, FAMILY
+from dialect import ALRP, FAMILY, KERNELS, NAN, assert_same_bits, backends, random_case
 
 from alrp_triton import APLoss, NDCGLoss, RankSortOutput, alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.framework import RankingLoss, ranking_loss

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checks import assert_close, backends
+from dialect import assert_close, backends
 
 from alrp_triton import ALRPLoss, alrp_loss
 

@@ -5,25 +5,31 @@ from functools import partial
 
 import pytest
 import torch
-from cases import INF, KERNELS, Case, problems, random_case
-from checks import assert_close, assert_same_bits, backends
-from family import (
+from dialect import (
     ALRP,
     AP,
     DEPTH,
+    INF,
+    KERNELS,
     NDCG,
     PLAIN_AP,
     RANK_SORT,
+    Case,
     assert_agree,
+    assert_close,
+    assert_same_bits,
+    backends,
     depth_error,
     depth_normaliser,
     depth_target,
+    draw_groups,
     formula,
     imprecision,
     judge,
     of_case,
+    problems,
+    random_case,
 )
-from grouping import draw_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from cases import NAN, random_case
-from checks import backends
-from family import assert_agree, formula, imprecision, judge, of_case
+from dialect import NAN, assert_agree, backends, formula, imprecision, judge, of_case, random_case
 
 from alrp_triton.framework import RankingLoss, ranking_loss
 

@@ -15,9 +15,7 @@ import fuzz
 import fuzz_processes
 import pytest
 import torch
-from cases import KERNELS
-from checks import engine_backends
-from family import AP
+from dialect import AP, KERNELS, engine_backends
 from fuzz_cases import draw_problem, what_labels_mean
 from fuzz_draw import Draw, lay_out
 from fuzz_processes import Record

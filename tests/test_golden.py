@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import GOLDEN, load_golden
-from checks import assert_close, backends, evaluate, judge
+from dialect import GOLDEN, load_golden
+from dialect.checks import assert_close, backends, evaluate, judge
 
 SMALL = ("inverted", "separated", "one_positive")
 # All pairs take kernels half a minute where there are 20 000 logits.

@@ -2,9 +2,16 @@
 
 import pytest
 import torch
-from cases import KERNELS, random_case
-from checks import assert_close, assert_same_bits
-from family import depth_error, depth_normaliser, depth_target, weighted_error
+from dialect import (
+    KERNELS,
+    assert_close,
+    assert_same_bits,
+    depth_error,
+    depth_normaliser,
+    depth_target,
+    random_case,
+    weighted_error,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from alrp_triton import APLoss, RankSortLoss, ap_loss, ndcg_loss, rank_sort_loss

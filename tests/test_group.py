@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import KERNELS, Case, random_case
-from family import ALRP, FAMILY, Results, assert_agree, evaluate
-from processes import BACKENDS, CASES, MARKS, SIZE, assert_as_alone, cut, group_of, together
+from dialect import ALRP, FAMILY, KERNELS, Case, Results, assert_agree, evaluate, random_case
+from dialect.processes import BACKENDS, CASES, MARKS, SIZE, assert_as_alone, cut, group_of, together
 from torch import Tensor
 
 from alrp_triton import alrp_loss

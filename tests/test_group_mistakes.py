@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import NAN, random_case
-from processes import BACKENDS, MARKS, SIZE, assert_as_alone, cut, group_of
+from dialect import NAN, random_case
+from dialect.processes import BACKENDS, MARKS, SIZE, assert_as_alone, cut, group_of
 from torch import Tensor, nn
 
 from alrp_triton import ALRPLoss, RankSortLoss, alrp_loss, ap_loss

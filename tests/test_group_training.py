@@ -10,9 +10,8 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
-from cases import KERNELS, Case, random_case
-from family import FAMILY, evaluate
-from processes import BACKENDS, MARKS, SIZE, cut
+from dialect import FAMILY, KERNELS, Case, evaluate, random_case
+from dialect.processes import BACKENDS, MARKS, SIZE, cut
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -2,10 +2,33 @@
 
 import pytest
 import torch
-from cases import INF, KERNELS, NAN, Case, all_cases, problems, random_case
-from checks import EXACT, assert_close, assert_same_bits, backends, engine_backends
-from family import ALRP, AP, DEPTH, NDCG, RANK_SORT, WEIGHTED, assert_agree, evaluate, judge, of_case
-from grouping import draw_groups, grouped_case, separately
+from dialect import (
+    ALRP,
+    AP,
+    DEPTH,
+    EXACT,
+    INF,
+    KERNELS,
+    NAN,
+    NDCG,
+    RANK_SORT,
+    WEIGHTED,
+    Case,
+    all_cases,
+    assert_agree,
+    assert_close,
+    assert_same_bits,
+    backends,
+    draw_groups,
+    engine_backends,
+    evaluate,
+    grouped_case,
+    judge,
+    of_case,
+    problems,
+    random_case,
+    separately,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,10 +2,31 @@
 
 import pytest
 import torch
-from cases import INF, KERNELS, Case, random_labels
-from checks import assert_close, assert_same_bits, assert_split_alike, backends
-from family import ALRP, AP, DEPTH, FAMILY, NDCG, RANK_SORT, WEIGHTED, Results, assert_agree, evaluate, judge, of_case
-from grouping import grouped_case, problem_of_images, separately
+from dialect import (
+    ALRP,
+    AP,
+    DEPTH,
+    FAMILY,
+    INF,
+    KERNELS,
+    NDCG,
+    RANK_SORT,
+    WEIGHTED,
+    Case,
+    Results,
+    assert_agree,
+    assert_close,
+    assert_same_bits,
+    assert_split_alike,
+    backends,
+    evaluate,
+    grouped_case,
+    judge,
+    of_case,
+    problem_of_images,
+    random_labels,
+    separately,
+)
 from virtual_gpu.harness import as_on_a_gpu
 
 from alrp_triton import ALRPLoss, alrp_loss

@@ -13,8 +13,8 @@ import killed
 import pytest
 import torch
 import torch.distributed as dist
-from cases import KERNELS
-from interpreters import DYNAMO, new_processes, start_python
+from dialect import KERNELS
+from dialect.interpreters import DYNAMO, new_processes, start_python
 from killed import FORGETFUL, SAVED_EVERY, STEPS
 
 ROOT = Path(__file__).resolve().parent.parent

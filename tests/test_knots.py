@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from cases import FLOAT_MAX, INF, NAN
+from dialect import FLOAT_MAX, INF, NAN
 
 from alrp_triton.engine import knots, scans
 from alrp_triton.engine.passes.tables import BucketSearch

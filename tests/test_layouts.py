@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import KERNELS, random_case
-from checks import assert_same_bits, assert_same_results, assert_split_alike, backends, evaluate
+from dialect import KERNELS, random_case
+from dialect.checks import assert_same_bits, assert_same_results, assert_split_alike, backends, evaluate
 
 from alrp_triton import alrp_loss
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import random_case
-from checks import assert_same_results, evaluate
+from dialect import random_case
+from dialect.checks import assert_same_results, evaluate
 
 from alrp_triton.engine.passes.tables import Sums, look_up
 

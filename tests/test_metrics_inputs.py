@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_scenes import found, scene, truth
-from interpreters import start_python
+from dialect.interpreters import start_python
 
 from alrp_triton.metrics import evaluate
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from coco_scenes import Images, scene, tensors
-from interpreters import start_python
+from dialect.interpreters import start_python
 
 from alrp_triton.metrics import evaluate
 

@@ -4,12 +4,10 @@ import copy
 
 import pytest
 import torch
-from cases import KERNELS
-from checks import assert_rounded, assert_same_bits, backends
-from modes import MEMBERS, Criterion, Detector, make_batch
+from dialect import CRITERIA, KERNELS, Criterion, Detector, assert_rounded, assert_same_bits, backends, make_batch
 from torch.amp import GradScaler
 
-by_member = pytest.mark.parametrize("member", MEMBERS)
+by_member = pytest.mark.parametrize("member", CRITERIA)
 by_backend = pytest.mark.parametrize("backend", backends())
 by_half = pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 

@@ -5,17 +5,25 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cases import KERNELS, random_case
-from checks import assert_close, assert_same_bits, backends
-from family import FAMILY
-from interpreters import start_python
-from modes import MEMBERS, Detector, make_batch, step
+from dialect import (
+    CRITERIA,
+    FAMILY,
+    KERNELS,
+    Detector,
+    assert_close,
+    assert_same_bits,
+    backends,
+    make_batch,
+    random_case,
+    step,
+)
+from dialect.interpreters import start_python
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from alrp_triton import ALRPLoss, SelfBalance
 
-by_member = pytest.mark.parametrize("member", MEMBERS)
+by_member = pytest.mark.parametrize("member", CRITERIA)
 by_loss = pytest.mark.parametrize("loss", FAMILY, ids=repr)
 by_backend = pytest.mark.parametrize("backend", backends())
 REPEATS = 1 if KERNELS else 3

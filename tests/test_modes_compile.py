@@ -6,9 +6,7 @@ import warnings
 
 import pytest
 import torch
-from cases import KERNELS, random_case
-from checks import assert_close, assert_same_bits
-from modes import MEMBERS, MODULES, Detector, make_batch, step
+from dialect import CRITERIA, KERNELS, MODULES, Detector, assert_close, assert_same_bits, make_batch, random_case, step
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
@@ -35,7 +33,7 @@ def compile_whole(function, backend="aot_eager", dynamic=None):
 @pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     ("member", "backend", "images"),
-    [*((member, "eager", 0) for member in MEMBERS), ("RankSortLoss", "aot_eager", 0), ("ALRPLoss", "eager", 2)],
+    [*((member, "eager", 0) for member in CRITERIA), ("RankSortLoss", "aot_eager", 0), ("ALRPLoss", "eager", 2)],
 )
 def test_one_graph_serves_levels_of_any_size(member, backend, images):
     """Logits and positives of each level change, and the self-balancing state with them; the graph does not. Scans of

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from cases import KERNELS, random_case
-from checks import backends
-from family import ALRP, FAMILY, RANK_SORT
+from dialect import ALRP, FAMILY, KERNELS, RANK_SORT, backends, random_case
 from torch.autograd import forward_ad
 
 from alrp_triton import ALRPLoss, RankSortLoss, ap_loss

@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from checks import assert_close, assert_same_bits
-from modes import CLASSES, MEMBERS, Criterion, Detector, make_batch, step
+from dialect import CLASSES, CRITERIA, Criterion, Detector, assert_close, assert_same_bits, make_batch, step
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.autograd.graph import save_on_cpu
@@ -24,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
 ]
 BACKENDS = ["torch", *(["triton", "pairwise"] if triton_installed() else [])]
-by_member = pytest.mark.parametrize("member", MEMBERS)
+by_member = pytest.mark.parametrize("member", CRITERIA)
 by_backend = pytest.mark.parametrize("backend", BACKENDS)
 two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
 

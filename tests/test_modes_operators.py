@@ -3,9 +3,7 @@
 from functools import partial
 
 import torch
-from cases import KERNELS, random_case
-from checks import engine_backends
-from family import FAMILY, weighted_error
+from dialect import FAMILY, KERNELS, engine_backends, random_case, weighted_error
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 

@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from cases import random_case
-from checks import assert_close, assert_same_bits, backends
+from dialect import assert_close, assert_same_bits, backends, random_case
 
 from alrp_triton import ALRPLoss, ALRPLossOutput, SelfBalance, alrp_loss
 from alrp_triton.boxes import box_error

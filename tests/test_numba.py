@@ -10,13 +10,23 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import INF, KERNELS, NAN, Case, all_cases, drawn_case, problems, random_case
-from checks import assert_same_bits, assert_same_results, evaluate
-from grouping import draw_groups
+from dialect import (
+    INF,
+    KERNELS,
+    NAN,
+    Case,
+    all_cases,
+    assert_same_passes,
+    draw_groups,
+    drawn_case,
+    layouts,
+    problems,
+    random_case,
+)
+from dialect.checks import assert_same_bits, assert_same_results, evaluate
+from dialect.interpreters import DYNAMO, start_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreters import DYNAMO, start_python
-from passes import assert_same_passes, layouts
 from torch import Tensor
 
 from alrp_triton import alrp_loss

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import Case, random_case
-from checks import assert_same_bits, assert_same_results, backends, engine_backends, evaluate
+from dialect import Case, random_case
+from dialect.checks import assert_same_bits, assert_same_results, backends, engine_backends, evaluate
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import saved_tensors_hooks
 

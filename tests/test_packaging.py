@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from interpreters import run_python, without
+from dialect.interpreters import run_python, without
 from packaging.requirements import Requirement
 
 import alrp_triton

@@ -4,20 +4,28 @@ from functools import partial
 
 import pytest
 import torch
-from cases import INF, KERNELS, NAN, all_cases, problems, random_case
-from checks import assert_close, assert_same_bits, backends, engine_backends
-from family import (
+from dialect import (
+    INF,
+    KERNELS,
+    NAN,
+    all_cases,
     assert_agree,
+    assert_close,
+    assert_same_bits,
+    backends,
     depth_error,
     depth_normaliser,
     depth_target,
+    draw_groups,
+    engine_backends,
     evaluate,
     formula,
     imprecision,
     judge,
     of_case,
+    problems,
+    random_case,
 )
-from grouping import draw_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cases import KERNELS
+from dialect import KERNELS
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.nightly, pytest.mark.skipif(KERNELS, reason="starts such processes itself")]

@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from alrp_triton.benchmarks.workloads import REGIMES, Case, make_inputs
-from cases import KERNELS
-from processes import MARKS, group_of
+from dialect import KERNELS
+from dialect.processes import MARKS, group_of
 from torch import Tensor
 
 from alrp_triton import ALRPLoss, APLoss, NDCGLoss, RankSortLoss

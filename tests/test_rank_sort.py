@@ -2,9 +2,18 @@
 
 import pytest
 import torch
-from cases import INF, KERNELS, random_case
-from checks import assert_close, assert_same_bits, backends
-from family import RANK_SORT, assert_agree, evaluate, of_case
+from dialect import (
+    INF,
+    KERNELS,
+    RANK_SORT,
+    assert_agree,
+    assert_close,
+    assert_same_bits,
+    backends,
+    evaluate,
+    of_case,
+    random_case,
+)
 
 from alrp_triton import rank_sort_loss, reference
 from alrp_triton.engine import sorting

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cases import KERNELS, NAN
-from checks import assert_close, assert_same_bits, backends
+from dialect import KERNELS, NAN, assert_close, assert_same_bits, backends
 
 from alrp_triton import RankSortLoss, RankSortLossOutput, boxes, rank_sort_loss, reference
 

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import FLOAT_MAX, GOLDEN, INF, Case, all_cases, load_golden, problems, random_case
-from checks import assert_close
+from dialect import FLOAT_MAX, GOLDEN, INF, Case, all_cases, assert_close, load_golden, problems, random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from cases import GOLDEN, NAN, all_cases, load_golden, problems, random_case
-from checks import assert_close
+from dialect import GOLDEN, NAN, all_cases, assert_close, load_golden, problems, random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

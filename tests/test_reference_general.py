@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import INF, all_cases, listed_case, problems, random_case
-from checks import assert_close
+from dialect import INF, all_cases, assert_close, listed_case, problems, random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

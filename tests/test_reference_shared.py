@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cases import FLOAT_MAX, INF, NAN, all_cases, problems, random_case
-from checks import assert_close
+from dialect import FLOAT_MAX, INF, NAN, all_cases, assert_close, problems, random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from dialect.interpreters import start_python
+
 from alrp_triton.kernels import settings
 from alrp_triton.kernels.settings import CANDIDATES, PINNED
-from interpreters import start_python
 
 SOME = CANDIDATES["count"]
 

@@ -5,12 +5,18 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import KERNELS, problems
-from checks import EXACT, assert_close, assert_same_bits, assert_same_results, assert_same_sums, backends, evaluate
-from family import ALRP, AP, DEPTH, FAMILY, RANK_SORT, assert_agree, of_case
+from dialect import ALRP, AP, DEPTH, FAMILY, KERNELS, PLAIN, RANK_SORT, Plain, assert_agree, of_case, problems
+from dialect.checks import (
+    EXACT,
+    assert_close,
+    assert_same_bits,
+    assert_same_results,
+    assert_same_sums,
+    backends,
+    evaluate,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from plain import PLAIN, Plain
 
 from alrp_triton import alrp_loss
 

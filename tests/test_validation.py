@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import KERNELS, NAN, random_case
-from checks import assert_same_results, backends, evaluate
+from dialect import KERNELS, NAN, random_case
+from dialect.checks import assert_same_results, backends, evaluate
 
 from alrp_triton import alrp_loss, ap_loss
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from dialect.interpreters import DYNAMO, start_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreters import DYNAMO, start_python
 from torch import Tensor
 
 import alrp_triton

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import assert_same_bits
+from dialect import assert_same_bits
 from virtual_gpu.harness import as_on_a_gpu
 
 from alrp_triton import alrp_loss

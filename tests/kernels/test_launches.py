@@ -9,17 +9,17 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from alrp_triton.kernels import launch
-from alrp_triton.kernels.launch import Part, join, level_of, on_device_of, tiles_of
-from alrp_triton.kernels.layout import Layout, Walk, walk_over
-from alrp_triton.kernels.search import number_below
-from cases import COMPILED_FOR, INTERPRETED
+from dialect import COMPILED_FOR, INTERPRETED
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from virtual_gpu import compiling_for
 
 from alrp_triton import rank_sort_loss
+from alrp_triton.kernels import launch
+from alrp_triton.kernels.launch import Part, join, level_of, on_device_of, tiles_of
+from alrp_triton.kernels.layout import Layout, Walk, walk_over
+from alrp_triton.kernels.search import number_below
 from benchmarks.launches import CRITERIA, LOSSES, launches_of
 
 of_compiled_kernels = pytest.mark.skipif(INTERPRETED, reason="launches are counted where kernels are compiled")
@@ -145,7 +145,9 @@ def test_no_size_of_image_and_no_number_of_positives_makes_a_new_kernel(channels
 
 
 @of_compiled_kernels
-@pytest.mark.parametrize(("name", "most"), [("alrp", 8), ("alrp, groups", 9), ("ap", 8), ("ndcg", 7), ("rank_sort", 7), ("own", 14)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("alrp", 8), ("alrp, groups", 9), ("ap", 8), ("ndcg", 7), ("rank_sort", 7), ("own", 14)]
+)
 def test_launches_of_an_iteration(name: str, most: int) -> None:
     """Whatever the number of levels; of a formula of one's own, with another PyTorch there may be some more."""
     forward, backward = launches_of(LOSSES[name], 40, num_levels=5)

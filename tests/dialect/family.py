@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from cases import Case
-from checks import assert_close, assert_rounded
 from torch import Tensor
 
 from alrp_triton import alrp_loss, ap_loss, ndcg_loss, rank_sort_loss, reference
 from alrp_triton.framework import ranking_loss
+
+from .cases import Case
+from .checks import assert_close, assert_rounded
 
 Results = dict[str, Tensor]
 """By name: components of a loss; ``"<component> by logits"`` and ``"<component> by values"``, their gradients."""

@@ -24,7 +24,7 @@ KERNELS = INTERPRETED or COMPILED_FOR > 0
 """Whether kernels run at all, either way about a thousand times slower than this process runs the rest."""
 assert not (INTERPRETED and COMPILED_FOR), "TRITON_INTERPRET or VIRTUAL_GPU, not both"
 
-GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.npz"))
 FLOAT_MAX = torch.finfo(torch.float32).max
 INF, NAN = float("inf"), float("nan")
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from family import weighted_error
 from torch import Tensor, nn
 
 from alrp_triton import ALRPLoss, RankSortLoss, SelfBalance, alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.boxes import box_error, iou
 from alrp_triton.framework import ranking_loss
+
+from .family import weighted_error
 
 CLASSES, CHANNELS = 4, 8
 Losses = tuple[Tensor, ...]
@@ -76,7 +77,7 @@ FUNCTIONS = {
     "ranking_loss": _own,
 }
 MODULES = ("ALRPLoss", "RankSortLoss")
-MEMBERS = (*FUNCTIONS, *MODULES)
+CRITERIA = (*FUNCTIONS, *MODULES)
 
 
 class Criterion(nn.Module):

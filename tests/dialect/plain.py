@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cases import Case
-from family import ALRP, AP, DEPTH, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
+from .cases import Case
+from .family import ALRP, AP, DEPTH, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
 
 
 def ramp(x: float, delta: float) -> float:

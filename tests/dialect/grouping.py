@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from cases import Case, random_case
-from family import Member, Results, evaluate
 from torch import Tensor
+
+from .cases import Case, random_case
+from .family import Member, Results, evaluate
 
 
 def draw_groups(case: Case, ids: tuple[int, ...] = (2**40, -3, 5), seed: int = 0) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from cases import KERNELS, Case
 from torch import Tensor
 
 from alrp_triton import alrp_loss, reference
 from alrp_triton.engine.passes import numba_installed
+
+from .cases import KERNELS, Case
 
 
 def backends() -> list[str]:

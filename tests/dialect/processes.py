@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from cases import KERNELS, Case, all_cases
-from family import FAMILY, Results, assert_agree, evaluate
-from interpreters import new_processes
-from kernel_session import kernel_session, sound_kernels
 from torch import Tensor
+
+from .cases import KERNELS, Case, all_cases
+from .family import FAMILY, Results, assert_agree, evaluate
+from .interpreters import new_processes
+from .kernel_session import kernel_session, sound_kernels
 
 # One that hangs fails its test at last; none that is only slow, on a busy machine, takes so long.
 TIMEOUT = timedelta(minutes=30)
