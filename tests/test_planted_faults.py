@@ -98,7 +98,7 @@ FAULTS = {
         "kernels/search.py",
         "reached = score >= tl.load(table.thresholds + bucket + (half - 1))",
         "reached = score > tl.load(table.thresholds + bucket + (half - 1))",
-        "tests/test_golden.py tests/test_alrp.py",
+        "tests/test_golden.py tests/test_family.py",
         "relative norm of the error",
     ),
     "a loop that never runs": Fault(

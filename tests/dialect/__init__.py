@@ -31,6 +31,7 @@ from .cases import (
     problems,
     random_case,
     random_labels,
+    repeatable,
 )
 from .checks import (
     EXACT,
@@ -41,6 +42,7 @@ from .checks import (
     assert_split_alike,
     backends,
     engine_backends,
+    threads,
 )
 from .family import (
     ALRP,
@@ -54,6 +56,9 @@ from .family import (
     Member,
     Results,
     assert_agree,
+    assert_all_nan,
+    assert_right,
+    assert_same_results,
     depth_error,
     depth_normaliser,
     depth_target,
