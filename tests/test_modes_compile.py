@@ -1,4 +1,4 @@
-"""A detector with each loss of the family in one graph of torch.compile, for any sizes; and exported."""
+"""Each loss of the family, and a detector with it, in one graph of torch.compile, for any sizes; and exported."""
 
 import functools
 import io
@@ -6,28 +6,115 @@ import warnings
 
 import pytest
 import torch
-from dialect import CRITERIA, KERNELS, MODULES, Detector, assert_close, assert_same_bits, make_batch, random_case, step
+from dialect import (
+    CRITERIA,
+    KERNELS,
+    MODULES,
+    Detector,
+    assert_close,
+    assert_same_bits,
+    depth_error,
+    depth_normaliser,
+    depth_target,
+    imprecision,
+    make_batch,
+    random_case,
+    step,
+    weighted_error,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
-from alrp_triton import APLoss, NDCGLoss, ap_loss, ndcg_loss
+from alrp_triton import APLoss, NDCGLoss, alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
+from alrp_triton.engine.passes import choose
 from alrp_triton.framework import RankingLoss, ranking_loss
 
 # Compiling takes seconds; where kernels run the operators are seen in other tests.
 pytestmark = pytest.mark.skipif(KERNELS, reason="needs no kernel")
 
 
-def imprecision(ranking):
-    return ranking.num_false_positives / ranking.rank
+def squared(x, delta):
+    return (x / (2 * delta) + 0.5).clamp(0, 1) ** 2
 
 
 def own_loss(logits, labels, **arguments):
     return ranking_loss(logits, labels, imprecision, **arguments)
 
 
+# Each as a scalar of logits, labels, numbers of the positives, and how many these are.
+LOSSES = {
+    "alrp": lambda x, y, v, p, **a: sum(alrp_loss(x, y, v, backend="torch", **a)[:2]),
+    "smooth": lambda x, y, v, p, **a: sum(alrp_loss(x, y, v, delta=0, loc_ranking="smooth", backend="torch", **a)[:2]),
+    "ap": lambda x, y, v, p, **a: ap_loss(x, y, num_positives=p, **a),
+    "ndcg": lambda x, y, v, p, **a: ndcg_loss(x, y, num_positives=p, **a),
+    "rank_sort": lambda x, y, v, p, **a: sum(rank_sort_loss(x, y, v, **a)),
+    "formula": lambda x, y, v, p, **a: own_loss(x, y, num_positives=p, **a),
+    "depth": lambda x, y, v, p, **a: ranking_loss(
+        x, y, depth_error, target=depth_target, normaliser=depth_normaliser, extras={"costs": v}, **a
+    ),
+    "pairs": lambda x, y, v, p, **a: ranking_loss(
+        x, y, weighted_error, extras={"weights": v}, smoothing=squared, distribution=squared, **a
+    ),
+}
+
+
 def compile_whole(function, backend="aot_eager", dynamic=None):
     torch._dynamo.reset()
     return torch.compile(function, fullgraph=True, backend=backend, dynamic=dynamic)
+
+
+def results(function, case, **arguments):
+    x, values = case.logits.clone().requires_grad_(), case.loc_errors.clone().requires_grad_()
+    loss = function(x, case.labels, values, case.num_positives, **arguments)
+    loss.backward()
+    return [loss.detach(), x.grad, *([] if values.grad is None else [values.grad])]
+
+
+def check(name, sizes, dynamic, groups=0):
+    """Compiled once, the same bits as eager for cases of these sizes."""
+    counter, counts = CompileCounterWithBackend("aot_eager"), []
+    one = compile_whole(LOSSES[name], counter, dynamic)
+    for num_logits, num_pos in sizes:
+        case = random_case(num_logits, num_pos, ignored=0.3)
+        arguments = {"groups": torch.arange(num_logits) % groups} if groups else {}
+        found, expected = (results(f, case, **arguments) for f in (one, LOSSES[name]))
+        assert len(found) == len(expected)
+        for actual, wanted in zip(found, expected):
+            assert_same_bits(f"{num_logits}, {num_pos}", actual, wanted)
+        counts.append(counter.frame_count)
+    assert counts == counts[:1] * len(sizes)
+
+
+@pytest.mark.thinned(5)
+@pytest.mark.parametrize("name", ["ap", "alrp", "smooth", "rank_sort", "depth", "pairs"])
+def test_one_graph_serves_any_number_of_positives_and_logits(name):
+    """Else torch.compile would give up after some eight batches or image sizes."""
+    check(name, [(90, 9), (90, 7), (130, 30)], dynamic=True)
+
+
+@pytest.mark.nightly
+def test_graphs_of_groups():
+    """The scans of groups take as many steps as 2P has binary digits, for which there is a graph each."""
+    check("ndcg", [(90, 12), (90, 15), (130, 10)], dynamic=True, groups=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "dynamic"),
+    [("rank_sort", [(90, 9)], None), ("rank_sort", [(90, 0)], True), ("alrp", [(90, 9)], None)],
+)
+def test_by_default_and_without_positives(name, sizes, dynamic):
+    check(name, sizes, dynamic)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_choosing_a_backend_breaks_no_graph(device, backend):
+    """Also for tensors of a GPU, which this machine need not have."""
+
+    def function(x):
+        return x + len(choose(backend, torch.device(device)))
+
+    assert compile_whole(function)(torch.zeros(())) == function(torch.zeros(()))
 
 
 @pytest.mark.thinned(4)

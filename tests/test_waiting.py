@@ -10,11 +10,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from dialect import CRITERIA, KERNELS, Detector, engine_backends, make_batch, step
+from dialect import CRITERIA, KERNELS, Detector, assert_same_bits, engine_backends, make_batch, step
 from torch import Tensor
 from virtual_gpu.harness import as_on_a_gpu
 
 from alrp_triton import ap_loss
+from alrp_triton.engine.inputs import Levels
+from alrp_triton.engine.labels import positions
+from alrp_triton.engine.passes import eager, find
 from alrp_triton.engine.placed import MOST_COMPARED
 from benchmarks.launches import Operators
 
@@ -131,3 +134,60 @@ def test_what_does_not_wait_is_not_seen() -> None:
         x[MASK[:2]] = 3.0
         x.masked_fill(MASK[:2], 1.0).sum().expand(3).clone()
     assert not found
+
+
+# What finds and writes positives without waiting, beside what the CPU runs.
+
+COLUMNS = 4
+
+
+def make_levels(seed: int = 0) -> tuple[Levels, int]:
+    """A level by rows, an empty one, one without positives, one by logits whose first is positive; some ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = [
+        torch.randn(shape, generator=generator) for shape in ((2, 30, COLUMNS), (0, COLUMNS), (7, COLUMNS), (50,))
+    ]
+    by_row = torch.randint(-1, COLUMNS + 1, (2, 30), generator=generator)
+    by_logit = torch.randint(-1, 2, (50,), generator=generator)
+    by_row[0, 0], by_logit[0] = 0, 1
+    labels = [by_row, torch.empty(0, dtype=torch.int64), torch.full((7,), COLUMNS), by_logit]
+    num_pos = int(((by_row >= 0) & (by_row < COLUMNS)).sum() + (by_logit == 1).sum())
+    return Levels(logits, labels), num_pos
+
+
+@pytest.mark.parametrize("piece", [1, 37, 1 << 20])
+def test_finds_the_same_positives(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "_PIECE_ON_DEVICE", piece)
+    levels, num_pos = make_levels()
+    expected, invalid = find._collect(levels, -1, positions)
+    assert (len(expected), invalid) == (num_pos, False)
+    for asked in (num_pos, num_pos - 3, num_pos + 3, 0):
+        index, count, wrong = find._collect_without_sync(levels, asked, -1)
+        assert int(count) == num_pos
+        assert not bool(wrong)
+        shared = min(asked, num_pos)
+        assert len(index) == asked
+        assert_same_bits("index", index[:shared], expected[:shared])
+
+
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_sees_labels_out_of_range(place: int) -> None:
+    levels, num_pos = make_levels()
+    levels.labels[place].view(-1)[-1] = 9
+    assert find._collect(levels, -1, positions)[1]
+    assert bool(find._collect_without_sync(levels, num_pos, -1)[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("first_is_positive", [True, False])
+def test_writes_the_same_positives(first_is_positive: bool, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in ((3, 5), (4,), (2, 2, 3))]
+    flat = torch.randperm(15 + 4 + 12, generator=generator)[:11]
+    flat = torch.cat([flat[flat > 0], flat.new_zeros(int(first_is_positive))])
+    values = torch.randn(len(flat), generator=generator, dtype=torch.float64)
+    expected = torch.cat([t.flatten() for t in tensors])
+    expected[flat] = values.to(dtype)
+    for tensor, local, inside in find.local_indices(tensors, flat):
+        eager._overwrite_without_sync(tensor, local, inside, values)
+    assert_same_bits("values", torch.cat([t.flatten() for t in tensors]), expected)
