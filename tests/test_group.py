@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from dialect import ALRP, FAMILY, KERNELS, Case, Results, assert_agree, evaluate, random_case
+from dialect import FAMILY, KERNELS, Case, Results, assert_agree, evaluate, random_case
 from dialect.processes import BACKENDS, CASES, MARKS, SIZE, assert_as_alone, cut, group_of, together
 from torch import Tensor
 
@@ -137,14 +137,3 @@ def test_levels_of_every_process_are_ranked_together(pool):
     out = alrp_loss(x, labels.flatten(), errors)
     out.cls.backward()
     assert_agree(found, {"cls": out.cls.detach(), "cls by logits": x.grad})
-
-
-def test_errors_of_the_whole_are_those_of_the_reference(pool):
-    """Against float64, not against this package's own single process."""
-    case = random_case(500, 60, seed=11)
-    found = together(pool.run(_alrp_of, case), SIZE)
-    assert_agree(found, ALRP.judge(*case[1:]), said="reference")
-
-
-def _alrp_of(rank: int, case: Case) -> Results:
-    return evaluate(ALRP, *cut(case, case.loc_errors, SIZE)[rank], BACKENDS[0], process_group=True)

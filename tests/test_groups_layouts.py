@@ -19,15 +19,13 @@ from dialect import (
     backends,
     evaluate,
     grouped_case,
-    judge,
     of_case,
     problem_of_images,
-    random_labels,
     separately,
 )
 from virtual_gpu.harness import as_on_a_gpu
 
-from alrp_triton.engine.passes import eager, find
+from alrp_triton.engine.passes import find
 
 MEMBERS = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED)
 by_backend = pytest.mark.parametrize("backend", backends())
@@ -128,22 +126,6 @@ def test_one_ranking_for_each_class(member, backend):
     order = separately(member, case, flat, backend)
     if member is not RANK_SORT:  # whose values have been rounded already
         assert_agree(flattened, order)
-
-
-@pytest.mark.skipif(KERNELS, reason="of the torch backend")
-@by_delta
-@by_member
-def test_large_enough_for_several_pieces(member, delta):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 30_000, 4, generator=generator)
-    labels = random_labels(logits.numel(), 50, 0.1, generator).view(logits.shape)
-    case = Case("", logits.flatten(), labels.flatten(), torch.rand(50, generator=generator))
-    images = torch.arange(3)[:, None].expand(3, 30_000)
-    found = evaluate(member, logits, labels, member.values(case), "torch", groups=images, delta=delta)
-    flattened = {name: t.reshape(-1) if name.endswith("by logits") else t for name, t in found.items()}
-    flat = images[..., None].expand(logits.shape).reshape(-1)
-    assert_agree(flattened, judge(member, case, groups=flat, delta=delta))
-    assert logits.numel() > 2 * eager._PIECE
 
 
 @pytest.mark.skipif(KERNELS, reason="of the torch backend")

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -240,40 +241,33 @@ PRED = {"boxes": torch.zeros(2, 4), "scores": torch.zeros(2), "labels": torch.ze
 TRUTH = {"boxes": torch.zeros(1, 4), "labels": torch.zeros(1, dtype=torch.int64)}
 
 
-@pytest.mark.parametrize(
-    ("preds", "target", "error", "said"),
-    [
-        ("preds", [], TypeError, "preds: expected a list of dicts, got str"),
-        ([], None, TypeError, "target: expected a list of dicts, got NoneType"),
-        ([PRED], [], ValueError, "target: expected as many images as preds, 1, got 0"),
-        ([3], [TRUTH], TypeError, r"preds\[0\]: expected a dict, got int"),
-        ([TRUTH], [TRUTH], ValueError, r"preds\[0\]: expected the key 'scores', got 'boxes', 'labels'"),
-        ([PRED], [{"boxes": TRUTH["boxes"]}], ValueError, r"target\[0\]: expected the key 'labels', got 'boxes'"),
-        ([{**PRED, "scores": [0.5, 0.5]}], [TRUTH], TypeError, r"preds\[0\]\['scores'\]: expected a tensor, got list"),
-        ([{**PRED, "scores": torch.zeros(3)}], [TRUTH], ValueError, r"\['scores'\]: expected shape \[2\], got \[3\]"),
-        (
-            [{**PRED, "boxes": torch.zeros(2, 5)}],
-            [TRUTH],
-            ValueError,
-            r"\['boxes'\]: expected shape \[2, 4\], got \[2, 5\]",
-        ),
-        ([{**PRED, "boxes": torch.zeros(0)}], [TRUTH], ValueError, r"\['boxes'\]: expected shape \[2, 4\], got \[0\]"),
-        (
-            [{**PRED, "labels": torch.zeros(2)}],
-            [TRUTH],
-            TypeError,
-            r"\['labels'\]: expected integers, got torch.float32",
-        ),
-        ([{**PRED, "labels": torch.zeros(2, 1).int()}], [TRUTH], ValueError, r"\['labels'\]: expected shape \[N\]"),
-        ([PRED], [{**TRUTH, "iscrowd": torch.zeros(2)}], ValueError, r"target\[0\]\['iscrowd'\]: expected shape \[1\]"),
-    ],
-)
-def test_wrong_updates(preds: Any, target: Any, error: type[Exception], said: str) -> None:
+WRONG_TYPES = [
+    ("preds", [], "preds: expected a list of dicts, got str"),
+    ([], None, "target: expected a list of dicts, got NoneType"),
+    ([3], [TRUTH], "preds[0]: expected a dict, got int"),
+    ([{**PRED, "scores": [0.5, 0.5]}], [TRUTH], "preds[0]['scores']: expected a tensor, got list"),
+    ([{**PRED, "labels": torch.zeros(2)}], [TRUTH], "['labels']: expected integers, got torch.float32"),
+]
+WRONG_VALUES = [
+    ([PRED], [], "target: expected as many images as preds, 1, got 0"),
+    ([TRUTH], [TRUTH], "preds[0]: expected the key 'scores', got 'boxes', 'labels'"),
+    ([PRED], [{"boxes": TRUTH["boxes"]}], "target[0]: expected the key 'labels', got 'boxes'"),
+    ([{**PRED, "scores": torch.zeros(3)}], [TRUTH], "['scores']: expected shape [2], got [3]"),
+    ([{**PRED, "boxes": torch.zeros(2, 5)}], [TRUTH], "['boxes']: expected shape [2, 4], got [2, 5]"),
+    ([{**PRED, "boxes": torch.zeros(0)}], [TRUTH], "['boxes']: expected shape [2, 4], got [0]"),
+    ([{**PRED, "labels": torch.zeros(2, 1).int()}], [TRUTH], "['labels']: expected shape [N]"),
+    ([PRED], [{**TRUTH, "iscrowd": torch.zeros(2)}], "target[0]['iscrowd']: expected shape [1]"),
+]
+
+
+@pytest.mark.parametrize(("error", "wrong"), [(TypeError, WRONG_TYPES), (ValueError, WRONG_VALUES)])
+def test_wrong_updates(error: type[Exception], wrong: list[tuple[Any, Any, str]]) -> None:
     metric = LocalisationRecallPrecision()
-    with pytest.raises(error, match=said):
-        metric.update(preds, target)
-    # Nothing of it is kept.
-    assert math.isnan(metric.compute()["olrp"])
+    for preds, target, said in wrong:
+        with pytest.raises(error, match=re.escape(said)):
+            metric.update(preds, target)
+        # Nothing of it is kept.
+        assert math.isnan(metric.compute()["olrp"])
 
 
 def test_wrong_values_and_settings() -> None:
