@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from dialect import FAMILY, KERNELS, Case, Results, assert_agree, evaluate, random_case
+from dialect import FAMILY, KERNELS, Case, Results, assert_agree, evaluate, imprecision, random_case
 from dialect.processes import BACKENDS, CASES, MARKS, SIZE, assert_as_alone, cut, group_of, together
 from torch import Tensor
 
@@ -90,16 +90,12 @@ def slow_start(differences: Tensor, delta: float) -> Tensor:
     return (differences / (2 * delta) + 0.5).clamp(0, 1) ** 2
 
 
-def precision_error(ranking: Any) -> Tensor:
-    return ranking.num_false_positives / ranking.rank
-
-
 def with_pair_functions(rank: int, parts: list[Any]) -> list[Results]:
     logits, labels, _ = parts[rank]
     found = []
     for functions in ({"smoothing": slow_start}, {"distribution": slow_start}):
         x = logits.clone().requires_grad_()
-        loss = ranking_loss(x, labels, precision_error, **functions, process_group=True)
+        loss = ranking_loss(x, labels, imprecision, **functions, process_group=True)
         loss.backward()
         found.append({"loss": loss.detach(), "loss by logits": x.grad})
     return found
@@ -111,7 +107,7 @@ def test_pair_functions_reach_over_processes(pool):
     found = pool.run(with_pair_functions, cut(case, case.loc_errors, SIZE))
     for functions, *of_functions in zip(({"smoothing": slow_start}, {"distribution": slow_start}), *found):
         x = case.logits.clone().requires_grad_()
-        loss = ranking_loss(x, case.labels, precision_error, **functions)
+        loss = ranking_loss(x, case.labels, imprecision, **functions)
         loss.backward()
         assert_agree(together(of_functions, SIZE), {"loss": loss.detach(), "loss by logits": x.grad})
 

@@ -46,13 +46,6 @@ def test_by_hand() -> None:
     assert_equal(optimal_lrp(SCORES, HITS, IOUS, 6), 5.6 / 7, 0.8 / 3, 1 / 4, 3 / 6, 0.4, 3, 1, 3)
 
 
-def test_other_tau_by_hand() -> None:
-    # tau = 0.6: (0.1 + 0.3 + 0.4)/0.4 = 2, which with 1 false and 3 missed makes 6/7; at 0.9 it is (0.25 + 5)/6.
-    assert_equal(lrp(SCORES, HITS, IOUS, 6, tau=0.6, threshold=0.4), 6 / 7, 0.8 / 3, 1 / 4, 3 / 6, 0.4, 3, 1, 3)
-    # tau = 0: 1 - IoU itself: (0.8 + 1 + 3)/7.
-    assert lrp(SCORES, HITS, IOUS, 6, tau=0, threshold=0.4).lrp == pytest.approx(4.8 / 7)
-
-
 def test_order_does_not_matter() -> None:
     places = [3, 0, 4, 2, 1]
     shuffled = [[values[i] for i in places] for values in (SCORES, HITS, IOUS)]
