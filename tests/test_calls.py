@@ -6,12 +6,12 @@ import pytest
 import torch
 from dialect import (
     ALRP,
-    FAMILY,
     KERNELS,
     NAN,
     assert_same_bits,
     assert_same_results,
-    backends,
+    by_backend,
+    by_member,
     evaluate,
     imprecision,
     of_case,
@@ -20,9 +20,6 @@ from dialect import (
 
 from alrp_triton import APLoss, NDCGLoss, RankSortOutput, alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.framework import RankingLoss, ranking_loss
-
-by_backend = pytest.mark.parametrize("backend", backends())
-by_member = pytest.mark.parametrize("member", FAMILY, ids=repr)
 
 # Wrong arguments.
 

@@ -28,6 +28,7 @@ from dialect import (
     assert_right,
     assert_same_bits,
     assert_same_results,
+    by_engine_backend,
     drawn_case,
     engine_backends,
     evaluate,
@@ -170,7 +171,7 @@ def test_any_split_into_levels_gives_the_same_bits(member, option, backend):
         assert_same_results(found, expected)
 
 
-@pytest.mark.parametrize("backend", engine_backends())
+@by_engine_backend
 @by_member
 @by_delta
 def test_any_number_of_threads(delta, member, option, backend):

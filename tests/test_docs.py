@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from dialect import ALRP, backends, evaluate
+from dialect import ALRP, by_backend, evaluate
 from dialect.interpreters import start_python
 
 from alrp_triton import (
@@ -173,7 +173,7 @@ def test_the_sums_by_hand_add_up(text):
             assert stated.derivation == stated.result, stated.name
 
 
-@pytest.mark.parametrize("backend", backends())
+@by_backend
 @pytest.mark.parametrize(
     ("text", "values"), [(EXAMPLE, values_of_the_code), (FAMILY, values_of_the_family)], ids=["4.5", "8.9"]
 )

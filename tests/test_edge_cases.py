@@ -4,8 +4,6 @@ import pytest
 import torch
 from dialect import (
     ALRP,
-    DEPTH,
-    FAMILY,
     INF,
     KERNELS,
     NAN,
@@ -18,17 +16,15 @@ from dialect import (
     assert_rounded,
     assert_same_bits,
     assert_same_results,
-    backends,
+    by_backend,
+    by_member_sparing,
     evaluate,
     judge,
     of_case,
     random_case,
 )
 
-pytestmark = pytest.mark.parametrize("backend", backends())
-# Passes over the logits are shared: where kernels run, one loss for all suffices by day.
-MEMBERS = [ALRP, *(pytest.param(m, marks=pytest.mark.nightly) for m in (RANK_SORT, DEPTH))] if KERNELS else FAMILY
-by_member = pytest.mark.parametrize("member", MEMBERS, ids=repr)
+pytestmark = by_backend
 by_delta = pytest.mark.parametrize("delta", [1.0, 0.0])
 
 X = torch.tensor([[1.0, -INF, INF], [-3.0, 0.0, 5.0]])
@@ -60,7 +56,7 @@ WITHOUT_POSITIVES = {
 
 
 @pytest.mark.thinned(2 if KERNELS else 1)
-@by_member
+@by_member_sparing
 @by_delta
 @pytest.mark.parametrize("problems", WITHOUT_POSITIVES.values(), ids=WITHOUT_POSITIVES)
 def test_no_positives(problems, delta, member, backend):
@@ -85,7 +81,7 @@ def test_everything_ignored_by_another_index(backend):
     assert not any(tensor.any() for tensor in found.values())
 
 
-@by_member
+@by_member_sparing
 @by_delta
 def test_no_negatives(delta, member, backend):
     """No false positives, so no gradient but that of values, and of the order of positives among themselves."""
@@ -111,7 +107,7 @@ def test_an_empty_level_among_others_changes_nothing(backend):
 
 
 @pytest.mark.thinned(2 if KERNELS else 1)
-@by_member
+@by_member_sparing
 @by_delta
 @pytest.mark.parametrize("where", ["a negative", "a positive", "a value"])
 @pytest.mark.parametrize("regime", ["middle", "late"])
@@ -127,7 +123,7 @@ def test_nan_that_takes_part_is_never_hidden(regime, where, delta, member, backe
             assert_all_nan(evaluate(member, logits, case.labels, values, backend, delta=delta, **option), case.labels)
 
 
-@by_member
+@by_member_sparing
 @pytest.mark.parametrize("labels", [[0, 0, -1], [1, 1, -1], [1, -1, -1]], ids=str)
 def test_nan_is_not_hidden_where_a_part_is_missing(labels, member, backend):
     labels = torch.tensor(labels)
@@ -152,7 +148,7 @@ def test_a_stretch_in_which_nothing_counts(groups, delta, backend):
     assert evaluate(ALRP, scores, labels, errors, backend, **arguments)["cls"].isnan()
 
 
-@by_member
+@by_member_sparing
 @by_delta
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e30])
 def test_ignored_logits_have_no_effect(value, delta, member, backend):

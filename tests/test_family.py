@@ -17,8 +17,9 @@ from dialect import (
     assert_right,
     assert_same_bits,
     backends,
+    by_backend,
+    by_engine_backend,
     drawn_case,
-    engine_backends,
     formula,
     imprecision,
     judge,
@@ -31,7 +32,6 @@ from alrp_triton.engine.scans import fraction_bits
 
 DELTAS = [1.0, 0.1, 0.0]
 VARIANTS = [*((member, {}) for member in FAMILY), (ALRP, {"loc_ranking": "smooth"})]
-by_backend = pytest.mark.parametrize("backend", backends())
 # Passes over the logits are shared, so where kernels run not every loss has to go everywhere.
 SOME = [ALRP, RANK_SORT, DEPTH] if KERNELS else FAMILY
 by_some = pytest.mark.parametrize("member", SOME, ids=repr)
@@ -154,7 +154,7 @@ def test_fixed_point_bounds_the_error_of_tiny_ramps(backend):
     assert expected > 4e-6
 
 
-@pytest.mark.parametrize("backend", engine_backends())
+@by_engine_backend
 def test_a_false_positive_too_small_to_count_gives_no_nan(backend):
     # H is 5e-13 there, less than a unit of the fixed point; without a gate of its own nothing may be divided by it.
     case = Case("", torch.tensor([1.0, 1e-12, -5.0]), torch.tensor([1, 0, 0]), torch.tensor([0.5]))

@@ -16,7 +16,7 @@ from dialect import (
     assert_close,
     assert_right,
     assert_same_bits,
-    backends,
+    by_backend,
     depth_error,
     depth_normaliser,
     depth_target,
@@ -36,9 +36,6 @@ from alrp_triton import framework, reference
 from alrp_triton.framework import RankingLoss, ranking_loss
 from alrp_triton.losses.alrp import lrp_error as lrp
 from alrp_triton.losses.alrp import lrp_target
-
-by_backend = pytest.mark.parametrize("backend", backends())
-
 
 # The family, as users would write it.
 

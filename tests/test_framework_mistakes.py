@@ -2,12 +2,19 @@
 
 import pytest
 import torch
-from dialect import NAN, assert_agree, assert_all_nan, backends, formula, imprecision, judge, of_case, random_case
+from dialect import (
+    NAN,
+    assert_agree,
+    assert_all_nan,
+    by_backend,
+    formula,
+    imprecision,
+    judge,
+    of_case,
+    random_case,
+)
 
 from alrp_triton.framework import RankingLoss, ranking_loss
-
-by_backend = pytest.mark.parametrize("backend", backends())
-
 
 WRONG_FORMULAS = {
     "list": (TypeError, lambda ranking: ranking.rank.tolist()),

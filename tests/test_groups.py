@@ -4,11 +4,10 @@ import pytest
 import torch
 from dialect import (
     ALRP,
-    AP,
-    DEPTH,
     EXACT,
     INF,
     KERNELS,
+    MEMBERS,
     NAN,
     NDCG,
     RANK_SORT,
@@ -21,7 +20,10 @@ from dialect import (
     assert_right,
     assert_same_bits,
     assert_same_results,
-    backends,
+    by_backend,
+    by_engine_backend,
+    by_grouped,
+    by_some_grouped,
     draw_groups,
     engine_backends,
     evaluate,
@@ -36,11 +38,6 @@ from dialect import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-MEMBERS = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED)
-by_backend = pytest.mark.parametrize("backend", backends())
-by_member = pytest.mark.parametrize("member", MEMBERS, ids=repr)
-# One that sorts positives, one with numbers of its own; where kernels run these do for all.
-by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else MEMBERS, ids=repr)
 by_delta = pytest.mark.parametrize("delta", [0.5] if KERNELS else [0.5, 0.0])
 
 HUGE = 2**40
@@ -48,7 +45,7 @@ HUGE = 2**40
 
 @pytest.mark.thinned(2)
 @by_backend
-@by_some
+@by_some_grouped
 @repeatable(max_examples=2 if KERNELS else 40)
 @given(
     case=problems(),
@@ -99,9 +96,9 @@ def test_alrp_by_either_ranking_of_positives(loc_ranking, delta, backend):
     assert_agree(found, separately(ALRP, case, groups, backend, **arguments))
 
 
-@pytest.mark.parametrize("backend", engine_backends())
+@by_engine_backend
 @by_delta
-@by_some
+@by_some_grouped
 def test_a_group_is_not_touched_by_the_others(member, delta, backend):
     """In integer-exact backends bit for bit; with four groups a mean is exact, too."""
     case, groups = grouped_case()
@@ -115,7 +112,7 @@ def test_a_group_is_not_touched_by_the_others(member, delta, backend):
 
 @by_backend
 @by_delta
-@by_some
+@by_some_grouped
 def test_one_group_is_no_groups(member, delta, backend):
     """But for the last bit: scans of groups add in another order."""
     for dtype, tolerance in [(torch.float32, 2e-7), (torch.float64, 1e-14)][: 1 if KERNELS else 2]:
@@ -128,7 +125,7 @@ def test_one_group_is_no_groups(member, delta, backend):
 
 
 @by_backend
-@by_some
+@by_some_grouped
 def test_each_positive_may_have_a_group_of_its_own(member, backend):
     case = random_case(120, 17, ignored=0)
     groups = torch.arange(120) % 17
@@ -143,7 +140,7 @@ def test_each_positive_may_have_a_group_of_its_own(member, backend):
 
 @by_backend
 @by_delta
-@by_some
+@by_some_grouped
 def test_groups_without_positives_or_without_negatives(member, delta, backend):
     case, groups = grouped_case(160, 16)
     # Group 1 has no positives, group 2 no negatives; 3 is ignored altogether.
@@ -161,7 +158,7 @@ def test_groups_without_positives_or_without_negatives(member, delta, backend):
 
 
 @by_backend
-@by_member
+@by_grouped
 def test_no_positives_in_any_group(member, backend):
     logits, groups = torch.tensor([[1.0, -INF, INF], [-3.0, 0.0, 5.0]]), torch.tensor([4, -4])
     for labels in (torch.tensor([3, 3]), torch.tensor([-1, -1]), torch.zeros(2, 3, dtype=torch.int64)):
@@ -173,7 +170,7 @@ def test_no_positives_in_any_group(member, backend):
 
 
 @by_backend
-@by_some
+@by_some_grouped
 @pytest.mark.parametrize("where", ["a positive", "a negative", "a group without positives", "a value"])
 def test_nan_in_any_group_poisons_all(where, member, backend):
     case, groups = grouped_case(90, 9, ids=(0, 1, 2))
@@ -193,7 +190,7 @@ def test_nan_in_any_group_poisons_all(where, member, backend):
 
 
 @by_backend
-@by_some
+@by_some_grouped
 def test_ignored_logits_have_no_effect_and_no_group(member, backend):
     case, groups = grouped_case(120, 12)
     case = case._replace(labels=case.labels.masked_fill(torch.arange(120) % 5 == 0, -1))
@@ -207,7 +204,7 @@ def test_ignored_logits_have_no_effect_and_no_group(member, backend):
 
 @by_backend
 @by_delta
-@by_some
+@by_some_grouped
 def test_scores_tie_across_groups(member, delta, backend):
     """Three groups with the same scores, some infinite: each gets a third of what one would, to the bit."""
     scores = torch.tensor([0.5, 0.0, -0.5, INF, -INF, 0.5, 0.0, -0.25, INF, -INF, 0.5])
@@ -229,7 +226,7 @@ def test_scores_tie_across_groups(member, delta, backend):
 
 
 @by_backend
-@by_some
+@by_some_grouped
 def test_few_false_positives_beside_a_crowd(member, backend):
     """One group's negatives hardly reach its ramps, the other's fill them; neither loses digits to the other."""
     crowd = 1000 if KERNELS else 1_000_000
@@ -252,7 +249,7 @@ def test_few_false_positives_beside_a_crowd(member, backend):
 
 
 @by_backend
-@by_some
+@by_some_grouped
 @pytest.mark.parametrize("scale", [1.0] if KERNELS else [1.0, 1e9, 2.0**-80])
 def test_groups_far_from_each_other(scale, member, backend):
     """The axis of scores is shared; gaps between groups, or of one group within another's, must not show."""

@@ -3,20 +3,16 @@
 import pytest
 import torch
 from dialect import (
-    ALRP,
-    AP,
-    DEPTH,
     FAMILY,
     INF,
     KERNELS,
-    NDCG,
     RANK_SORT,
-    WEIGHTED,
     Case,
     assert_agree,
     assert_close,
     assert_same_results,
-    backends,
+    by_backend,
+    by_some_grouped,
     evaluate,
     grouped_case,
     of_case,
@@ -27,11 +23,6 @@ from virtual_gpu.harness import as_on_a_gpu
 
 from alrp_triton.engine.passes import find
 
-MEMBERS = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED)
-by_backend = pytest.mark.parametrize("backend", backends())
-by_member = pytest.mark.parametrize("member", MEMBERS, ids=repr)
-# One that sorts positives, one with numbers of its own; where kernels run these do for all.
-by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else MEMBERS, ids=repr)
 by_delta = pytest.mark.parametrize("delta", [0.5] if KERNELS else [0.5, 0.0])
 
 ID_DTYPES = [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64]
@@ -39,7 +30,7 @@ HUGE = 2**40
 
 
 @by_backend
-@by_some
+@by_some_grouped
 def test_only_which_ids_are_equal_matters(member, backend):
     """Order apart, which decides in which order groups are added up."""
     case, groups = grouped_case(150, 15)
@@ -66,7 +57,7 @@ def test_every_integer_dtype(dtype, backend):
 @pytest.mark.thinned(2 if KERNELS else 1)
 @by_backend
 @by_delta
-@by_some
+@by_some_grouped
 def test_one_ranking_for_each_image(member, delta, backend):
     """By rows, expanded; by logits; with classes or labels; in other dtypes, strides, orders of levels."""
     logits, classes, labels, values = problem_of_images()
@@ -98,7 +89,7 @@ def test_one_ranking_for_each_image(member, delta, backend):
 
 
 @by_backend
-@by_some
+@by_some_grouped
 def test_levels_may_share_groups(member, backend):
     """An image has anchors on every level."""
     logits, classes, labels, _ = problem_of_images()
@@ -113,7 +104,7 @@ def test_levels_may_share_groups(member, backend):
 
 
 @by_backend
-@by_some
+@by_some_grouped
 def test_one_ranking_for_each_class(member, backend):
     """Class labels, a group for each logit with stride 0 along anchors: mean over classes, as in mean AP."""
     logits, classes, labels, values = problem_of_images()

@@ -4,16 +4,14 @@ import pytest
 import torch
 from dialect import (
     ALRP,
-    DEPTH,
-    FAMILY,
     KERNELS,
-    RANK_SORT,
     assert_agree,
     assert_close,
     assert_same_bits,
     assert_same_results,
     assert_split_alike,
-    backends,
+    by_backend,
+    by_member_sparing,
     evaluate,
     of_case,
     random_case,
@@ -21,10 +19,7 @@ from dialect import (
 
 from alrp_triton import alrp_loss
 
-pytestmark = pytest.mark.parametrize("backend", backends())
-# Passes over the logits are shared: where kernels run, one loss for all suffices by day.
-MEMBERS = [ALRP, *(pytest.param(m, marks=pytest.mark.nightly) for m in (RANK_SORT, DEPTH))] if KERNELS else FAMILY
-by_member = pytest.mark.parametrize("member", MEMBERS, ids=repr)
+pytestmark = by_backend
 
 SHAPE = (2, 3, 4, 15)
 
@@ -122,7 +117,7 @@ def test_a_single_row_with_a_scalar_label(label, backend):
     assert_agree({name: tensor.reshape(expected[name].shape) for name, tensor in grouped.items()}, expected)
 
 
-@by_member
+@by_member_sparing
 def test_levels_of_different_layouts_and_kinds_of_labels(member, backend):
     logits, classes, labels, values = problem()
     whole = evaluate(member, logits, labels, values, backend)
@@ -160,7 +155,7 @@ def test_the_same_tensor_as_two_levels(backend):
     assert_split_alike(backend, "grad", gradient, whole["cls by logits"].view(2, 80).sum(0))
 
 
-@by_member
+@by_member_sparing
 def test_inputs_are_not_changed_and_results_are_nobody_elses(member, backend):
     case = random_case(120, 12, dtype=torch.float64)
     values, groups = member.values(case), torch.arange(120) % 3

@@ -137,6 +137,20 @@ def test_one_graph_serves_levels_of_any_size(member, backend, images):
     assert counts == counts[:1] * 3
 
 
+@pytest.mark.parametrize("criterion", [APLoss(), RankingLoss(imprecision, distribution=squared)], ids=["ap", "pairs"])
+def test_compiled_modules_on_levels(criterion):
+    generator, outcomes = torch.Generator().manual_seed(0), []
+    logits = [torch.randn(8, 5, generator=generator), torch.randn(2, 3, 5, generator=generator)]
+    labels = [torch.tensor([0, 5, 5, 1, -1, 5, 4, 5]), torch.tensor([[5, 2, -1], [5, 5, 0]])]
+    groups = [torch.arange(8) % 2, torch.arange(2)[:, None].expand(2, 3)]
+    for function in (compile_whole(criterion), criterion):
+        leaves = [x.clone().requires_grad_() for x in logits]
+        loss = function(leaves, labels, 5, groups)
+        outcomes.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    for actual, expected in zip(*outcomes):
+        assert_same_bits("compiled", actual, expected)
+
+
 @pytest.mark.nightly
 def test_by_inductor():
     """Fused by the compiler that torch.compile uses by default, with the state of self-balancing."""

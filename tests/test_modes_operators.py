@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from dialect import FAMILY, KERNELS, engine_backends, random_case, weighted_error
+from dialect import FAMILY, KERNELS, by_engine_backend, engine_backends, random_case, weighted_error
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -106,7 +106,7 @@ def test_every_operator_is_called_and_passes(monkeypatch):
         torch.library.opcheck(function, with_leaves(name, args))
 
 
-@pytest.mark.parametrize("backend", engine_backends())
+@by_engine_backend
 @pytest.mark.parametrize("class_labels", [False, True])
 def test_only_tables_of_the_size_of_the_positives_are_kept(class_labels, backend):
     case = random_case(4000, 20)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dialect import assert_close, assert_same_bits, backends, problem_of_images, random_case
+from dialect import assert_close, assert_same_bits, by_backend, problem_of_images, random_case
 
 from alrp_triton import ALRPLoss, ALRPLossOutput, SelfBalance, alrp_loss
 from alrp_triton.boxes import box_error
@@ -58,7 +58,7 @@ def test_each_loss_has_a_self_balance_of_its_own():
     assert ALRPLoss(self_balance=shared).self_balance is shared
 
 
-@pytest.mark.parametrize("backend", backends())
+@by_backend
 @pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou", corner_distance])
 @pytest.mark.parametrize("tau", [0.0, 0.5, 0.7])
 def test_weight_and_errors_reach_the_boxes(tau, kind, backend):

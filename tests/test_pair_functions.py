@@ -13,12 +13,12 @@ from dialect import (
     assert_close,
     assert_right,
     assert_same_bits,
-    backends,
+    by_backend,
+    by_engine_backend,
     depth_error,
     depth_normaliser,
     depth_target,
     draw_groups,
-    engine_backends,
     evaluate,
     formula,
     imprecision,
@@ -36,8 +36,6 @@ from alrp_triton.framework import RankingLoss, ranking_loss
 
 if KERNELS:
     pytest.skip("pair functions are PyTorch's", allow_module_level=True)
-
-by_backend = pytest.mark.parametrize("backend", backends())
 
 
 def sigmoid(x, delta):
@@ -89,7 +87,7 @@ def small_cases():
 
 
 @pytest.mark.thinned(8)
-@pytest.mark.parametrize("backend", engine_backends())
+@by_engine_backend
 @pytest.mark.parametrize(("case", "member"), small_cases())
 def test_pair_functions_on_every_case(case, member, backend):
     odd = bool(case.num_positives % 2)
@@ -173,7 +171,7 @@ def test_without_positives_pair_functions_give_0(member, backend):
         assert not any(tensor.any() for tensor in found.values())
 
 
-@pytest.mark.parametrize("backend", engine_backends())
+@by_engine_backend
 @by_functions
 def test_the_same_bits_twice(member, backend):
     case = random_case(3000, 50)

@@ -9,7 +9,7 @@ from dialect import (
     assert_agree,
     assert_close,
     assert_same_bits,
-    backends,
+    by_backend,
     evaluate,
     of_case,
     random_case,
@@ -20,7 +20,6 @@ from alrp_triton.engine import sorting
 from alrp_triton.engine.passes.eager import Eager
 from alrp_triton.verify import relative_errors
 
-by_backend = pytest.mark.parametrize("backend", backends())
 by_delta = pytest.mark.parametrize("delta", [0.5, 0.0])
 
 

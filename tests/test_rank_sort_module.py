@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from dialect import KERNELS, NAN, assert_close, assert_same_bits, backends
+from dialect import KERNELS, NAN, assert_close, assert_same_bits, by_backend
 
 from alrp_triton import RankSortLoss, RankSortLossOutput, boxes, rank_sort_loss, reference
-
-by_backend = pytest.mark.parametrize("backend", backends())
 
 
 def boxes_of(num_pos, overlap=True, seed=0):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from dialect import (
     ALRP,
-    FAMILY,
     FLOAT_MAX,
     INF,
     NAN,
@@ -20,6 +19,7 @@ from dialect import (
     all_cases,
     assert_agree,
     assert_close,
+    by_member,
     judge,
     listed_case,
     problems,
@@ -32,7 +32,6 @@ from hypothesis import strategies as st
 from alrp_triton import reference
 
 TINY = [case for case in all_cases() if len(case.logits) <= 150 and case.num_positives]
-by_member = pytest.mark.parametrize("member", FAMILY, ids=repr)
 # Those whose eps may be told.
 GATED = (ALRP, RANK_SORT)
 

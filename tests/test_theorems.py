@@ -19,7 +19,7 @@ from dialect import (
     assert_same_bits,
     assert_same_results,
     assert_same_sums,
-    backends,
+    by_backend,
     evaluate,
     of_case,
     problems,
@@ -33,7 +33,7 @@ LOC_RANKINGS = st.sampled_from(["sorted", "smooth"])
 # Scores whose shifts by whole numbers are exact in float32.
 DYADIC = st.integers(-64, 64).map(lambda k: k / 16)
 
-pytestmark = pytest.mark.parametrize("backend", backends())
+pytestmark = by_backend
 by_member = pytest.mark.parametrize("member", [AP, RANK_SORT, DEPTH] if KERNELS else FAMILY, ids=repr)
 properties = repeatable(max_examples=6 if KERNELS else 60)
 

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from dialect import CRITERIA, KERNELS, Detector, assert_same_bits, engine_backends, make_batch, step
+from dialect import KERNELS, Detector, assert_same_bits, by_criterion, engine_backends, make_batch, step
 from torch import Tensor
 from virtual_gpu.harness import as_on_a_gpu
 
@@ -78,7 +78,7 @@ BACKENDS = [backend for backend in engine_backends() if backend != "numba"]
 @pytest.mark.thinned(4 if KERNELS else 1)
 @pytest.mark.parametrize("images", [0, 3])
 @pytest.mark.parametrize("num_pos", [5, 1, 0])
-@pytest.mark.parametrize("member", CRITERIA)
+@by_criterion
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_step_waits_for_nothing(backend: str, member: str, num_pos: int, images: int) -> None:
     model, batch = Detector(member, backend=backend), make_batch(num_pos=num_pos, images=images)

@@ -41,6 +41,8 @@ from .checks import (
     assert_same_sums,
     assert_split_alike,
     backends,
+    by_backend,
+    by_engine_backend,
     engine_backends,
     threads,
 )
@@ -59,6 +61,8 @@ from .family import (
     assert_all_nan,
     assert_right,
     assert_same_results,
+    by_member,
+    by_member_sparing,
     depth_error,
     depth_normaliser,
     depth_target,
@@ -69,7 +73,7 @@ from .family import (
     of_case,
     weighted_error,
 )
-from .grouping import draw_groups, grouped_case, problem_of_images, separately
-from .modes import CLASSES, CRITERIA, MODULES, Criterion, Detector, make_batch, step
+from .grouping import MEMBERS, by_grouped, by_some_grouped, draw_groups, grouped_case, problem_of_images, separately
+from .modes import CLASSES, CRITERIA, MODULES, Criterion, Detector, by_criterion, make_batch, step
 from .passes import assert_same_passes, late_levels, layouts
 from .plain import PLAIN, Plain

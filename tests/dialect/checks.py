@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,6 +25,9 @@ def engine_backends() -> list[str]:
     """Those that run the engine: all but the reference."""
     return [backend for backend in backends() if backend != "reference"]
 
+
+by_backend = pytest.mark.parametrize("backend", backends())
+by_engine_backend = pytest.mark.parametrize("backend", engine_backends())
 
 EXACT = ("torch", "triton", "numba")
 """The linear backends sum over logits in integers: any order, any split into levels gives the same bits."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 from alrp_triton import alrp_loss, ap_loss, ndcg_loss, rank_sort_loss, reference
 from alrp_triton.framework import ranking_loss
 
-from .cases import Case
+from .cases import KERNELS, Case
 from .checks import assert_close, assert_rounded, assert_same_bits, assert_split_alike
 
 Results = dict[str, Tensor]
@@ -134,6 +135,10 @@ RANK_SORT = Member("rank_sort", _rank_sort, _judge_rank_sort, (("ranking", "logi
 WEIGHTED = formula("weighted", weighted_error, "weights", eps=0.3)
 DEPTH = formula("depth", depth_error, "costs", target=depth_target, normaliser=depth_normaliser)
 FAMILY = (ALRP, AP, PLAIN_AP, NDCG, RANK_SORT, WEIGHTED, DEPTH)
+by_member = pytest.mark.parametrize("member", FAMILY, ids=repr)
+_SPARING = [ALRP, *(pytest.param(member, marks=pytest.mark.nightly) for member in (RANK_SORT, DEPTH))]
+by_member_sparing = pytest.mark.parametrize("member", _SPARING if KERNELS else FAMILY, ids=repr)
+"""Where kernels run, whose passes over the logits all losses share, one member for all; by night two more."""
 
 
 def evaluate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +79,7 @@ FUNCTIONS = {
 }
 MODULES = ("ALRPLoss", "RankSortLoss")
 CRITERIA = (*FUNCTIONS, *MODULES)
+by_criterion = pytest.mark.parametrize("member", CRITERIA)
 
 
 class Criterion(nn.Module):
