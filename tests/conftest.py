@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import compress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -116,6 +117,16 @@ def looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mistakes that only values show are errors; as on a GPU, compiled kernels' tests have to ask for it."""
     if COMPILED_FOR:
         monkeypatch.setenv("ALRP_TRITON_DEBUG", "1")
+
+
+@pytest.fixture
+def command_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is set that the command looks at, and no settings have been found before."""
+    from alrp_triton import info
+
+    for name in info.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALRP_TRITON_CACHE", str(tmp_path / "settings"))
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,7 @@ from alrp_triton.kernels import settings as launch_settings
 AUTO = "numba" if numba_installed() else "torch"
 
 
-@pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in info.ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ALRP_TRITON_CACHE", str(tmp_path / "settings"))
+pytestmark = pytest.mark.usefixtures("command_environment")
 
 
 def run_process(*arguments: str, code: str) -> CompletedProcess[str]:

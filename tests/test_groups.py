@@ -5,9 +5,9 @@ import torch
 from dialect import (
     ALRP,
     EXACT,
+    GROUPED,
     INF,
     KERNELS,
-    MEMBERS,
     NAN,
     NDCG,
     RANK_SORT,
@@ -67,12 +67,12 @@ def combinations():
     cases = all_cases()
     deltas = [1.0, 0.1, 0.0]
     turns = [
-        (case, member, backend, deltas) for case in cases for member in MEMBERS[:5] for backend in engine_backends()
+        (case, member, backend, deltas) for case in cases for member in GROUPED[:5] for backend in engine_backends()
     ]
     if KERNELS:
         small = [case for case in cases if 10 < len(case.logits) <= 400]
         turns = [
-            (case, MEMBERS[i % 5], "pairwise" if i % 3 == 0 else "triton", [deltas[i // 5 % 3]])
+            (case, GROUPED[i % 5], "pairwise" if i % 3 == 0 else "triton", [deltas[i // 5 % 3]])
             for i, case in enumerate(small)
         ]
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}-{turn[2]}") for turn in turns]

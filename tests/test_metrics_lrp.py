@@ -130,17 +130,6 @@ def test_sampled_average_precision_comes_near_the_area(
         assert abs(average_precision(scores, hits, num_objects, recall_points=points) - area) <= 1 / points + 1e-12
 
 
-def test_rank_correlation_by_hand() -> None:
-    assert rank_correlation([1, 2, 3, 4], [0.5, 0.6, 0.8, 0.9]) == 1
-    assert rank_correlation([1, 2, 3, 4], [0.9, 0.8, 0.6, 0.5]) == -1
-    # Ranks 1, 2, 3, 4 against 3, 2, 1, 4: 1 - 6 (4 + 0 + 4 + 0)/(4 * 15) = 0.2.
-    assert rank_correlation([1, 2, 3, 4], [0.8, 0.7, 0.6, 0.9]) == pytest.approx(0.2)
-    # Ranks 1.5, 1.5, 3 against 1, 2, 3: (0.5 * 1 + 1.5 * 1)/sqrt((0.25 + 0.25 + 2.25 - 1.25) ...) = 1.5/sqrt(1.5 * 2).
-    assert rank_correlation([0.1, 0.1, 0.2], [0.6, 0.7, 0.8]) == pytest.approx(1.5 / math.sqrt(3))
-    for scores, ious in (([], []), ([0.5], [0.7]), ([0.5, 0.5], [0.6, 0.7]), ([0.5, 0.6], [0.7, 0.7])):
-        assert math.isnan(rank_correlation(scores, ious))
-
-
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=15))
 def test_rank_correlation_against_counting(pairs: list[tuple[int, int]]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import alrp_triton
-from alrp_triton import cli, info, verify, verify_cases, verify_losses
+from alrp_triton import cli, verify, verify_cases, verify_losses
 from alrp_triton.engine.inputs import Levels
 from alrp_triton.engine.labels import flatten_levels
 from alrp_triton.engine.passes import numba_installed, triton_installed
@@ -36,11 +36,7 @@ FAMILY = ("AP", "Rank & Sort", "NDCG")
 HALVES = (torch.float16, torch.bfloat16)
 
 
-@pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in info.ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ALRP_TRITON_CACHE", str(tmp_path / "settings"))
+pytestmark = pytest.mark.usefixtures("command_environment")
 
 
 class Ran(NamedTuple):

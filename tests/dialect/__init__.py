@@ -9,6 +9,7 @@
 - Groups (``grouping``): cases of several rankings, and :func:`separately`, what one call for each of them gives.
 - PyTorch's modes (``modes``): :class:`Detector`, a small model with one of :data:`CRITERIA`; :func:`step` trains it.
 - Passes (``passes``): both passes over the logits, compiled against PyTorch's.
+- Marks: :data:`by_backend`, :data:`by_member`, :data:`by_criterion`, ... run a test with each of these.
 
 Not imported from here, for what they import: ``dialect.interpreters`` runs code in new processes, ``dialect.processes``
 has several rank together, ``dialect.kernel_session`` has kernels run on the virtual GPU.
@@ -73,7 +74,7 @@ from .family import (
     of_case,
     weighted_error,
 )
-from .grouping import MEMBERS, by_grouped, by_some_grouped, draw_groups, grouped_case, problem_of_images, separately
+from .grouping import GROUPED, by_grouped, by_some_grouped, draw_groups, grouped_case, problem_of_images, separately
 from .modes import CLASSES, CRITERIA, MODULES, Criterion, Detector, by_criterion, make_batch, step
 from .passes import assert_same_passes, late_levels, layouts
 from .plain import PLAIN, Plain
