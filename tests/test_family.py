@@ -101,7 +101,7 @@ def test_dtypes_of_results(dtype, values_dtype, member, backend):
     for name in found if dtype in (torch.float16, torch.bfloat16) else ():
         if name.endswith("by logits"):
             # Positives may be rounded from float64, once instead of twice.
-            negatives = case.labels != 1 if member is not RANK_SORT else case.labels == -1
+            negatives = case.labels != 1
             assert_same_bits(name, found[name][negatives], single[name][negatives].to(dtype))
         else:
             assert_same_bits(name, found[name], single[name])

@@ -230,7 +230,7 @@ def test_lookups_and_sums_of_any_length_on_any_number_of_threads(num_threads, le
         assert sums.total().tolist() == [int((index == k).sum()) << 40 for k in range(7)] + [5]
 
 
-@pytest.mark.parametrize(("made_with", "used_with"), [(4, 1), (1, 4), (4, 3), (6, 4)])
+@pytest.mark.parametrize(("made_with", "used_with"), [(4, 1), (1, 4), (4, 3), (6, 4), (5, 6)])
 def test_sums_serve_another_number_of_threads(made_with, used_with):
     with threads(made_with):
         sums = Sums(3, torch.device("cpu"))

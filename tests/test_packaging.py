@@ -21,16 +21,8 @@ import alrp_triton
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = (
-    "numba",
-    "llvmlite",
-    "torchvision",
-    "rich",
-    "matplotlib",
-    "pycocotools",
-    "torchmetrics",
-    "sklearn",
-    "pytest",
-    "hypothesis",
+    *("numba", "llvmlite", "torchvision", "rich", "matplotlib"),
+    *("pycocotools", "torchmetrics", "sklearn", "pytest", "hypothesis"),
 )
 NOT_SOURCE = ("build", "dist", "demo-output", "__pycache__")
 # The fixtures are then made once, also where several processes share the tests.
