@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from alrp_triton.kernels.settings import cache_file
 
 import alrp_triton
 from alrp_triton import info
-from alrp_triton.kernels.settings import cache_file
 
 from . import report, rows, timing
 from .claims import claims

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+from alrp_triton.kernels import settings
+from alrp_triton.kernels.settings import Settings
 from torch import Tensor
 
 from alrp_triton.engine import Counted, Levels, operators
-from alrp_triton.kernels import settings
-from alrp_triton.kernels.settings import Settings
 
 from .workloads import Case, make_inputs
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from alrp_triton.kernels import settings as launch_settings
 from dialect.interpreters import start_python
 
 import alrp_triton
 from alrp_triton import cli, info, verify
 from alrp_triton.engine.passes import numba_installed
-from alrp_triton.kernels import settings as launch_settings
 
 AUTO = "numba" if numba_installed() else "torch"
 

@@ -22,10 +22,10 @@ if KERNELS:
     pytest.skip("has a driver of its own", allow_module_level=True)
 
 import triton
+from alrp_triton.kernels.settings import pinned
 
 from alrp_triton import kernels
 from alrp_triton.engine import counted
-from alrp_triton.kernels.settings import pinned
 
 TARGETS: list[int | str] = [80, 90, 100, 120, "gfx942"]
 CLASSES, ROWS, NUM_POS = 8, 64, 12

@@ -15,9 +15,9 @@ if KERNELS:
     pytest.skip("has virtual GPUs of its own", allow_module_level=True)
 
 import triton
+from alrp_triton.kernels import settings as launch_settings
 from virtual_gpu import NoCompiler, virtual_gpu
 
-from alrp_triton.kernels import settings as launch_settings
 from benchmarks import counting, gate, model
 from benchmarks.executed import BETWEEN, PASSES, RUNS, Case, Costs, Run
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from dialect.interpreters import start_python
-
 from alrp_triton.kernels import settings
 from alrp_triton.kernels.settings import CANDIDATES, PINNED
+from dialect.interpreters import start_python
 
 SOME = CANDIDATES["count"]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from alrp_triton.kernels import settings
 from dialect import INF, assert_same_bits
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from alrp_triton.engine.passes import gpu
 from alrp_triton.engine.passes.eager import Eager
 from alrp_triton.engine.passes.protocol import Found, Own
 from alrp_triton.engine.placed import Compared
-from alrp_triton.kernels import settings
 from alrp_triton.reference import difference, ramp
 
 SCALE, DELTA, CLASSES = 2.0**30, 0.375, 5

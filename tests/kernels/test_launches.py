@@ -9,6 +9,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from alrp_triton.kernels import launch
+from alrp_triton.kernels.launch import Part, join, level_of, on_device_of, tiles_of
+from alrp_triton.kernels.layout import Layout, Walk, walk_over
+from alrp_triton.kernels.search import number_below
 from dialect import COMPILED_FOR, INTERPRETED
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -16,10 +20,6 @@ from torch import Tensor
 from virtual_gpu import compiling_for
 
 from alrp_triton import rank_sort_loss
-from alrp_triton.kernels import launch
-from alrp_triton.kernels.launch import Part, join, level_of, on_device_of, tiles_of
-from alrp_triton.kernels.layout import Layout, Walk, walk_over
-from alrp_triton.kernels.search import number_below
 from benchmarks.launches import CRITERIA, LOSSES, launches_of
 
 of_compiled_kernels = pytest.mark.skipif(INTERPRETED, reason="launches are counted where kernels are compiled")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from alrp_triton.kernels.pairwise import make_blocks
 from dialect import INF, NAN
 from drawn import DELTA, check_pairwise, levels_of
 from torch import Tensor
 
 from alrp_triton.engine.inputs import Levels
-from alrp_triton.kernels.pairwise import make_blocks
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 SIZE = 32
