@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from dialect import FAMILY, KERNELS, Case, Results, assert_agree, evaluate, imprecision, random_case
+from dialect import FAMILY, KERNELS, Case, Results, assert_agree, evaluate, imprecision, random_case, squared_ramp
 from dialect.processes import BACKENDS, CASES, MARKS, SIZE, assert_as_alone, cut, group_of, together
 from torch import Tensor
 
@@ -85,15 +85,10 @@ def test_groups_reach_over_processes(pool):
         assert_agree(together(of_member, 3), expected, said=member.name)
 
 
-def slow_start(differences: Tensor, delta: float) -> Tensor:
-    """A smoothing of one's own."""
-    return (differences / (2 * delta) + 0.5).clamp(0, 1) ** 2
-
-
 def with_pair_functions(rank: int, parts: list[Any]) -> list[Results]:
     logits, labels, _ = parts[rank]
     found = []
-    for functions in ({"smoothing": slow_start}, {"distribution": slow_start}):
+    for functions in ({"smoothing": squared_ramp}, {"distribution": squared_ramp}):
         x = logits.clone().requires_grad_()
         loss = ranking_loss(x, labels, imprecision, **functions, process_group=True)
         loss.backward()
@@ -105,7 +100,7 @@ def with_pair_functions(rank: int, parts: list[Any]) -> list[Results]:
 def test_pair_functions_reach_over_processes(pool):
     case = random_case(200, 20, seed=6)
     found = pool.run(with_pair_functions, cut(case, case.loc_errors, SIZE))
-    for functions, *of_functions in zip(({"smoothing": slow_start}, {"distribution": slow_start}), *found):
+    for functions, *of_functions in zip(({"smoothing": squared_ramp}, {"distribution": squared_ramp}), *found):
         x = case.logits.clone().requires_grad_()
         loss = ranking_loss(x, case.labels, imprecision, **functions)
         loss.backward()

@@ -19,6 +19,7 @@ from dialect import (
     imprecision,
     make_batch,
     random_case,
+    squared_ramp,
     step,
     weighted_error,
 )
@@ -31,10 +32,6 @@ from alrp_triton.framework import RankingLoss, ranking_loss
 
 # Compiling takes seconds; where kernels run the operators are seen in other tests.
 pytestmark = pytest.mark.skipif(KERNELS, reason="needs no kernel")
-
-
-def squared(x, delta):
-    return (x / (2 * delta) + 0.5).clamp(0, 1) ** 2
 
 
 def own_loss(logits, labels, **arguments):
@@ -53,7 +50,7 @@ LOSSES = {
         x, y, depth_error, target=depth_target, normaliser=depth_normaliser, extras={"costs": v}, **a
     ),
     "pairs": lambda x, y, v, p, **a: ranking_loss(
-        x, y, weighted_error, extras={"weights": v}, smoothing=squared, distribution=squared, **a
+        x, y, weighted_error, extras={"weights": v}, smoothing=squared_ramp, distribution=squared_ramp, **a
     ),
 }
 
@@ -137,7 +134,9 @@ def test_one_graph_serves_levels_of_any_size(member, backend, images):
     assert counts == counts[:1] * 3
 
 
-@pytest.mark.parametrize("criterion", [APLoss(), RankingLoss(imprecision, distribution=squared)], ids=["ap", "pairs"])
+@pytest.mark.parametrize(
+    "criterion", [APLoss(), RankingLoss(imprecision, distribution=squared_ramp)], ids=["ap", "pairs"]
+)
 def test_compiled_modules_on_levels(criterion):
     generator, outcomes = torch.Generator().manual_seed(0), []
     logits = [torch.randn(8, 5, generator=generator), torch.randn(2, 3, 5, generator=generator)]

@@ -4,18 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from dialect import FAMILY, KERNELS, by_engine_backend, engine_backends, random_case, weighted_error
+from dialect import FAMILY, KERNELS, by_engine_backend, engine_backends, random_case, squared_ramp, weighted_error
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from alrp_triton import RankSortLoss, alrp_loss
 from alrp_triton.framework import ranking_loss
-
-
-def squared(x, delta):
-    return (x / (2 * delta) + 0.5).clamp(0, 1) ** 2
-
 
 # What only kernels compute: seen where they run.
 BY_KERNELS = {"place", "rank", "sums", "send"}
@@ -69,7 +64,7 @@ def run_everything(backend):
 
             differentiate(total, member.values(case), **grouped)
     if not KERNELS and backend != "reference":
-        pairs = {"smoothing": squared, "distribution": squared, "extras": {"weights": case.loc_errors}}
+        pairs = {"smoothing": squared_ramp, "distribution": squared_ramp, "extras": {"weights": case.loc_errors}}
         differentiate(ranking_loss, weighted_error, **pairs)
     corners = torch.rand(6, 2)
     boxes = torch.cat([corners, corners + 1], 1)

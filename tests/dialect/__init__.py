@@ -72,6 +72,7 @@ from .family import (
     imprecision,
     judge,
     of_case,
+    squared_ramp,
     weighted_error,
 )
 from .grouping import GROUPED, by_grouped, by_some_grouped, draw_groups, grouped_case, problem_of_images, separately

@@ -106,6 +106,11 @@ def depth_normaliser(ranking: Any) -> Tensor:
     return ranking.num_positives + 1
 
 
+def squared_ramp(x: Tensor, delta: float) -> Tensor:
+    """A pair function in the place of H, for widths above 0."""
+    return (x / (2 * delta) + 0.5).clamp(0, 1) ** 2
+
+
 def formula(
     name: str, error: Callable[..., Tensor], takes: str | None = None, judged: dict[str, Any] | None = None, **own: Any
 ) -> Member:
