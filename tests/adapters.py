@@ -29,6 +29,19 @@ class Recorder(nn.Module):
         zero = self.scale * sum(each.sum() for each in [*levels, *arguments[2:]])
         return ALRPLossOutput(zero, zero, zero) if self.takes_boxes else zero
 
+    def assert_told(self, num_positives, groups=None):
+        """Beside logits, labels and boxes nothing but the number of positives, if it takes no boxes, and in lists, of
+        levels if there are several, the images of rows."""
+        if not self.takes_boxes:
+            assert type(self.options["num_positives"]) is int  # counted already: nothing to wait for
+            assert self.options.pop("num_positives") == num_positives
+        if groups is not None:
+            found = self.options.pop("groups")
+            levels = found if isinstance(found, list) else [found]
+            assert [level.tolist() for level in levels] == groups
+            assert {level.stride() for level in levels} == {(1, 0)}  # B numbers, not B A
+        assert self.options == {}
+
 
 def false_alarm_error(ranking):
     """A formula that the package does not have."""

@@ -7,14 +7,15 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import compress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from cases import COMPILED_FOR, INTERPRETED
+from dialect import COMPILED_FOR, INTERPRETED
 
 if TYPE_CHECKING:
-    from processes import Pool
+    from dialect.processes import Pool
 
 torch.set_num_threads(1)
 
@@ -40,7 +41,7 @@ if INTERPRETED:
 
 
 if COMPILED_FOR:
-    from kernel_session import DEVICE, kernel_session, sound_kernels
+    from dialect.kernel_session import DEVICE, kernel_session, sound_kernels
     from virtual_gpu import NoCompiler
 
     session = contextlib.ExitStack()
@@ -89,9 +90,11 @@ class Thinning:
         self._places: dict[tuple[object, int], dict[str, int]] = defaultdict(dict)
 
     def leaves_out(self, item: pytest.Item) -> bool:
+        if item.get_closest_marker("nightly") is not None:
+            return True
         thinned = item.get_closest_marker("thinned")
         if thinned is None:
-            return item.get_closest_marker("nightly") is not None
+            return False
         assert isinstance(item, pytest.Function)
         total = 0
         # Of each parametrisation the value's name; pytest numbers combinations, but not values.
@@ -116,10 +119,20 @@ def looking(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ALRP_TRITON_DEBUG", "1")
 
 
+@pytest.fixture
+def command_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is set that the command looks at, and no settings have been found before."""
+    from alrp_triton import info
+
+    for name in info.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALRP_TRITON_CACHE", str(tmp_path / "settings"))
+
+
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """Processes that rank together; started once, for the worker that has their tests."""
-    from processes import SIZE, Pool
+    from dialect.processes import SIZE, Pool
 
     pool = Pool(SIZE, tmp_path_factory.mktemp("store") / "store")
     yield pool

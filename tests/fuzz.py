@@ -21,8 +21,7 @@ from pathlib import Path
 
 import hypothesis
 import torch
-from cases import KERNELS
-from checks import engine_backends
+from dialect import KERNELS, engine_backends
 from fuzz_cases import Problem, problems
 from fuzz_draw import odds
 from fuzz_mistakes import spoilt

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from cases import FLOAT_MAX, INF, NAN
-from family import ALRP, AP, DEPTH, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
+from dialect import ALRP, AP, DEPTH, FLOAT_MAX, INF, NAN, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
 from fuzz_draw import FLOATS, NUMBERS, Flavour, draw_shape, expandable, lay_out, odds, one_of, whole
 from hypothesis import strategies as st
 from torch import Tensor

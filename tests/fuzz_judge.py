@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from family import RANK_SORT, Results
+from dialect import RANK_SORT, Results
 from fuzz_cases import Problem
 from torch import Tensor
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from family import ALRP, DEPTH, WEIGHTED, formula
+from dialect import ALRP, DEPTH, WEIGHTED, formula
 from fuzz_cases import Problem
 from fuzz_draw import one_of, whole
 from hypothesis import strategies as st

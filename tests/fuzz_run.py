@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from family import Results
+from dialect import Results
 from fuzz_cases import Problem
 from fuzz_draw import FLOATS
 from fuzz_judge import Wrong, judge

@@ -91,59 +91,23 @@ def make_step(number: int, max_logits: int, max_positives: int, device: torch.de
     return Step(logits, labels, values, (pred.requires_grad_(), target), arguments)
 
 
-def _alrp(step: Step) -> Tensor:
-    output = alrp_loss(*step.given, step.values, **step.arguments)
-    return output.cls + output.loc
+def _total(output: Any) -> Tensor:
+    """What a training differentiates."""
+    if isinstance(output, Tensor):
+        return output
+    return output.cls + output.loc if hasattr(output, "cls") else output.ranking + output.sorting
 
 
-def _smooth(step: Step) -> Tensor:
-    output = alrp_loss(*step.given, step.values, loc_ranking="smooth", **step.arguments)
-    return output.cls + output.loc
-
-
-def _with_boxes(step: Step) -> Tensor:
+def _with_boxes(step: Step) -> Any:
     _balanced.delta, _balanced.backend = step.arguments["delta"], step.arguments["backend"]
-    output = _balanced(*step.given, *step.boxes, step.arguments.get("groups"))
-    return output.cls + output.loc  # type: ignore[no-any-return]
+    return _balanced(*step.given, *step.boxes, step.arguments.get("groups"))
 
 
-def _ap(step: Step) -> Tensor:
-    return ap_loss(*step.given, num_positives=len(step.values), **step.arguments)
+def _weighted_error(ranking: Any, weights: Tensor) -> Tensor:
+    return weights * ranking.num_false_positives / ranking.rank  # type: ignore[no-any-return]
 
 
-def _ap_module(step: Step) -> Tensor:
-    # Without P, which has to be found; and a criterion that is made anew.
-    loss: Tensor = APLoss(step.arguments["delta"], backend=step.arguments["backend"])(*step.given)
-    return loss
-
-
-def _ndcg(step: Step) -> Tensor:
-    return ndcg_loss(*step.given, **step.arguments)
-
-
-def _ndcg_module(step: Step) -> Tensor:
-    loss: Tensor = NDCGLoss(backend=step.arguments["backend"])(*step.given)
-    return loss
-
-
-def _rank_sort(step: Step) -> Tensor:
-    output = rank_sort_loss(*step.given, step.values, **step.arguments)
-    return output.ranking + output.sorting
-
-
-def _rank_sort_boxes(step: Step) -> Tensor:
-    output = RankSortLoss(backend=step.arguments["backend"])(*step.given, *step.boxes)
-    return output.cls + output.loc  # type: ignore[no-any-return]
-
-
-def _formula(step: Step) -> Tensor:
-    def error(ranking: Any, weights: Tensor) -> Tensor:
-        return weights * ranking.num_false_positives / ranking.rank  # type: ignore[no-any-return]
-
-    return ranking_loss(*step.given, error, extras={"weights": step.values}, **step.arguments)
-
-
-def _pair_functions(step: Step) -> Tensor:
+def _pair_functions(step: Step) -> Any:
     # Functions of PyTorch alone, made anew in each step; one of them holds what is as large as the values.
     def smoothing(x: Tensor, delta: float) -> Tensor:
         return torch.sigmoid(x + 0 * step.values.detach().sum().to(x.dtype))
@@ -154,31 +118,30 @@ def _pair_functions(step: Step) -> Tensor:
         distribution=lambda x, delta: torch.sigmoid(x) ** 2,
     )
     criterion.backend = step.arguments["backend"] if step.arguments["backend"] in ("torch", "numba") else "torch"
-    loss: Tensor = criterion(*step.given, num_positives=len(step.values), groups=step.arguments.get("groups"))
-    return loss
+    return criterion(*step.given, num_positives=len(step.values), groups=step.arguments.get("groups"))
 
 
 def _compat(step: Step) -> Tensor:
     level, labels = step.logits[0], step.labels[0]
-    flat = (
-        labels if labels.shape == level.shape else labels[..., None] == torch.arange(level.shape[-1]).to(level.device)
-    )
-    targets = flat.reshape(-1).float()
+    if labels.shape != level.shape:
+        labels = labels[..., None] == torch.arange(level.shape[-1]).to(level.device)
+    targets = labels.reshape(-1).float()
     errors = step.values.detach().new_full((int((targets == 1).sum()),), 0.5)
     return aLRPLoss.apply(level.reshape(-1), targets, errors)[0]
 
 
-MEMBERS: dict[str, Callable[[Step], Tensor]] = {
-    "alrp_loss": _alrp,
-    "alrp_loss, smooth": _smooth,
+MEMBERS: dict[str, Callable[[Step], Any]] = {
+    "alrp_loss": lambda s: alrp_loss(*s.given, s.values, **s.arguments),
+    "alrp_loss, smooth": lambda s: alrp_loss(*s.given, s.values, loc_ranking="smooth", **s.arguments),
     "ALRPLoss": _with_boxes,
-    "ap_loss": _ap,
-    "APLoss": _ap_module,
-    "ndcg_loss": _ndcg,
-    "NDCGLoss": _ndcg_module,
-    "rank_sort_loss": _rank_sort,
-    "RankSortLoss": _rank_sort_boxes,
-    "ranking_loss": _formula,
+    "ap_loss": lambda s: ap_loss(*s.given, num_positives=len(s.values), **s.arguments),
+    # Without P, which has to be found; and a criterion that is made anew.
+    "APLoss": lambda s: APLoss(s.arguments["delta"], backend=s.arguments["backend"])(*s.given),
+    "ndcg_loss": lambda s: ndcg_loss(*s.given, **s.arguments),
+    "NDCGLoss": lambda s: NDCGLoss(backend=s.arguments["backend"])(*s.given),
+    "rank_sort_loss": lambda s: rank_sort_loss(*s.given, s.values, **s.arguments),
+    "RankSortLoss": lambda s: RankSortLoss(backend=s.arguments["backend"])(*s.given, *s.boxes),
+    "ranking_loss": lambda s: ranking_loss(*s.given, _weighted_error, extras={"weights": s.values}, **s.arguments),
     "RankingLoss, pair functions": _pair_functions,
     "compat.aLRPLoss": _compat,
 }
@@ -194,7 +157,7 @@ def take_step(number: int, max_logits: int, max_positives: int, device: torch.de
     name = list(MEMBERS)[number % len(MEMBERS)]
     quadratic = name.endswith("pair functions")
     step = make_step(number, max_logits, max_positives // 10 if quadratic else max_positives, device, seed)
-    loss = MEMBERS[name](step)
+    loss = _total(MEMBERS[name](step))
     loss.backward()
     # Looked at together, so that a GPU is waited for once.
     gradients = [step.logits[0].grad] if name == "compat.aLRPLoss" else [level.grad for level in step.logits]

@@ -19,7 +19,7 @@ from alrp_triton.benchmarks.measure import Setting, measure
 from alrp_triton.benchmarks.peers import BUCKETED, COMPILED, FOCAL, Contender, contenders, ours
 from alrp_triton.benchmarks.presets import LARGE, ON_CPU, PRESETS
 from alrp_triton.benchmarks.workloads import LAYOUTS, REGIMES, Case, Inputs, make_inputs
-from cases import KERNELS
+from dialect import KERNELS
 from torch import Tensor
 
 from alrp_triton import cli

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from alrp_triton.kernels import settings as launch_settings
-from interpreters import start_python
+from dialect.interpreters import start_python
 
 import alrp_triton
 from alrp_triton import cli, info, verify
@@ -22,11 +22,7 @@ from alrp_triton.engine.passes import numba_installed
 AUTO = "numba" if numba_installed() else "torch"
 
 
-@pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in info.ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ALRP_TRITON_CACHE", str(tmp_path / "settings"))
+pytestmark = pytest.mark.usefixtures("command_environment")
 
 
 def run_process(*arguments: str, code: str) -> CompletedProcess[str]:

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cases import GOLDEN, Case, drawn_case, load_golden, random_case
-from checks import assert_close, assert_same_bits
+from dialect import GOLDEN, assert_close, assert_same_bits, drawn_case, load_golden, random_case
 
 from alrp_triton import alrp_loss
 from alrp_triton.compat import aLRPLoss
@@ -100,20 +99,16 @@ def test_no_positives():
 
 
 def test_wrong_arguments():
-    case = Case("", torch.zeros(4), torch.tensor([1, 0, 0, 1]), torch.zeros(2))
-    with pytest.raises(TypeError, match=r"^targets: expected"):
-        aLRPLoss.apply(case.logits, [1, 0, 0, 1], case.loc_errors)
-    with pytest.raises(ValueError, match=r"^targets: expected"):
-        aLRPLoss.apply(case.logits, case.labels[:3], case.loc_errors)
-    with pytest.raises(TypeError, match=r"^logits: expected"):
-        aLRPLoss.apply([0.0] * 4, case.labels, case.loc_errors)
-    with pytest.raises(TypeError, match=r"^logits: expected"):
-        aLRPLoss.apply(case.logits.long(), case.labels, case.loc_errors)
-    with pytest.raises(TypeError, match=r"^(regression_losses|loc_errors): expected"):
-        aLRPLoss.apply(case.logits, case.labels, [0.0, 0.0])
-    with pytest.raises(ValueError, match=r"^(regression_losses|loc_errors): expected"):
-        aLRPLoss.apply(case.logits, case.labels, torch.zeros(3))
-    with pytest.raises(ValueError, match=r"^delta: expected"):
-        aLRPLoss.apply(case.logits, case.labels, case.loc_errors, -1.0)
-    with pytest.raises(ValueError, match=r"^eps: expected"):
-        aLRPLoss.apply(case.logits, case.labels, case.loc_errors, 1.0, -1.0)
+    logits, labels, errors = torch.zeros(4), torch.tensor([1, 0, 0, 1]), torch.zeros(2)
+    for error, name, arguments in [
+        (TypeError, "targets", (logits, [1, 0, 0, 1], errors)),
+        (ValueError, "targets", (logits, labels[:3], errors)),
+        (TypeError, "logits", ([0.0] * 4, labels, errors)),
+        (TypeError, "logits", (logits.long(), labels, errors)),
+        (TypeError, "(regression_losses|loc_errors)", (logits, labels, [0.0, 0.0])),
+        (ValueError, "(regression_losses|loc_errors)", (logits, labels, torch.zeros(3))),
+        (ValueError, "delta", (logits, labels, errors, -1.0)),
+        (ValueError, "eps", (logits, labels, errors, 1.0, -1.0)),
+    ]:
+        with pytest.raises(error, match=f"^{name}: expected"):
+            aLRPLoss.apply(*arguments)

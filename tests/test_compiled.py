@@ -12,8 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import KERNELS
-from family import ALRP, AP, DEPTH, FAMILY, NDCG, PLAIN_AP, RANK_SORT, Member, Results, evaluate
+from dialect import ALRP, AP, DEPTH, FAMILY, KERNELS, NDCG, PLAIN_AP, RANK_SORT, Member, Results, evaluate
 from torch import Tensor
 from virtual_gpu import Compilation, compiling_for
 from virtual_gpu.harness import as_on_a_gpu, filled_memory

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cases import KERNELS
+from dialect import KERNELS
 
 pytest.importorskip("triton")
 if KERNELS:

@@ -7,19 +7,39 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import KERNELS, Case, drawn_case, random_case
-from checks import assert_close, assert_same_bits, engine_backends
-from family import ALRP, AP, DEPTH, FAMILY, NDCG, PLAIN_AP, RANK_SORT, Member, Results, evaluate
+from dialect import (
+    ALRP,
+    AP,
+    DEPTH,
+    FAMILY,
+    INF,
+    KERNELS,
+    NDCG,
+    PLAIN_AP,
+    RANK_SORT,
+    Case,
+    Member,
+    assert_close,
+    assert_right,
+    assert_same_bits,
+    assert_same_results,
+    by_engine_backend,
+    drawn_case,
+    engine_backends,
+    evaluate,
+    of_case,
+    problem_of_images,
+    random_case,
+    threads,
+)
 from torch import Tensor
 
-from alrp_triton.engine.passes import find
+from alrp_triton.engine.passes import eager, find
 
 # The pairwise form sums float32, a strip of logits at a time.
 LINEAR = [backend for backend in engine_backends() if backend != "pairwise"]
@@ -148,7 +168,21 @@ def test_any_split_into_levels_gives_the_same_bits(member, option, backend):
     for sizes in ([size], [0, 1, size - 1, 0]) if KERNELS else ([size], [0, 1, size - 1, 0], [1] * 50 + [size - 50]):
         parts = (list(t.split(sizes)) for t in (case.logits, case.labels))
         found = evaluate(member, *parts, values, backend, groups=list(groups.split(sizes)), **option)
-        assert_same(found, expected)
+        assert_same_results(found, expected)
+
+
+@by_engine_backend
+@by_member
+@by_delta
+def test_any_number_of_threads(delta, member, option, backend):
+    """And in every run; of few positives among more logits than are read at once, if there are no kernels."""
+    case = random_case(600 if KERNELS else 300_000, 8 if KERNELS else 40)
+    expected = assert_right(member, case, backend, delta=delta, **option) if member is ALRP else None
+    for number in (2, 1):
+        with threads(number):
+            found = of_case(member, case, backend, delta=delta, **option)
+        expected = expected or found
+        assert_same_results(found, expected)
 
 
 @pytest.mark.skipif(KERNELS, reason="many positives")
@@ -162,54 +196,58 @@ def test_any_number_of_threads_with_many_positives(member, backend):
     expected = None
     for number in (1, 2, 4):
         with threads(number):
-            found = evaluate(member, case.logits, case.labels, member.values(case), backend)
+            found = of_case(member, case, backend)
         expected = expected or found
-        assert_same(found, expected)
+        assert_same_results(found, expected)
+
+
+def problems_of_pieces():
+    """Logits, labels, values, groups: strides, levels, labels by class and by logit, constants, infinities."""
+    logits, classes, labels, values = problem_of_images(4)
+    logits[0, :3], logits[1, 2], logits[3] = 0.25, INF, -INF
+    images = torch.tensor([5, 5, -1, 7])[:, None].expand(4, 14)
+    by_logit = torch.arange(logits.numel()).view(logits.shape) // 33
+    strided = torch.stack([labels, 1 - labels], dim=-1)[..., 0]
+    yield logits, classes, values, images
+    yield logits.permute(2, 0, 1), strided.permute(2, 0, 1), values, None
+    yield logits.double(), strided, values, by_logit
+    yield [logits[:2].transpose(0, 1), logits[2:]], [classes[:2].T, labels[2:]], values, [images[:2].T, by_logit[2:]]
 
 
 @pytest.mark.thinned(2)
 @pytest.mark.skipif(KERNELS, reason="of the CPU's backends")
 @by_backend
 @by_member
-@pytest.mark.parametrize("piece", [1, 13, 100])
-def test_any_pieces_give_the_same_bits(piece, member, option, backend, monkeypatch):
-    """Strides and groups as well: pieces of pieces are to be put in the right place."""
-    case = random_case(600, 30, dtype=torch.float64)
-    strided = torch.stack([case.labels, 1 - case.labels], dim=-1)[..., 0]
-    values, groups = member.values(case), torch.arange(600) // 100 % 3
-    x, y = case.logits.view(2, 3, 100), strided.view(2, 3, 100)
-    for given in ({}, {"groups": groups.view(2, 3, 100)}):
-        expected = evaluate(member, x, y.contiguous(), values, backend, **given, **option)
+@by_delta
+@pytest.mark.parametrize("piece", [1, 13, 50])
+def test_any_pieces_give_the_same_bits(piece, delta, member, option, backend, monkeypatch):
+    """Pieces of pieces are to be put in the right place, whatever lies between them."""
+    module = importlib.import_module(f"alrp_triton.engine.passes.{backend}") if backend != "torch" else eager
+    for *given, groups in problems_of_pieces():
+        arguments = {"groups": groups, "delta": delta, **option}
+        expected = evaluate(member, *given, backend, **arguments)
         with monkeypatch.context() as patched, threads(3):
             patched.setattr(find, "_PIECE", piece)
-            name = {"torch": "eager"}.get(backend, backend)
-            module = importlib.import_module(f"alrp_triton.engine.passes.{name}")
             for name in ("_PIECE", "_COPIED_PIECE", "_PER_THREAD"):
                 if hasattr(module, name):
                     patched.setattr(module, name, piece)
-            assert_same(evaluate(member, x, y, values, backend, **given, **option), expected)
+            assert_same_results(evaluate(member, *given, backend, **arguments), expected)
 
 
 @pytest.mark.skipif(KERNELS, reason="of the CPU's backends")
 @by_backend
-@pytest.mark.parametrize("classes", [1, 40])
-def test_strided_labels_beside_contiguous_logits(classes, backend):
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("classes", [1, 3, 40])
+def test_labels_in_even_steps_beside_contiguous_logits(classes, per_class, backend):
     """More logits than a piece holds, in rows whose labels lie apart: each part of the gradient is written once."""
-    rows = 300_000 // classes
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, rows // 2, classes, generator=generator)
-    labels = torch.full((2, rows // 2), classes)
-    labels[:, ::1000] = 0
-    values = torch.rand(int((labels == 0).sum()), generator=generator)
-    apart = torch.stack([labels, labels], dim=-1)[..., 0]
+    x = torch.randn(4, 75_000 // classes, classes, generator=torch.Generator().manual_seed(0))
+    *rows, columns = (4, 75_000 // classes) if per_class else x.shape
+    wide = torch.full((*rows, 2 * columns), classes if per_class else 0)
+    wide.view(4, -1)[0, :60:2] = 0 if per_class else 1
+    apart, values = wide[..., ::2], torch.full((30,), 0.5)
     assert not apart.is_contiguous()
-    expected = evaluate(ALRP, x, labels, values, backend)
-    assert_same(evaluate(ALRP, x, apart, values, backend), expected)
-    by_logit = torch.zeros(x.shape, dtype=torch.int64).masked_fill(labels[..., None] == 0, -1)
-    by_logit[..., 0] = (labels == 0).long()
-    if classes == 1:
-        apart = torch.stack([by_logit, by_logit], dim=-1)[..., 0]
-        assert_same(evaluate(ALRP, x, apart, values, backend), expected)
+    expected = evaluate(ALRP, x, apart.contiguous(), values, backend)
+    assert_same_results(evaluate(ALRP, x, apart, values, backend), expected)
 
 
 @pytest.mark.skipif(not KERNELS, reason="of the kernels")
@@ -226,7 +264,7 @@ def test_any_launch_settings_give_the_same_bits(member, grouped, monkeypatch):
         for kernel in ("find", "count", "count_grouped", "write", "write_grouped"):
             monkeypatch.setitem(settings.PINNED, kernel, {"default": {"block": block, "num_warps": 8}})
         found = evaluate(member, case.logits, case.labels, member.values(case), "triton", groups=groups)
-        assert_same(found, expected)
+        assert_same_results(found, expected)
 
 
 def digest(backends: list[str]) -> str:
@@ -236,7 +274,7 @@ def digest(backends: list[str]) -> str:
         for member in FAMILY:
             case = random_case(400, 40, dtype=torch.float64)
             groups = torch.arange(400) % 3
-            results = evaluate(member, case.logits, case.labels, member.values(case), backend, groups=groups)
+            results = of_case(member, case, backend, groups=groups)
             for name in sorted(results):
                 hashed.update(name.encode() + results[name].contiguous().numpy().tobytes())
     return hashed.hexdigest()
@@ -253,18 +291,3 @@ def test_same_bits_in_other_processes(seed, number):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == digest(LINEAR)
-
-
-def assert_same(found: Results, expected: Results) -> None:
-    for name, tensor in expected.items():
-        assert_same_bits(name, found[name].reshape(tensor.shape), tensor)
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from checks import backends, evaluate
-from interpreters import start_python
+from dialect import ALRP, by_backend, evaluate
+from dialect.interpreters import start_python
 
 from alrp_triton import (
     ALRPLoss,
@@ -87,29 +87,29 @@ def stated_sums(text: str) -> list[Stated]:
 
 def values_of_the_code(backend: str) -> dict[str, float]:
     """Every number that the example derives, by its name there."""
-    smooth = evaluate(LOGITS, LABELS, LOC_ERRORS, backend, loc_ranking="smooth")
-    ordered = evaluate(LOGITS, LABELS, LOC_ERRORS, backend, loc_ranking="sorted")
-    excess = -2 * smooth.grad_logits[:2]
+    smooth = evaluate(ALRP, LOGITS, LABELS, LOC_ERRORS, backend, loc_ranking="smooth")
+    ordered = evaluate(ALRP, LOGITS, LABELS, LOC_ERRORS, backend, loc_ranking="sorted")
+    excess = -2 * smooth["cls by logits"][:2]
     above = ramp(difference(LOGITS[:2], LOGITS[:2]), 1.0)[[0, 1], [1, 0]]
-    num_false_positives = smooth.rank - 1 - above
+    num_false_positives = smooth["rank"] - 1 - above
     vectors = {
         "N_FP": num_false_positives,
-        "rank": smooth.rank,
+        "rank": smooth["rank"],
         "c": excess,
         "w": excess / num_false_positives,
-        "dp": smooth.grad_logits[:2],
-        "dn": smooth.grad_logits[2:],
-        "dE_smooth": smooth.grad_loc_errors,
-        "dE_sorted": ordered.grad_loc_errors,
+        "dp": smooth["cls by logits"][:2],
+        "dn": smooth["cls by logits"][2:],
+        "dE_smooth": smooth["loc by values"],
+        "dE_sorted": ordered["loc by values"],
     }
     scalars = {
         "H(p_2 - p_1)": above[0],
         "H(p_1 - p_2)": above[1],
-        "cls": smooth.cls,
-        "loc_smooth": smooth.loc,
-        "loc_sorted": ordered.loc,
-        "dn(1) + dn(2) + dn(3)": smooth.grad_logits[2:].sum(),
-        "-dp(1) - dp(2)": -smooth.grad_logits[:2].sum(),
+        "cls": smooth["cls"],
+        "loc_smooth": smooth["loc"],
+        "loc_sorted": ordered["loc"],
+        "dn(1) + dn(2) + dn(3)": smooth["cls by logits"][2:].sum(),
+        "-dp(1) - dp(2)": -smooth["cls by logits"][:2].sum(),
     }
     return numbered(vectors) | {name: float(value) for name, value in scalars.items()}
 
@@ -173,7 +173,7 @@ def test_the_sums_by_hand_add_up(text):
             assert stated.derivation == stated.result, stated.name
 
 
-@pytest.mark.parametrize("backend", backends())
+@by_backend
 @pytest.mark.parametrize(
     ("text", "values"), [(EXAMPLE, values_of_the_code), (FAMILY, values_of_the_family)], ids=["4.5", "8.9"]
 )
@@ -326,8 +326,8 @@ def test_defaults_are_those_of_the_table():
 def test_measured_errors(path):
     golden = np.load(path)
     case = [torch.from_numpy(golden[key]) for key in ("logits", "targets", "loc_errors")]
-    gradient = evaluate(*case, "torch").grad_logits.double()
-    expected = evaluate(case[0].double(), *case[1:], "reference").grad_logits
+    gradient = evaluate(ALRP, *case, "torch")["cls by logits"].double()
+    expected = evaluate(ALRP, case[0].double(), *case[1:], "reference")["cls by logits"]
     error = (gradient - expected).abs()
     assert (error <= 3 * 2.0**-24 * expected.abs()).all()
     assert error.norm() <= 4e-8 * expected.norm()

@@ -1,266 +1,177 @@
-"""Every loss of the family on every backend: against its float64 reference, and what holds of each of them alike."""
+"""Every loss of the family on every backend: against its float64 reference, in every dtype, with every setting."""
 
 import pytest
 import torch
-from cases import GOLDEN, INF, KERNELS, NAN, all_cases, load_golden, random_case
-from checks import assert_close, assert_same_bits, assert_split_alike, backends
-from family import (
+from dialect import (
     ALRP,
     AP,
     DEPTH,
+    EXACT,
     FAMILY,
-    NDCG,
+    KERNELS,
     PLAIN_AP,
     RANK_SORT,
     WEIGHTED,
-    assert_agree,
-    evaluate,
+    Case,
+    all_cases,
+    assert_right,
+    assert_same_bits,
+    backends,
+    by_backend,
+    by_engine_backend,
+    drawn_case,
+    formula,
+    imprecision,
     judge,
     of_case,
+    random_case,
 )
 
+from alrp_triton import alrp_loss
+from alrp_triton.engine.scans import fraction_bits
+
 DELTAS = [1.0, 0.1, 0.0]
-# aLRP has all of this in test_alrp.py.
-OTHERS = [member for member in FAMILY if member is not ALRP]
-by_backend = pytest.mark.parametrize("backend", backends())
-by_member = pytest.mark.parametrize("member", OTHERS, ids=repr)
+VARIANTS = [*((member, {}) for member in FAMILY), (ALRP, {"loc_ranking": "smooth"})]
 # Passes over the logits are shared, so where kernels run not every loss has to go everywhere.
-by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else OTHERS, ids=repr)
-# Pass 1 sums in fixed point with 36 binary places, whatever the dtype.
-TOLERANCES = {torch.float64: 1e-9}
+SOME = [ALRP, RANK_SORT, DEPTH] if KERNELS else FAMILY
+by_some = pytest.mark.parametrize("member", SOME, ids=repr)
 
 
 def combinations():
     """Of everything with everything; where kernels run each case meets some loss with some delta."""
     cases = all_cases()
-    turns = [(case, member, backend, DELTAS) for case in cases for member in OTHERS for backend in backends()]
     if KERNELS:
-        turns = [(case, OTHERS[i % 6], "triton", [DELTAS[i // 6 % 3]]) for i, case in enumerate(cases)]
-        turns += [(case, OTHERS[(i + 3) % 6], "pairwise", [DELTAS[i // 12 % 3]]) for i, case in enumerate(cases[::2])]
-    return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}-{turn[2]}") for turn in turns]
+        turns = [(case, *VARIANTS[i % 8], "triton", [DELTAS[i // 8 % 3]]) for i, case in enumerate(cases)]
+        turns += [
+            (case, *VARIANTS[(i + 3) % 8], "pairwise", [DELTAS[i // 16 % 3]]) for i, case in enumerate(cases[::2])
+        ]
+        turns += [(case, ALRP, {}, backends()[i % 2], [DELTAS[i % 3]]) for i, case in enumerate(cases)]
+    else:
+        turns = [(case, *variant, backend, DELTAS) for case in cases for variant in VARIANTS for backend in backends()]
+    return [
+        pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}{'-smooth' if turn[2] else ''}-{turn[3]}") for turn in turns
+    ]
 
 
 @pytest.mark.thinned(2 if KERNELS else 14)
-@pytest.mark.parametrize(("case", "member", "backend", "deltas"), combinations())
-def test_agrees_with_reference(case, member, backend, deltas):
+@pytest.mark.parametrize(("case", "member", "option", "backend", "deltas"), combinations())
+def test_agrees_with_reference(case, member, option, backend, deltas):
     for delta in deltas:
-        expected = judge(member, case, delta=delta)
-        found = of_case(member, case, backend, delta=delta)
-        assert_agree(found, expected, TOLERANCES.get(case.logits.dtype, 1e-6), f"delta {delta}")
+        assert_right(member, case, backend, delta=delta, **option)
 
 
 @pytest.mark.thinned(1 if KERNELS else 2)
 @by_backend
 @by_some
-@pytest.mark.parametrize("delta", [1e-30, 1e30] if KERNELS else [1e-30, 1e-12, 37.5, 1e12, 1e30])
+@pytest.mark.parametrize("delta", [1e-30, 1e30] if KERNELS else [1e-30, 1e-12, 1e-6, 37.5, 1e12, 1e30])
 def test_deltas_up_to_the_ends_of_their_range(delta, member, backend):
-    names = ("integers",) if KERNELS else ("middle", "integers", "tiny", "far_apart")
+    names = ("integers", "subnormal") if KERNELS else ("middle", "integers", "tiny", "subnormal", "far_apart")
     for case in (case for case in all_cases() if case.name in names):
-        assert_agree(of_case(member, case, backend, delta=delta), judge(member, case, delta=delta), said=case.name)
+        assert_right(member, case, backend, case.name, delta=delta)
 
 
-# All pairs take kernels half a minute where there are 20 000 logits.
-VECTORS = [
-    pytest.param(path, backend, id=f"{path.stem}-{backend}")
-    for path in GOLDEN
-    for backend in backends()
-    if backend != "pairwise" or path.stem == "inverted"
-]
-
-
-@pytest.mark.parametrize(("path", "backend"), VECTORS)
-def test_golden_vectors(path, backend):
-    """Of AP Loss with the precision interpolated, and of Rank & Sort Loss, as their authors' code has them."""
-    case, golden = load_golden(path)
-    found = evaluate(AP, case.logits, case.labels, case.loc_errors, backend)
-    assert_agree(found, judge(AP, case), 2e-6)
-    published = {"loss": golden["ap"], "loss by logits": golden["ap_grad_logits"]}
-    assert_agree(found, {name: tensor.double() for name, tensor in published.items()}, 2e-6)
-
-    found = evaluate(RANK_SORT, case.logits, case.labels, golden["rs_ious"], backend)
-    assert_agree(found, RANK_SORT.judge(case.logits, case.labels, golden["rs_ious"]), 2e-6)
-    whole = found["ranking by logits"].double() + found["sorting by logits"].double()
-    assert_close("gradient", whole, golden["rs_grad_logits"], 2e-6)
-    published = {"ranking": golden["rs_rank"], "sorting": golden["rs_sort"]}
-    assert_agree(found, {name: tensor.double() for name, tensor in published.items()}, 2e-6)
+@by_backend
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 0.3, 1.0, 2.5, float("inf")])
+@pytest.mark.parametrize("member", [ALRP, formula("own", imprecision)], ids=repr)
+def test_eps_gates_positives_with_few_false_positives(member, eps, backend):
+    logits = torch.tensor([3.0, 1.0, 0.5, 0.0, 0.0, -0.75, -3.0, 0.0, 0.5, -0.5])
+    labels = torch.tensor([1, 1, 1, 1, 1, 1, 1, 0, 0, 0])
+    case = Case("by hand", logits, labels, torch.linspace(0, 1, 7))
+    found = assert_right(member, case, backend, eps=eps)
+    component = member.components[0]
+    counts = torch.tensor([0.0, 0.25, 0.75, 1.5, 1.5, 2.5, 3.0])
+    assert (found[f"{component} by logits"][:7] == 0).tolist() == (counts <= eps).tolist()
+    assert found[component] == of_case(member, case, backend)[component]
 
 
 @by_backend
 @by_some
+@pytest.mark.parametrize("values_dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtypes_of_results(dtype, member, backend):
+def test_dtypes_of_results(dtype, values_dtype, member, backend):
+    """Those of the leaves for gradients; of half precision, all but the scores' gradient is what float32 gives."""
     case = random_case(80, 9, dtype=dtype)
+    case = case._replace(loc_errors=case.loc_errors.to(values_dtype))
     found = of_case(member, case, backend)
-    loss_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    leaves = {"logits": dtype, "values": torch.float32}
-    for component, leaf in member.derivatives:
-        assert found[component].dtype == loss_dtype
-        assert found[component].shape == ()
-        assert found[f"{component} by {leaf}"].dtype == leaves[leaf]
-    if dtype in (torch.float16, torch.bfloat16):
-        single = of_case(member, case._replace(logits=case.logits.float()), backend)
-        for component in member.components:
-            assert_same_bits(component, found[component], single[component])
-
-
-@by_backend
-@pytest.mark.parametrize("member", [AP, NDCG, RANK_SORT, WEIGHTED], ids=repr)
-def test_upstream_gradient_scales_before_rounding(member, backend):
-    case = random_case(300 if KERNELS else 800, 25, "early", dtype=torch.float16)
-    expected = judge(member, case)
-    for upstream in [2.0**-13] if KERNELS else [2.0**-16, 0.3, 2.0**12]:
-        found = of_case(member, case, backend, upstream=upstream)
-        for component, leaf in member.derivatives:
-            name = f"{component} by {leaf}"
-            assert_agree({name: found[name]}, {name: upstream * expected[name]}, 1e-6, upstream)
-
-
-@by_backend
-@pytest.mark.parametrize("delta", [1.0, 0.0])
-@by_member
-def test_no_positives(member, delta, backend):
-    """0, attached to the graph, with gradients that are there and 0."""
-    problems = [
-        ([torch.tensor([[1.0, -INF, INF], [-3.0, 0.0, 5.0]])], [torch.tensor([3, 3])]),
-        ([torch.tensor([1.0, -INF]), torch.tensor([[0.0, 2.0]])], [torch.tensor([0, -1]), torch.tensor([2])]),
-        ([torch.empty(0, 4)], [torch.empty(0, dtype=torch.int64)]),
-        ([torch.full((3, 2), NAN)], [torch.full((3, 2), -1)]),
-    ]
-    for logits, labels in problems[: 1 if KERNELS else None]:
-        for levels in (False, True) if len(logits) == 1 else (True,):
-            arguments = (logits, labels) if levels else (logits[0], labels[0])
-            found = evaluate(member, *arguments, torch.empty(0), backend, delta=delta)
-            assert all(found[component] == 0 for component in member.components)
-            assert not any(tensor.any() for tensor in found.values())
-
-
-@by_backend
-@by_member
-@pytest.mark.parametrize("where", ["a negative", "a positive", "a value"])
-def test_nan_that_takes_part_is_never_hidden(where, member, backend):
-    if where == "a value" and not member.takes:
-        return
-    for regime in ["late"] if KERNELS else ["middle", "late"]:
-        case = random_case(200, 10, regime)
-        logits, values = case.logits.clone(), member.values(case).clone()
-        if where == "a value":
-            values[3] = NAN
+    dtypes = dict.fromkeys(found, torch.float64 if dtype == torch.float64 else torch.float32)
+    leaves = {"logits": dtype, "values": values_dtype}
+    dtypes |= {f"{component} by {leaf}": leaves[leaf] for component, leaf in member.derivatives}
+    assert {name: tensor.dtype for name, tensor in found.items()} == dtypes
+    single = of_case(member, case._replace(logits=case.logits.float()), backend)
+    for name in found if dtype in (torch.float16, torch.bfloat16) else ():
+        if name.endswith("by logits"):
+            # Positives may be rounded from float64, once instead of twice.
+            negatives = case.labels != 1
+            assert_same_bits(name, found[name][negatives], single[name][negatives].to(dtype))
         else:
-            logits[(case.labels == (where == "a positive")).nonzero()[-1]] = NAN
-        found = evaluate(member, logits, case.labels, values, backend)
-        for name, tensor in found.items():
-            taking_part = tensor[case.labels != -1] if name.endswith("by logits") else tensor
-            assert taking_part.isnan().all(), name
-        ignored = {tensor[case.labels == -1] for name, tensor in found.items() if name.endswith("by logits")}
-        assert not any(tensor.any() for tensor in ignored)
+            assert_same_bits(name, found[name], single[name])
 
 
 @by_backend
-@by_member
-def test_nan_is_not_hidden_where_a_part_is_missing(member, backend):
-    for labels in [[0, 0, -1], [1, 1, -1], [1, -1, -1]]:
-        logits, values = torch.tensor([NAN, 1.0, 2.0]), torch.full((labels.count(1),), 0.5)
-        found = evaluate(member, logits, torch.tensor(labels), values, backend)
-        for component, leaf in member.derivatives:
-            assert found[component].isnan()
-            if leaf == "logits":
-                assert found[f"{component} by logits"][torch.tensor(labels) != -1].isnan().all()
+@pytest.mark.parametrize("member", [ALRP, DEPTH], ids=repr)
+def test_upstream_gradient_scales_exactly_by_powers_of_two(member, backend):
+    case = random_case(300, 25)
+    one = of_case(member, case, backend)
+    for upstream in (0.0, 2.0**-20, -1.0, 2.0**30):
+        for name, tensor in of_case(member, case, backend, upstream=upstream).items():
+            assert_same_bits(name, tensor, upstream * one[name] if " by " in name else one[name])
+
+
+@pytest.mark.thinned(2)
+@by_backend
+@pytest.mark.parametrize("loc_ranking", ["sorted", "smooth"])
+@pytest.mark.parametrize("delta", [0.5, 0.0])
+def test_gradient_of_loc_is_its_derivative(delta, loc_ranking, backend):
+    case = random_case(60, 8, dtype=torch.float64)
+
+    def loc(errors):
+        return alrp_loss(case.logits, case.labels, errors, delta=delta, loc_ranking=loc_ranking, backend=backend).loc
+
+    errors = case.loc_errors.double().requires_grad_()
+    assert torch.autograd.gradcheck(loc, errors, eps=1e-3, atol=1e-9, rtol=1e-9)
 
 
 @by_backend
-@by_member
-def test_ignored_logits_have_no_effect(member, backend):
-    case = random_case(200, 12, ignored=0.5)
-    expected = of_case(member, case, backend, delta=0.5)
-    for value in [NAN] if KERNELS else [NAN, INF, -INF, 1e30]:
-        changed = case._replace(logits=case.logits.masked_fill(case.labels == -1, value))
-        found = of_case(member, changed, backend, delta=0.5)
-        for name, tensor in found.items():
-            assert_same_bits(name, tensor, expected[name])
-            assert not name.endswith("by logits") or not tensor[case.labels == -1].any()
+@pytest.mark.parametrize("delta", [1.0, 0.5, 0.0])
+def test_ranks_are_exact_where_the_ramps_values_are(delta, backend):
+    # Multiples of 1/8: every H is a multiple of 1/16 that float32 and fixed point hold.
+    case = drawn_case("eighths", [k / 8 for k in range(-16, 17)], 400, 30)
+    found = of_case(ALRP, case, backend, delta=delta)
+    assert_same_bits("rank", found["rank"], judge(ALRP, case, delta=delta)["rank"].float())
 
 
-@by_backend
-@by_member
-@pytest.mark.parametrize("delta", [1.0, 0.0])
-def test_no_negatives(delta, member, backend):
-    """No false positives, so no gradient but that of values, and of the order of positives among themselves."""
-    case = random_case(30, 30, ignored=0)
-    found = of_case(member, case, backend, delta=delta)
-    assert_agree(found, judge(member, case, delta=delta))
-    if member is RANK_SORT:
-        assert found["ranking"] == 0
-        assert not found["ranking by logits"].any()
-        assert found["sorting by logits"].any()
-    else:
-        assert not found["loss by logits"].any()
-    if member in (AP, PLAIN_AP, WEIGHTED):
-        assert found["loss"] == 0
+@pytest.mark.parametrize("backend", [backend for backend in backends() if backend in EXACT])
+def test_fixed_point_bounds_the_error_of_tiny_ramps(backend):
+    # 2000 negatives, each a false positive by less than the fixed point resolves exactly.
+    count = 2000
+    logits = torch.cat([torch.tensor([1.0]), torch.linspace(1e-10, 9e-9, count)])
+    labels = torch.zeros(count + 1, dtype=torch.int64)
+    labels[0] = 1
+    case = Case("tiny ramps", logits, labels, torch.tensor([0.5]))
+    found, expected = of_case(ALRP, case, backend)["cls"], judge(ALRP, case)["cls"]
+    # Each negative may be off by one unit of the fixed point.
+    assert (found - expected).abs() <= count * 2.0 ** -fraction_bits(count + 1)
+    assert expected > 4e-6
 
 
-@pytest.mark.thinned(2 if KERNELS else 1)
-@by_backend
-@by_some
-def test_layouts_levels_and_class_labels(member, backend):
-    """The same problem with a label for each logit, by classes, strided, in levels, with another ignore_index."""
-    generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(24, 5, generator=generator)
-    classes = torch.randint(-1, 6, (24,), generator=generator)
-    is_pos = (classes >= 0) & (classes < 5)
-    labels = torch.zeros(24, 5, dtype=torch.int64)
-    labels[is_pos, classes[is_pos]] = 1
-    labels[classes == -1] = -1
-    values = (4 * torch.rand(int(is_pos.sum()), generator=generator)).round() / 4
-    expected = evaluate(member, logits, labels, values, backend)
-    assert_agree(
-        {name: x.flatten() if "logits" in name else x for name, x in expected.items()},
-        member.judge(logits.flatten(), labels.flatten(), values),
-    )
-
-    def check(*arguments, **further):
-        found = evaluate(member, *arguments, values, backend, **further)
-        for name, tensor in found.items():
-            assert_split_alike(backend, name, tensor.reshape(expected[name].shape), expected[name])
-
-    check(logits, classes.to(torch.int8))
-    check(logits.T.contiguous().T, labels)
-    check(
-        [logits[:7].view(7, 1, 5), logits[7:7], logits[7:].reshape(-1)],
-        (classes[:7, None], classes[7:7], labels[7:].reshape(-1)),
-    )
-    check(logits, classes.masked_fill(classes == -1, 200).to(torch.uint8), ignore_index=200)
+@by_engine_backend
+def test_a_false_positive_too_small_to_count_gives_no_nan(backend):
+    # H is 5e-13 there, less than a unit of the fixed point; without a gate of its own nothing may be divided by it.
+    case = Case("", torch.tensor([1.0, 1e-12, -5.0]), torch.tensor([1, 0, 0]), torch.tensor([0.5]))
+    found = of_case(ALRP, case, backend, eps=0.0)
+    assert (found["cls by logits"].abs() <= 1e-10).all()
+    assert found["cls"] <= 1e-10
 
 
-@by_backend
-@pytest.mark.parametrize("delta", [1.0] if KERNELS else [1.0, 0.0])
-@by_some
-def test_same_bits_in_every_run_and_with_any_threads(member, delta, backend):
-    case = random_case(600 if KERNELS else 20_000, 40)
-    threads, expected = torch.get_num_threads(), of_case(member, case, backend, delta=delta)
-    try:
-        for number in [2] if KERNELS else [1, 3]:
-            torch.set_num_threads(number)
-            for name, tensor in of_case(member, case, backend, delta=delta).items():
-                assert_same_bits(name, tensor, expected[name])
-    finally:
-        torch.set_num_threads(threads)
-
-
-@by_backend
-@by_member
-def test_inputs_are_not_changed(member, backend):
-    case = random_case(120, 12)
-    values, groups = member.values(case), torch.arange(120) % 3
-    before = [tensor.clone() for tensor in (case.logits, case.labels, values, groups)]
-    evaluate(member, case.logits, case.labels, values, backend, groups=groups)
-    evaluate(member, case.logits, case.labels, values, backend)
-    for tensor, copy in zip((case.logits, case.labels, values, groups), before):
-        assert torch.equal(tensor, copy)
+def test_fixed_point_never_overflows():
+    for num_logits in (1, 1000, 2**26, 2**27, 2**31, 2**40):
+        assert num_logits * 2 ** fraction_bits(num_logits) <= 2**62
+    assert [fraction_bits(m) for m in (1000, 67_000_000, 10**9)] == [36, 36, 32]
 
 
 @by_backend
 @pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else FAMILY, ids=repr)
+@by_some
 def test_double_backward_raises(member, grouped, backend):
     """Of no component, and of no values: a gradient penalty must not train in silence on what is not there."""
     case = random_case(50, 5)
@@ -276,18 +187,8 @@ def test_double_backward_raises(member, grouped, backend):
 
 
 @by_backend
-@pytest.mark.parametrize("member", OTHERS, ids=repr)
-def test_without_gradients(member, backend):
-    case = random_case(60, 6)
-    values = member.values(case)
-    x = case.logits.clone().requires_grad_()
-    expected = member.loss(x, case.labels, values, backend=backend)
-    assert all(expected[component].requires_grad for component in member.components)
-    with torch.no_grad():
-        found = member.loss(x, case.labels, values, backend=backend)
-    frozen = member.loss(case.logits, case.labels, values, backend=backend)
-    for name, tensor in found.items():
-        assert not tensor.requires_grad
-        assert not frozen[name].requires_grad
-        assert_same_bits(name, tensor, expected[name].detach())
-        assert_same_bits(name, frozen[name], tensor)
+@pytest.mark.parametrize("delta", DELTAS)
+def test_losses_that_want_only_the_ranking_are_0_without_negatives(delta, backend):
+    case = random_case(30, 30, ignored=0)
+    for member in (AP, PLAIN_AP, WEIGHTED):
+        assert of_case(member, case, backend, delta=delta)["loss"] == 0

@@ -6,8 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import INF, KERNELS
-from passes import assert_same_passes, late_levels, layouts
+from dialect import INF, KERNELS, assert_same_passes, late_levels, layouts
 
 from alrp_triton.engine import Levels
 from alrp_triton.engine.labels import LabelKinds, positions

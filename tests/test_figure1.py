@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from checks import assert_close, backends
+from dialect import assert_close, by_backend
 
 from alrp_triton import ALRPLoss, alrp_loss
 
-pytestmark = pytest.mark.parametrize("backend", backends())
+pytestmark = by_backend
 
 # Ten anchors by descending score, of which four are positives.
 RANKS = torch.tensor([1, 3, 6, 10])

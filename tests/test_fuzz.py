@@ -13,7 +13,7 @@ from pathlib import Path
 import fuzz
 import pytest
 import torch
-from cases import KERNELS
+from dialect import KERNELS
 from fuzz import BACKENDS, OUTCOMES, run_round
 from fuzz_cases import what_labels_mean
 from fuzz_draw import lay_out

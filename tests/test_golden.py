@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cases import GOLDEN, load_golden
-from checks import assert_close, backends, evaluate, judge
+from dialect import ALRP, AP, GOLDEN, KERNELS, RANK_SORT, assert_agree, assert_close, backends, evaluate, load_golden
 
 SMALL = ("inverted", "separated", "one_positive")
 # All pairs take kernels half a minute where there are 20 000 logits.
@@ -13,28 +12,37 @@ PROBLEMS = [
     for backend in backends()
     if backend != "pairwise" or path.stem in (*SMALL, "many_positives")
 ]
+# What the file has of each loss, by the name of the result; and the values that it takes.
+VECTORS = {
+    ALRP: {
+        **{"cls": "alrp_cls", "loc": "alrp_loc", "rank": "alrp_rank"},
+        **{"cls by logits": "alrp_grad_logits", "loc by values": "alrp_grad_loc_errors"},
+    },
+    AP: {"loss": "ap", "loss by logits": "ap_grad_logits"},
+    RANK_SORT: {"ranking": "rs_rank", "sorting": "rs_sort"},
+}
+VALUES = {RANK_SORT: "rs_ious"}
+MEMBERS = [m if m is ALRP or not KERNELS else pytest.param(m, marks=pytest.mark.nightly) for m in VECTORS]
 
 
 def test_all_vectors_are_there():
-    assert [path.stem for path in GOLDEN] == [
-        "early",
-        "early_wide",
-        "inverted",
-        "late",
-        "many_positives",
-        "middle",
-        "one_positive",
-        "separated",
-    ]
+    names = "early early_wide inverted late many_positives middle one_positive separated"
+    assert [path.stem for path in GOLDEN] == names.split()
 
 
+@pytest.mark.parametrize("member", MEMBERS, ids=repr)
 @pytest.mark.parametrize(("path", "backend"), PROBLEMS)
-def test_agrees_with_float64_and_with_the_published_code(path, backend):
+def test_agrees_with_float64_and_with_the_published_code(path, backend, member):
+    """AP Loss with the precision interpolated; of Rank & Sort Loss the gradient of both components."""
     case, golden = load_golden(path)
-    result, expected = evaluate(*case[1:], backend), judge(case)
-    for name, actual, wanted in zip(result._fields, result, expected):
-        assert_close(name, actual, wanted, 1e-6)
-        assert_close(name, actual, golden[f"alrp_{name}"], 1e-6)
+    given = case.logits, case.labels, golden[VALUES.get(member, "loc_errors")]
+    found = evaluate(member, *given, backend)
+    assert_agree(found, member.judge(*given), 1e-6 if member is ALRP else 2e-6)
+    for name, key in VECTORS[member].items():
+        assert_close(name, found[name], golden[key], 1e-6 if member is ALRP else 2e-6)
+    if member is RANK_SORT:
+        whole = found["ranking by logits"].double() + found["sorting by logits"].double()
+        assert_close("gradient", whole, golden["rs_grad_logits"], 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -42,15 +50,15 @@ def test_agrees_with_float64_and_with_the_published_code(path, backend):
 def test_half_precision_logits(path, backend, dtype):
     """The loss of the rounded scores, as exact as any."""
     case, _ = load_golden(path)
-    case = case._replace(logits=case.logits.to(dtype))
-    result, expected = evaluate(*case[1:], backend), judge(case)
-    for name in ("cls", "loc", "rank", "grad_loc_errors"):
-        assert_close(name, getattr(result, name), getattr(expected, name), 1e-6)
-    assert_close("grad_logits", result.grad_logits, expected.grad_logits, torch.finfo(dtype).eps / 2)
+    given = case.logits.to(dtype), case.labels, case.loc_errors
+    assert_agree(evaluate(ALRP, *given, backend), ALRP.judge(*given))
 
 
-def test_one_vector_has_no_false_positives():
+def test_some_vectors_are_worth_it():
+    """One has no false positives, and in another interpolation matters."""
     case, golden = load_golden(next(path for path in GOLDEN if path.stem == "separated"))
-    result = evaluate(*case[1:], "torch")
-    assert golden["alrp_cls"] == result.cls == 0
-    assert not result.grad_logits.any()
+    assert golden["alrp_cls"] == 0
+    assert not golden["alrp_grad_logits"].any()
+    case, golden = load_golden(next(path for path in GOLDEN if path.stem == "inverted"))
+    value, *_ = AP.judge(case.logits, case.labels, case.loc_errors, interpolated=False).values()
+    assert abs(value - golden["ap"]) > 1e-3 * value

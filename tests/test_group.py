@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import KERNELS, Case, random_case
-from family import ALRP, FAMILY, Results, assert_agree, evaluate
-from processes import BACKENDS, CASES, MARKS, SIZE, assert_as_alone, cut, group_of, together
+from dialect import FAMILY, KERNELS, Case, Results, assert_agree, evaluate, imprecision, random_case, squared_ramp
+from dialect.processes import BACKENDS, CASES, MARKS, SIZE, assert_as_alone, cut, group_of, together
 from torch import Tensor
 
 from alrp_triton import alrp_loss
@@ -86,21 +85,12 @@ def test_groups_reach_over_processes(pool):
         assert_agree(together(of_member, 3), expected, said=member.name)
 
 
-def slow_start(differences: Tensor, delta: float) -> Tensor:
-    """A smoothing of one's own."""
-    return (differences / (2 * delta) + 0.5).clamp(0, 1) ** 2
-
-
-def precision_error(ranking: Any) -> Tensor:
-    return ranking.num_false_positives / ranking.rank
-
-
 def with_pair_functions(rank: int, parts: list[Any]) -> list[Results]:
     logits, labels, _ = parts[rank]
     found = []
-    for functions in ({"smoothing": slow_start}, {"distribution": slow_start}):
+    for functions in ({"smoothing": squared_ramp}, {"distribution": squared_ramp}):
         x = logits.clone().requires_grad_()
-        loss = ranking_loss(x, labels, precision_error, **functions, process_group=True)
+        loss = ranking_loss(x, labels, imprecision, **functions, process_group=True)
         loss.backward()
         found.append({"loss": loss.detach(), "loss by logits": x.grad})
     return found
@@ -110,9 +100,9 @@ def with_pair_functions(rank: int, parts: list[Any]) -> list[Results]:
 def test_pair_functions_reach_over_processes(pool):
     case = random_case(200, 20, seed=6)
     found = pool.run(with_pair_functions, cut(case, case.loc_errors, SIZE))
-    for functions, *of_functions in zip(({"smoothing": slow_start}, {"distribution": slow_start}), *found):
+    for functions, *of_functions in zip(({"smoothing": squared_ramp}, {"distribution": squared_ramp}), *found):
         x = case.logits.clone().requires_grad_()
-        loss = ranking_loss(x, case.labels, precision_error, **functions)
+        loss = ranking_loss(x, case.labels, imprecision, **functions)
         loss.backward()
         assert_agree(together(of_functions, SIZE), {"loss": loss.detach(), "loss by logits": x.grad})
 
@@ -138,14 +128,3 @@ def test_levels_of_every_process_are_ranked_together(pool):
     out = alrp_loss(x, labels.flatten(), errors)
     out.cls.backward()
     assert_agree(found, {"cls": out.cls.detach(), "cls by logits": x.grad})
-
-
-def test_errors_of_the_whole_are_those_of_the_reference(pool):
-    """Against float64, not against this package's own single process."""
-    case = random_case(500, 60, seed=11)
-    found = together(pool.run(_alrp_of, case), SIZE)
-    assert_agree(found, ALRP.judge(*case[1:]), said="reference")
-
-
-def _alrp_of(rank: int, case: Case) -> Results:
-    return evaluate(ALRP, *cut(case, case.loc_errors, SIZE)[rank], BACKENDS[0], process_group=True)

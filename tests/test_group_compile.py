@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from cases import KERNELS
-from processes import MARKS
+from dialect import KERNELS
+from dialect.processes import MARKS
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from cases import Case, random_case
-from family import FAMILY, Results, assert_agree
-from processes import Pool, cut, together
+from dialect import FAMILY, Case, Results, assert_agree, random_case
+from dialect.processes import Pool, cut, together
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from cases import NAN, random_case
-from processes import BACKENDS, MARKS, SIZE, assert_as_alone, cut, group_of
+from dialect import NAN, random_case
+from dialect.processes import BACKENDS, MARKS, SIZE, assert_as_alone, cut, group_of
 from torch import Tensor, nn
 
 from alrp_triton import ALRPLoss, RankSortLoss, alrp_loss, ap_loss
@@ -34,30 +35,27 @@ def test_a_nan_in_one_process_is_seen_in_all(pool, where):
         assert all(value.isnan().all() for value in found.values()), found
 
 
-def mistaken(rank: int, mistake: str) -> str:
-    logits, labels, errors = torch.randn(20), torch.tensor([1, 0] * 10), torch.rand(10)
-    settings: dict[str, Any] = {"process_group": True}
-    if rank == 1 and mistake == "label":
-        labels[0] = 7
-    elif rank == 1 and mistake == "count":
-        errors = errors[:5]
-    elif rank == 1 and mistake == "type":
-        errors = errors.long()
-    elif mistake == "delta":
-        settings["delta"] = 1.0 + rank
-    elif rank == 1 and mistake == "dtype":
-        logits = logits.double()
-    elif rank == 1 and mistake == "groups":
-        settings["groups"] = torch.zeros(20, dtype=torch.int64)
-    elif rank == 1 and mistake == "backend":
-        settings["backend"] = "reference"
-    elif rank == 1 and mistake == "loc_ranking":
-        settings["loc_ranking"] = "sort"
+def said_by(call: Callable[[], Any]) -> str:
+    """The error that a call raises."""
     try:
-        alrp_loss(logits, labels, errors, **settings)
+        call()
     except (TypeError, ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
+
+
+def mistaken(rank: int, mistake: str) -> str:
+    logits, labels, errors = torch.randn(20), torch.tensor([1, 0] * 10), torch.rand(10)
+    settings: dict[str, Any] = {"process_group": True}
+    if mistake == "delta":
+        settings["delta"] = 1.0 + rank
+    elif rank == 1:
+        labels[0] = 7 if mistake == "label" else 1
+        errors = {"count": errors[:5], "type": errors.long()}.get(mistake, errors)
+        logits = logits.double() if mistake == "dtype" else logits
+        wrong = {"groups": torch.zeros(20, dtype=torch.int64), "backend": "reference", "loc_ranking": "sort"}
+        settings |= {mistake: wrong[mistake]} if mistake in wrong else {}
+    return said_by(lambda: alrp_loss(logits, labels, errors, **settings))
 
 
 @pytest.mark.parametrize("mistake", ["label", "count", "type", "backend", "loc_ranking"])
@@ -73,16 +71,9 @@ def test_a_mistake_in_one_process_raises_in_all(pool, mistake):
 
 def mistaken_module(rank: int, module: type[nn.Module], mistake: str) -> str:
     labels, boxes = torch.tensor([1, 0] * 10), torch.tensor([[0.0, 0, 1, 1]] * 10)
-    targets = boxes
-    if rank == 1 and mistake == "target_boxes":
-        targets = boxes[:5]
-    elif rank == 1:
-        labels[0] = 7
-    try:
-        module(process_group=True)(torch.randn(20), labels, boxes, targets)
-    except (ValueError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+    targets = boxes[:5] if rank == 1 and mistake == "target_boxes" else boxes
+    labels[0] = 7 if rank == 1 and mistake == "labels" else 1
+    return said_by(lambda: module(process_group=True)(torch.randn(20), labels, boxes, targets))
 
 
 @pytest.mark.parametrize("mistake", ["target_boxes", "labels"])
@@ -100,11 +91,8 @@ def weighted(ranking: Any, weights: Tensor, costs: Tensor) -> Tensor:
 
 def mistaken_extras(rank: int) -> str:
     extras = {"weights": torch.rand(10), "costs": torch.rand(9 if rank == 1 else 10)}
-    try:
-        ranking_loss(torch.randn(20), torch.tensor([1, 0] * 10), weighted, extras=extras, process_group=True)
-    except (ValueError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+    given = torch.randn(20), torch.tensor([1, 0] * 10)
+    return said_by(lambda: ranking_loss(*given, weighted, extras=extras, process_group=True))
 
 
 def test_extras_that_do_not_fit_together_in_one_process_raise_in_all(pool):
@@ -120,39 +108,28 @@ def test_processes_that_disagree_are_told(pool, mistake, named):
         assert said.startswith(f"ValueError: {named}: expected the same in every process of the group")
 
 
+SCORES = torch.randn(6), torch.tensor([1, 0] * 3)
+
+
 def outside(rank: int) -> str:
-    group = group_of(2)
-    try:
-        ap_loss(torch.randn(6), torch.tensor([1, 0] * 3), process_group=group)
-    except ValueError as error:
-        return str(error)
-    return "ranked"
+    return said_by(lambda: ap_loss(*SCORES, process_group=group_of(2)))
 
 
 def test_a_group_is_for_its_members(pool):
     said = pool.run(outside)
-    assert said[:2] == ["ranked"] * 2
-    assert said[2:] == ["process_group: expected a group that this process is in"] * 2
+    assert said[:2] == ["no error"] * 2
+    assert said[2:] == ["ValueError: process_group: expected a group that this process is in"] * 2
 
 
 def test_a_group_has_to_be_one():
-    arguments = torch.randn(6), torch.tensor([1, 0] * 3)
     with pytest.raises(ValueError, match="process_group: expected torch\\.distributed to be initialised"):
-        ap_loss(*arguments, process_group=True)
+        ap_loss(*SCORES, process_group=True)
 
 
 def wrong_groups(rank: int) -> list[str]:
-    said = []
-    for group in (False, "gloo", 3):
-        try:
-            ap_loss(torch.randn(6), torch.tensor([1, 0] * 3), process_group=group)
-        except TypeError as error:
-            said.append(str(error))
-    return said
+    return [said_by(lambda group=group: ap_loss(*SCORES, process_group=group)) for group in (False, "gloo", 3)]
 
 
 def test_what_is_no_group_is_refused(pool):
-    for said in pool.run(wrong_groups):
-        assert said == [
-            f"process_group: expected a process group, True or None, got {name}" for name in ("bool", "str", "int")
-        ]
+    expected = "TypeError: process_group: expected a process group, True or None, got"
+    assert pool.run(wrong_groups) == [[f"{expected} {name}" for name in ("bool", "str", "int")]] * SIZE

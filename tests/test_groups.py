@@ -2,18 +2,42 @@
 
 import pytest
 import torch
-from cases import INF, KERNELS, NAN, Case, all_cases, problems, random_case
-from checks import EXACT, assert_close, assert_same_bits, backends, engine_backends
-from family import ALRP, AP, DEPTH, NDCG, RANK_SORT, WEIGHTED, assert_agree, evaluate, judge, of_case
-from grouping import draw_groups, grouped_case, separately
-from hypothesis import given, settings
+from dialect import (
+    ALRP,
+    EXACT,
+    GROUPED,
+    INF,
+    KERNELS,
+    NAN,
+    NDCG,
+    RANK_SORT,
+    WEIGHTED,
+    Case,
+    all_cases,
+    assert_agree,
+    assert_all_nan,
+    assert_close,
+    assert_right,
+    assert_same_bits,
+    assert_same_results,
+    by_backend,
+    by_engine_backend,
+    by_grouped,
+    by_some_grouped,
+    draw_groups,
+    engine_backends,
+    evaluate,
+    grouped_case,
+    judge,
+    of_case,
+    problems,
+    random_case,
+    repeatable,
+    separately,
+)
+from hypothesis import given
 from hypothesis import strategies as st
 
-MEMBERS = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED)
-by_backend = pytest.mark.parametrize("backend", backends())
-by_member = pytest.mark.parametrize("member", MEMBERS, ids=repr)
-# One that sorts positives, one with numbers of its own; where kernels run these do for all.
-by_some = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else MEMBERS, ids=repr)
 by_delta = pytest.mark.parametrize("delta", [0.5] if KERNELS else [0.5, 0.0])
 
 HUGE = 2**40
@@ -21,8 +45,8 @@ HUGE = 2**40
 
 @pytest.mark.thinned(2)
 @by_backend
-@by_some
-@settings(max_examples=2 if KERNELS else 40, deadline=None, derandomize=True)
+@by_some_grouped
+@repeatable(max_examples=2 if KERNELS else 40)
 @given(
     case=problems(),
     delta=st.sampled_from([1.0, 0.5, 0.1, 0.0, 37.5]),
@@ -43,12 +67,12 @@ def combinations():
     cases = all_cases()
     deltas = [1.0, 0.1, 0.0]
     turns = [
-        (case, member, backend, deltas) for case in cases for member in MEMBERS[:5] for backend in engine_backends()
+        (case, member, backend, deltas) for case in cases for member in GROUPED[:5] for backend in engine_backends()
     ]
     if KERNELS:
         small = [case for case in cases if 10 < len(case.logits) <= 400]
         turns = [
-            (case, MEMBERS[i % 5], "pairwise" if i % 3 == 0 else "triton", [deltas[i // 5 % 3]])
+            (case, GROUPED[i % 5], "pairwise" if i % 3 == 0 else "triton", [deltas[i // 5 % 3]])
             for i, case in enumerate(small)
         ]
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}-{turn[2]}") for turn in turns]
@@ -58,11 +82,8 @@ def combinations():
 @pytest.mark.parametrize(("case", "member", "backend", "deltas"), combinations())
 def test_every_case_in_three_groups(case, member, backend, deltas):
     """Against the reference, which has groups of its own; scores tie across groups, and some are infinite."""
-    groups = draw_groups(case)
-    tolerance = 1e-9 if case.logits.dtype == torch.float64 else 1e-6
     for delta in deltas:
-        expected = judge(member, case, delta=delta, groups=groups)
-        assert_agree(of_case(member, case, backend, delta=delta, groups=groups), expected, tolerance, f"delta {delta}")
+        assert_right(member, case, backend, delta=delta, groups=draw_groups(case))
 
 
 @by_backend
@@ -71,14 +92,13 @@ def test_every_case_in_three_groups(case, member, backend, deltas):
 def test_alrp_by_either_ranking_of_positives(loc_ranking, delta, backend):
     case, groups = grouped_case()
     arguments = {"delta": delta, "loc_ranking": loc_ranking}
-    found = of_case(ALRP, case, backend, groups=groups, **arguments)
+    found = assert_right(ALRP, case, backend, groups=groups, **arguments)
     assert_agree(found, separately(ALRP, case, groups, backend, **arguments))
-    assert_agree(found, judge(ALRP, case, groups=groups, **arguments))
 
 
-@pytest.mark.parametrize("backend", engine_backends())
+@by_engine_backend
 @by_delta
-@by_some
+@by_some_grouped
 def test_a_group_is_not_touched_by_the_others(member, delta, backend):
     """In integer-exact backends bit for bit; with four groups a mean is exact, too."""
     case, groups = grouped_case()
@@ -92,7 +112,7 @@ def test_a_group_is_not_touched_by_the_others(member, delta, backend):
 
 @by_backend
 @by_delta
-@by_some
+@by_some_grouped
 def test_one_group_is_no_groups(member, delta, backend):
     """But for the last bit: scans of groups add in another order."""
     for dtype, tolerance in [(torch.float32, 2e-7), (torch.float64, 1e-14)][: 1 if KERNELS else 2]:
@@ -105,13 +125,12 @@ def test_one_group_is_no_groups(member, delta, backend):
 
 
 @by_backend
-@by_some
+@by_some_grouped
 def test_each_positive_may_have_a_group_of_its_own(member, backend):
     case = random_case(120, 17, ignored=0)
     groups = torch.arange(120) % 17
     groups[case.labels == 1] = torch.randperm(17, generator=torch.Generator().manual_seed(0))
-    found = of_case(member, case, backend, groups=groups)
-    assert_agree(found, judge(member, case, groups=groups))
+    found = assert_right(member, case, backend, groups=groups)
     if not KERNELS:
         assert_agree(found, separately(member, case, groups, backend))
     if member is RANK_SORT:
@@ -121,7 +140,7 @@ def test_each_positive_may_have_a_group_of_its_own(member, backend):
 
 @by_backend
 @by_delta
-@by_some
+@by_some_grouped
 def test_groups_without_positives_or_without_negatives(member, delta, backend):
     case, groups = grouped_case(160, 16)
     # Group 1 has no positives, group 2 no negatives; 3 is ignored altogether.
@@ -129,9 +148,8 @@ def test_groups_without_positives_or_without_negatives(member, delta, backend):
     case.labels[(groups == 2) & (case.labels == 0)] = -1
     case.labels[groups == 3] = -1
     case = case._replace(loc_errors=case.loc_errors[: int((case.labels == 1).sum())])
-    found = of_case(member, case, backend, groups=groups, delta=delta)
+    found = assert_right(member, case, backend, groups=groups, delta=delta)
     assert_agree(found, separately(member, case, groups, backend, delta=delta))
-    assert_agree(found, judge(member, case, groups=groups, delta=delta))
     for name, tensor in found.items():
         if name.endswith("by logits"):
             assert not tensor[(groups == 1) | (groups == 3)].any()
@@ -140,7 +158,7 @@ def test_groups_without_positives_or_without_negatives(member, delta, backend):
 
 
 @by_backend
-@by_member
+@by_grouped
 def test_no_positives_in_any_group(member, backend):
     logits, groups = torch.tensor([[1.0, -INF, INF], [-3.0, 0.0, 5.0]]), torch.tensor([4, -4])
     for labels in (torch.tensor([3, 3]), torch.tensor([-1, -1]), torch.zeros(2, 3, dtype=torch.int64)):
@@ -152,7 +170,7 @@ def test_no_positives_in_any_group(member, backend):
 
 
 @by_backend
-@by_some
+@by_some_grouped
 @pytest.mark.parametrize("where", ["a positive", "a negative", "a group without positives", "a value"])
 def test_nan_in_any_group_poisons_all(where, member, backend):
     case, groups = grouped_case(90, 9, ids=(0, 1, 2))
@@ -168,16 +186,11 @@ def test_nan_in_any_group_poisons_all(where, member, backend):
         case.logits[((case.labels == label) & (groups == group)).nonzero()[0]] = NAN
     for delta in [0.5] if KERNELS else [0.5, 0.0]:
         found = evaluate(member, case.logits, case.labels, values, backend, groups=groups, delta=delta)
-        for name, tensor in found.items():
-            if name.endswith("by logits"):
-                assert tensor[case.labels != -1].isnan().all(), name
-                assert not tensor[case.labels == -1].any()
-            else:
-                assert tensor.isnan().all(), name
+        assert_all_nan(found, case.labels)
 
 
 @by_backend
-@by_some
+@by_some_grouped
 def test_ignored_logits_have_no_effect_and_no_group(member, backend):
     case, groups = grouped_case(120, 12)
     case = case._replace(labels=case.labels.masked_fill(torch.arange(120) % 5 == 0, -1))
@@ -186,13 +199,12 @@ def test_ignored_logits_have_no_effect_and_no_group(member, backend):
     ignored = case.labels == -1
     changed = case._replace(logits=case.logits.masked_fill(ignored, NAN))
     for other in (groups, groups.masked_fill(ignored, 99)):
-        for name, tensor in of_case(member, changed, backend, groups=other).items():
-            assert_same_bits(name, tensor, expected[name])
+        assert_same_results(of_case(member, changed, backend, groups=other), expected)
 
 
 @by_backend
 @by_delta
-@by_some
+@by_some_grouped
 def test_scores_tie_across_groups(member, delta, backend):
     """Three groups with the same scores, some infinite: each gets a third of what one would, to the bit."""
     scores = torch.tensor([0.5, 0.0, -0.5, INF, -INF, 0.5, 0.0, -0.25, INF, -INF, 0.5])
@@ -214,7 +226,7 @@ def test_scores_tie_across_groups(member, delta, backend):
 
 
 @by_backend
-@by_some
+@by_some_grouped
 def test_few_false_positives_beside_a_crowd(member, backend):
     """One group's negatives hardly reach its ramps, the other's fill them; neither loses digits to the other."""
     crowd = 1000 if KERNELS else 1_000_000
@@ -237,26 +249,14 @@ def test_few_false_positives_beside_a_crowd(member, backend):
 
 
 @by_backend
-@by_some
+@by_some_grouped
 @pytest.mark.parametrize("scale", [1.0] if KERNELS else [1.0, 1e9, 2.0**-80])
 def test_groups_far_from_each_other(scale, member, backend):
     """The axis of scores is shared; gaps between groups, or of one group within another's, must not show."""
     case, groups = grouped_case(120, 12)
     case = case._replace(logits=(case.logits + groups * torch.tensor([0.0, 1e4, -1e6, 3e7])[groups]) * scale)
-    found = of_case(member, case, backend, groups=groups, delta=0.5 * scale)
+    found = assert_right(member, case, backend, groups=groups, delta=0.5 * scale)
     assert_agree(found, separately(member, case, groups, backend, delta=0.5 * scale))
-    assert_agree(found, judge(member, case, groups=groups, delta=0.5 * scale))
-
-
-@by_backend
-@by_some
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_dtypes_of_scores(dtype, member, backend):
-    case, groups = grouped_case(120, 12)
-    case = case._replace(logits=case.logits.to(dtype))
-    found = of_case(member, case, backend, groups=groups)
-    assert_agree(found, judge(member, case, groups=groups), 1e-9 if dtype == torch.float64 else 1e-6)
-    assert found[f"{member.components[0]} by logits"].dtype == dtype
 
 
 @by_backend

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
 import pytest
-from interpreters import POSIX_FUNCTIONS, POSIX_MODULES, WITHOUT_EXTRAS, WITHOUT_TRITON, pretend, run_python
+from dialect.interpreters import POSIX_FUNCTIONS, POSIX_MODULES, WITHOUT_EXTRAS, WITHOUT_TRITON, pretend, run_python
 
 import alrp_triton
 

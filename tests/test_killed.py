@@ -13,8 +13,8 @@ import killed
 import pytest
 import torch
 import torch.distributed as dist
-from cases import KERNELS
-from interpreters import DYNAMO, new_processes, start_python
+from dialect import KERNELS
+from dialect.interpreters import DYNAMO, new_processes, start_python
 from killed import FORGETFUL, SAVED_EVERY, STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,19 +50,22 @@ class Run(NamedTuple):
     half_written: bool
 
 
-# A kill before any checkpoint, kills within a step, and one when half of a checkpoint is on disk.
-KILLS = [
-    Kill(("step", 2)),
-    Kill(("step", 2 * SAVED_EVERY + 1), found=2 * SAVED_EVERY),
-    Kill(("writing", 4 * SAVED_EVERY), found=3 * SAVED_EVERY),
-    Kill(("step", STEPS - 3), found=STEPS - SAVED_EVERY),
-]
-# One process of two, either, whereupon the other raises; and both, when one writes.
-KILLS_TOGETHER = [
-    Kill(("step", 2 * SAVED_EVERY + 1), (1,), found=2 * SAVED_EVERY),
-    Kill(("writing", 4 * SAVED_EVERY), (0, 1), found=3 * SAVED_EVERY),
-    Kill(("step", STEPS - 3), (0,), found=STEPS - SAVED_EVERY),
-]
+KILLS = {
+    # Before any checkpoint, within a step, and when half of a checkpoint is on disk.
+    1: [
+        Kill(("step", 2)),
+        Kill(("step", 2 * SAVED_EVERY + 1), found=2 * SAVED_EVERY),
+        Kill(("writing", 4 * SAVED_EVERY), found=3 * SAVED_EVERY),
+        Kill(("step", STEPS - 3), found=STEPS - SAVED_EVERY),
+    ],
+    # One process of two, either, whereupon the other raises; and both, when one writes.
+    2: [
+        Kill(("step", 2 * SAVED_EVERY + 1), (1,), found=2 * SAVED_EVERY),
+        Kill(("writing", 4 * SAVED_EVERY), (0, 1), found=3 * SAVED_EVERY),
+        Kill(("step", STEPS - 3), (0,), found=STEPS - SAVED_EVERY),
+    ],
+}
+"""By how many processes train together."""
 
 
 def start(folder: Path, size: int) -> tuple[list[Any], dict[Connection, int]]:
@@ -136,15 +139,19 @@ def never_killed(folder: Path, size: int) -> dict[str, Any]:
 class Story(NamedTuple):
     """A training that was never killed, and one that was."""
 
+    size: int
+    """So many processes."""
     expected: dict[str, Any]
     runs: list[Run]
     ended: dict[str, Any]
 
 
-def story(folder: Path, kills: list[Kill], size: int) -> Story:
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=[pytest.mark.nightly, together])])
+def story(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    folder, size = tmp_path_factory.mktemp("story"), request.param
     expected = never_killed(folder / "never", size)
     (folder / "killed").mkdir()
-    runs = [run(folder / "killed", kill, size) for kill in kills]
+    runs = [run(folder / "killed", kill, size) for kill in KILLS[size]]
     if size == 1:
         # Last by the command itself: nothing is left but the folder.
         code = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
@@ -154,17 +161,7 @@ def story(folder: Path, kills: list[Kill], size: int) -> Story:
     else:
         runs.append(run(folder / "killed", size=size))
         assert runs[-1].statuses == [0] * size
-    return Story(expected, runs, torch.load(folder / "killed" / "checkpoint.pt", weights_only=True))
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    return story(tmp_path_factory.mktemp("alone"), KILLS, 1)
-
-
-@pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    return story(tmp_path_factory.mktemp("of_two"), KILLS_TOGETHER, 2)
+    return Story(size, expected, runs, torch.load(folder / "killed" / "checkpoint.pt", weights_only=True))
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
@@ -181,11 +178,12 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
         yield where
 
 
-def assert_killed_midway(found: Story, kills: list[Kill]) -> None:
+def test_a_training_is_killed_midway(story: Story) -> None:
     done = 0
-    for kill, killed_run in zip(kills, found.runs):
-        for victim in kill.victims:
-            assert killed_run.statuses[victim] == BY_SIGNAL
+    for kill, killed_run in zip(KILLS[story.size], story.runs):
+        for rank, status in enumerate(killed_run.statuses):
+            # Another that ranks with it neither waits for ever nor goes on alone.
+            assert status == BY_SIGNAL if rank in kill.victims else status not in (0, BY_SIGNAL)
         first = killed_run.events[kill.victims[0]]
         # It went on where the kill before had left the checkpoint, and came as far as it was to be killed, or a step.
         assert first[0] == ("from", done)
@@ -201,60 +199,24 @@ def assert_killed_midway(found: Story, kills: list[Kill]) -> None:
             counts = [int(state["self_balance.count"]) for state in states if state]
             assert counts
             assert all(0 < count < max(killed.PERIOD, killed.EPOCH) for count in counts), counts
-    assert found.ended["step"] == found.expected["step"] == STEPS
+    assert story.ended["step"] == story.expected["step"] == STEPS
 
 
-def assert_same_end(found: Story, name: str) -> None:
-    expected, ended = (checkpoint["trainings"][name] for checkpoint in (found.expected, found.ended))
-    assert list(differences(expected, ended)) == []
-    assert len(ended["losses"]) == STEPS
-    assert torch.tensor(ended["losses"]).isfinite().all()
-    assert len(set(ended["losses"])) > STEPS // 2
+def test_a_killed_training_ends_with_the_same_bits(story: Story) -> None:
+    for name in killed.names(story.size):
+        expected, ended = (checkpoint["trainings"][name] for checkpoint in (story.expected, story.ended))
+        assert list(differences(expected, ended)) == [], name
+        assert len(ended["losses"]) == STEPS
+        assert torch.tensor(ended["losses"]).isfinite().all()
+        assert len(set(ended["losses"])) > STEPS // 2
 
 
-def assert_forgetting_shows(found: Story) -> None:
+def test_without_the_state_of_the_criterion_it_would_not(story: Story) -> None:
     """What is held against one another above would differ."""
-    expected, ended = (checkpoint["trainings"][FORGETFUL] for checkpoint in (found.expected, found.ended))
+    expected, ended = (checkpoint["trainings"][FORGETFUL] for checkpoint in (story.expected, story.ended))
     said = list(differences(expected, ended))
     assert "losses" in said
     assert any(where.startswith("model") for where in said)
     # Never killed, it has nothing to remember, and is like the one that does not forget.
-    faithful = found.expected["trainings"]["ALRPLoss, torch, float32"]
+    faithful = story.expected["trainings"]["ALRPLoss, torch, float32"]
     assert list(differences(expected, {key: faithful[key] for key in expected})) == []
-
-
-def test_a_training_is_killed_midway(alone):
-    assert_killed_midway(alone, KILLS)
-
-
-@pytest.mark.thinned(2)
-@pytest.mark.parametrize("name", killed.names(1))
-def test_a_killed_training_ends_with_the_same_bits(alone, name):
-    assert_same_end(alone, name)
-
-
-def test_without_the_state_of_the_criterion_it_would_not(alone):
-    assert_forgetting_shows(alone)
-
-
-@pytest.mark.nightly
-@together
-def test_processes_that_rank_together_are_killed_midway(of_two):
-    assert_killed_midway(of_two, KILLS_TOGETHER)
-    for kill, killed_run in zip(KILLS_TOGETHER, of_two.runs):
-        for rank in {0, 1} - set(kill.victims):
-            # It does not wait for ever, nor go on alone.
-            assert killed_run.statuses[rank] not in (0, BY_SIGNAL)
-
-
-@pytest.mark.nightly
-@together
-@pytest.mark.parametrize("name", killed.names(2))
-def test_killed_processes_that_rank_together_end_with_the_same_bits(of_two, name):
-    assert_same_end(of_two, name)
-
-
-@pytest.mark.nightly
-@together
-def test_without_the_state_of_the_criterion_processes_that_rank_together_would_not(of_two):
-    assert_forgetting_shows(of_two)

@@ -1,13 +1,13 @@
-"""The P-sized heart against brute force, and the search for buckets against counting."""
+"""The P-sized heart against brute force; the search for buckets, lookups and sums."""
 
 from fractions import Fraction
 
 import pytest
 import torch
-from cases import FLOAT_MAX, INF, NAN
+from dialect import FLOAT_MAX, INF, NAN, threads
 
 from alrp_triton.engine import knots, scans
-from alrp_triton.engine.passes.tables import BucketSearch
+from alrp_triton.engine.passes.tables import BucketSearch, Sums, look_up
 from alrp_triton.reference import difference, ramp
 
 DELTAS = [1.0, 0.5, 0.1, 0.0, 37.5, 1e-6]
@@ -215,3 +215,25 @@ def test_sums_to_the_end_keep_what_is_small_there():
     """As differences of sums from the beginning they would be 0."""
     found = scans.suffix_sums(torch.tensor([[1e17, 3.0, 1.0]], dtype=torch.float64))
     assert found.tolist() == [[1e17, 4.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("length", [0, 1, 6, 12, 13])
+def test_lookups_and_sums_of_any_length_on_any_number_of_threads(num_threads, length):
+    """They are folded into rows, one for each thread."""
+    table, index = torch.arange(7) ** 2, torch.arange(length) % 7
+    with threads(num_threads):
+        assert look_up(table, index).tolist() == [int(i) ** 2 for i in index]
+        sums = Sums(8, torch.device("cpu"))
+        sums.add(index, torch.full((length,), 1 << 40))
+        sums.add_at(7, 5)
+        assert sums.total().tolist() == [int((index == k).sum()) << 40 for k in range(7)] + [5]
+
+
+@pytest.mark.parametrize(("made_with", "used_with"), [(4, 1), (1, 4), (4, 3), (6, 4), (5, 6)])
+def test_sums_serve_another_number_of_threads(made_with, used_with):
+    with threads(made_with):
+        sums = Sums(3, torch.device("cpu"))
+    with threads(used_with):
+        sums.add(torch.arange(12) % 3, torch.arange(12))
+        assert sums.total().tolist() == [18, 22, 26]

@@ -164,15 +164,6 @@ def test_extremes() -> None:
     assert empty.per_class == {}
 
 
-def test_duplicates_are_false() -> None:
-    detections = found((0.9, share(0, 0.8)), (0.8, share(0, 1.0)))
-    metrics = evaluate(truth(OBJECTS[0]), detections)
-    # The first takes the object, though the second fits better: alone it is (0.2/0.5)/1 = 0.4, with both 1.4/2.
-    assert numbers(metrics) == pytest.approx([0.4, 0.2, 0, 0])
-    assert metrics.per_class[1].olrp_threshold == 0.9
-    assert evaluate(truth(OBJECTS[0]), detections, score_threshold=0.5).lrp == pytest.approx(0.7)
-
-
 def test_boxes_without_extent_match_nothing() -> None:
     point = [5.0, 5.0, 0.0, 0.0]
     metrics = evaluate(truth(OBJECTS[0], point, OBJECTS[1]), found((0.9, point), (0.8, OBJECTS[0])), tau=0.01)
@@ -191,12 +182,6 @@ def test_crowds_are_ignored() -> None:
     assert (metrics.per_class[1].num_ground_truth, metrics.per_class[1].num_detections) == (1, 1)
     # A class of crowds alone has no object.
     assert math.isnan(evaluate(truth(OBJECTS[0], iscrowd=1), detections).olrp)
-
-
-def test_ties_of_score_are_kept_or_dropped_together() -> None:
-    detections = found((0.5, share(0, 1.0)), (0.5, NOWHERE))
-    for some in (detections, detections[::-1]):
-        assert numbers(evaluate(truth(OBJECTS[0]), some)) == pytest.approx([0.5, 0, 0.5, 0])
 
 
 def test_ap_takes_equal_scores_in_the_order_of_image_ids() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from coco_scenes import found, scene, truth
-from interpreters import start_python
+from dialect.interpreters import start_python
 
 from alrp_triton import cli
 from alrp_triton.metrics import evaluate

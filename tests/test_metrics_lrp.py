@@ -46,13 +46,6 @@ def test_by_hand() -> None:
     assert_equal(optimal_lrp(SCORES, HITS, IOUS, 6), 5.6 / 7, 0.8 / 3, 1 / 4, 3 / 6, 0.4, 3, 1, 3)
 
 
-def test_other_tau_by_hand() -> None:
-    # tau = 0.6: (0.1 + 0.3 + 0.4)/0.4 = 2, which with 1 false and 3 missed makes 6/7; at 0.9 it is (0.25 + 5)/6.
-    assert_equal(lrp(SCORES, HITS, IOUS, 6, tau=0.6, threshold=0.4), 6 / 7, 0.8 / 3, 1 / 4, 3 / 6, 0.4, 3, 1, 3)
-    # tau = 0: 1 - IoU itself: (0.8 + 1 + 3)/7.
-    assert lrp(SCORES, HITS, IOUS, 6, tau=0, threshold=0.4).lrp == pytest.approx(4.8 / 7)
-
-
 def test_order_does_not_matter() -> None:
     places = [3, 0, 4, 2, 1]
     shuffled = [[values[i] for i in places] for values in (SCORES, HITS, IOUS)]
@@ -135,17 +128,6 @@ def test_sampled_average_precision_comes_near_the_area(
     area = average_precision(scores, hits, num_objects)
     for points in (2, 11, 101, 10_001):
         assert abs(average_precision(scores, hits, num_objects, recall_points=points) - area) <= 1 / points + 1e-12
-
-
-def test_rank_correlation_by_hand() -> None:
-    assert rank_correlation([1, 2, 3, 4], [0.5, 0.6, 0.8, 0.9]) == 1
-    assert rank_correlation([1, 2, 3, 4], [0.9, 0.8, 0.6, 0.5]) == -1
-    # Ranks 1, 2, 3, 4 against 3, 2, 1, 4: 1 - 6 (4 + 0 + 4 + 0)/(4 * 15) = 0.2.
-    assert rank_correlation([1, 2, 3, 4], [0.8, 0.7, 0.6, 0.9]) == pytest.approx(0.2)
-    # Ranks 1.5, 1.5, 3 against 1, 2, 3: (0.5 * 1 + 1.5 * 1)/sqrt((0.25 + 0.25 + 2.25 - 1.25) ...) = 1.5/sqrt(1.5 * 2).
-    assert rank_correlation([0.1, 0.1, 0.2], [0.6, 0.7, 0.8]) == pytest.approx(1.5 / math.sqrt(3))
-    for scores, ious in (([], []), ([0.5], [0.7]), ([0.5, 0.5], [0.6, 0.7]), ([0.5, 0.6], [0.7, 0.7])):
-        assert math.isnan(rank_correlation(scores, ious))
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 import io
 import math
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from coco_scenes import Images, scene, tensors
-from interpreters import start_python
+from dialect.interpreters import start_python
+from dialect.processes import SIZE, Pool
 
 from alrp_triton.metrics import evaluate
 
@@ -193,87 +191,66 @@ def test_beside_mean_average_precision(backend: str) -> None:
     assert {"LocalisationRecallPrecision_classes", "MeanAveragePrecision_classes"} <= set(both(preds, target))
 
 
-def gathered(rank: int, store: str) -> list[Any]:
-    """In one of two processes: the numbers of a metric, three times, with the images shared out in other ways."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        preds, target = tensors(*scene(10, num_images=7))
-        numbers = []
-        for split in (3, 7, 0):
-            mine = range(split) if rank == 0 else range(split, len(preds))
-            metric = LocalisationRecallPrecision("xywh", class_metrics=True)
-            for i in mine:
-                metric.update(preds[i : i + 1], target[i : i + 1])
-            numbers.append(metric.compute())
-            # Each process goes on with its own images.
-            assert sum(len(counts) for counts in metric.counts) == len(mine)
-            metric.reset()
-            metric.update(preds[rank::2], target[rank::2])
-            metric.compute()
-    finally:
-        torch.distributed.destroy_process_group()
+def gathered(rank: int, shares: list[list[int]]) -> list[Any]:
+    """In one of several processes: the numbers of a metric, with the images shared out in each of these ways."""
+    preds, target = tensors(*scene(10, num_images=7))
+    numbers = []
+    for ends in shares:
+        metric = LocalisationRecallPrecision("xywh", class_metrics=True)
+        for i in range(ends[rank], ends[rank + 1]):
+            metric.update(preds[i : i + 1], target[i : i + 1])
+        numbers.append(metric.compute())
+        # Each process goes on with its own images.
+        assert sum(len(counts) for counts in metric.counts) == ends[rank + 1] - ends[rank]
+        metric.reset()
+        metric.update(preds[rank::SIZE], target[rank::SIZE])
+        metric.compute()
     return numbers
 
 
-@pytest.mark.nightly
+@pytest.mark.xdist_group("processes")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
-def test_two_processes(tmp_path: Path) -> None:
-    """They gather what each has seen: 3 images and 4, all and none, none and all. This process is one of them, since it
-    takes long to import what they need."""
-    store, output = str(tmp_path / "store"), tmp_path / "numbers"
-    code = "import sys, torch, test_metrics_torchmetrics as t; torch.save(t.gathered(1, sys.argv[1]), sys.argv[2])"
-    folder = Path(__file__).parent
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent)])}
-    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, store, output], env=env) as other:
-        found = [gathered(0, store)]
-    assert other.returncode == 0
-    found.append(torch.load(output))
+def test_processes_gather_what_each_has_seen(pool: Pool) -> None:
+    """Some of the images, all or none."""
     whole = LocalisationRecallPrecision("xywh", class_metrics=True)
     whole.update(*tensors(*scene(10, num_images=7)))
-    for of_process in found:
-        assert len(of_process) == 3
-        for numbers in of_process:
-            assert_same(numbers, whole.compute())
+    found = pool.run(gathered, [[0, 3, 5, 6, 7], [0, 7, 7, 7, 7], [0, 0, 0, 4, 7]])
+    assert [len(of_process) for of_process in found] == [3] * SIZE
+    for numbers in (numbers for of_process in found for numbers in of_process):
+        assert_same(numbers, whole.compute())
 
 
 PRED = {"boxes": torch.zeros(2, 4), "scores": torch.zeros(2), "labels": torch.zeros(2, dtype=torch.int64)}
 TRUTH = {"boxes": torch.zeros(1, 4), "labels": torch.zeros(1, dtype=torch.int64)}
 
 
-@pytest.mark.parametrize(
-    ("preds", "target", "error", "said"),
-    [
-        ("preds", [], TypeError, "preds: expected a list of dicts, got str"),
-        ([], None, TypeError, "target: expected a list of dicts, got NoneType"),
-        ([PRED], [], ValueError, "target: expected as many images as preds, 1, got 0"),
-        ([3], [TRUTH], TypeError, r"preds\[0\]: expected a dict, got int"),
-        ([TRUTH], [TRUTH], ValueError, r"preds\[0\]: expected the key 'scores', got 'boxes', 'labels'"),
-        ([PRED], [{"boxes": TRUTH["boxes"]}], ValueError, r"target\[0\]: expected the key 'labels', got 'boxes'"),
-        ([{**PRED, "scores": [0.5, 0.5]}], [TRUTH], TypeError, r"preds\[0\]\['scores'\]: expected a tensor, got list"),
-        ([{**PRED, "scores": torch.zeros(3)}], [TRUTH], ValueError, r"\['scores'\]: expected shape \[2\], got \[3\]"),
-        (
-            [{**PRED, "boxes": torch.zeros(2, 5)}],
-            [TRUTH],
-            ValueError,
-            r"\['boxes'\]: expected shape \[2, 4\], got \[2, 5\]",
-        ),
-        ([{**PRED, "boxes": torch.zeros(0)}], [TRUTH], ValueError, r"\['boxes'\]: expected shape \[2, 4\], got \[0\]"),
-        (
-            [{**PRED, "labels": torch.zeros(2)}],
-            [TRUTH],
-            TypeError,
-            r"\['labels'\]: expected integers, got torch.float32",
-        ),
-        ([{**PRED, "labels": torch.zeros(2, 1).int()}], [TRUTH], ValueError, r"\['labels'\]: expected shape \[N\]"),
-        ([PRED], [{**TRUTH, "iscrowd": torch.zeros(2)}], ValueError, r"target\[0\]\['iscrowd'\]: expected shape \[1\]"),
-    ],
-)
-def test_wrong_updates(preds: Any, target: Any, error: type[Exception], said: str) -> None:
+WRONG_TYPES = [
+    ("preds", [], "preds: expected a list of dicts, got str"),
+    ([], None, "target: expected a list of dicts, got NoneType"),
+    ([3], [TRUTH], "preds[0]: expected a dict, got int"),
+    ([{**PRED, "scores": [0.5, 0.5]}], [TRUTH], "preds[0]['scores']: expected a tensor, got list"),
+    ([{**PRED, "labels": torch.zeros(2)}], [TRUTH], "['labels']: expected integers, got torch.float32"),
+]
+WRONG_VALUES = [
+    ([PRED], [], "target: expected as many images as preds, 1, got 0"),
+    ([TRUTH], [TRUTH], "preds[0]: expected the key 'scores', got 'boxes', 'labels'"),
+    ([PRED], [{"boxes": TRUTH["boxes"]}], "target[0]: expected the key 'labels', got 'boxes'"),
+    ([{**PRED, "scores": torch.zeros(3)}], [TRUTH], "['scores']: expected shape [2], got [3]"),
+    ([{**PRED, "boxes": torch.zeros(2, 5)}], [TRUTH], "['boxes']: expected shape [2, 4], got [2, 5]"),
+    ([{**PRED, "boxes": torch.zeros(0)}], [TRUTH], "['boxes']: expected shape [2, 4], got [0]"),
+    ([{**PRED, "labels": torch.zeros(2, 1).int()}], [TRUTH], "['labels']: expected shape [N]"),
+    ([PRED], [{**TRUTH, "iscrowd": torch.zeros(2)}], "target[0]['iscrowd']: expected shape [1]"),
+]
+
+
+@pytest.mark.parametrize(("error", "wrong"), [(TypeError, WRONG_TYPES), (ValueError, WRONG_VALUES)])
+def test_wrong_updates(error: type[Exception], wrong: list[tuple[Any, Any, str]]) -> None:
     metric = LocalisationRecallPrecision()
-    with pytest.raises(error, match=said):
-        metric.update(preds, target)
-    # Nothing of it is kept.
-    assert math.isnan(metric.compute()["olrp"])
+    for preds, target, said in wrong:
+        with pytest.raises(error, match=re.escape(said)):
+            metric.update(preds, target)
+        # Nothing of it is kept.
+        assert math.isnan(metric.compute()["olrp"])
 
 
 def test_wrong_values_and_settings() -> None:

@@ -4,13 +4,18 @@ import copy
 
 import pytest
 import torch
-from cases import KERNELS
-from checks import assert_rounded, assert_same_bits, backends
-from modes import MEMBERS, Criterion, Detector, make_batch
+from dialect import (
+    KERNELS,
+    Criterion,
+    Detector,
+    assert_rounded,
+    assert_same_bits,
+    by_backend,
+    by_criterion,
+    make_batch,
+)
 from torch.amp import GradScaler
 
-by_member = pytest.mark.parametrize("member", MEMBERS)
-by_backend = pytest.mark.parametrize("backend", backends())
 by_half = pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 
 
@@ -38,7 +43,7 @@ def assert_same_boxes(found, expected):
 
 
 @by_half
-@by_member
+@by_criterion
 @by_backend
 def test_half_precision_scores_give_the_float32_result(backend, member, half):
     """Bit for bit, losses and boxes; the scores' gradients are the float32 ones, rounded."""
@@ -58,7 +63,7 @@ def test_half_precision_scores_give_the_float32_result(backend, member, half):
 
 @pytest.mark.thinned(1 if KERNELS else 2)
 @by_half
-@by_member
+@by_criterion
 @by_backend
 def test_a_criterion_within_autocast_gives_what_it_gives_outside(backend, member, half):
     """Half-precision and float32 scores alike; backward within the region or after it."""
@@ -80,7 +85,7 @@ def test_a_criterion_within_autocast_gives_what_it_gives_outside(backend, member
         assert_same_boxes(leaf.grad, boxes)
 
 
-@by_member
+@by_criterion
 @by_backend
 def test_a_scale_reaches_the_gradient_before_it_is_rounded(backend, member):
     """What would underflow in float16 does not where the loss is scaled, which is what a GradScaler is for."""
@@ -136,7 +141,7 @@ def trained_batches():
 
 
 @pytest.mark.thinned(1 if KERNELS else 2)
-@by_member
+@by_criterion
 @by_backend
 @pytest.mark.parametrize("bad", ["positive", "negative"])
 def test_a_batch_that_overflowed_leaves_no_trace(bad, backend, member):
@@ -155,7 +160,7 @@ def test_a_batch_that_overflowed_leaves_no_trace(bad, backend, member):
 
 
 @pytest.mark.skipif(KERNELS, reason="the scale is applied by code that the other tests run there")
-@by_member
+@by_criterion
 @by_backend
 def test_a_scale_that_is_too_large_is_found(backend, member):
     """Gradients beyond float16 come out infinite, never wrapped or clipped: steps are skipped until the scale fits."""

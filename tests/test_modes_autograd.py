@@ -5,19 +5,25 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cases import KERNELS, random_case
-from checks import assert_close, assert_same_bits, backends
-from family import FAMILY
-from interpreters import start_python
-from modes import MEMBERS, Detector, make_batch, step
+from dialect import (
+    FAMILY,
+    KERNELS,
+    Detector,
+    assert_close,
+    assert_same_bits,
+    by_backend,
+    by_criterion,
+    make_batch,
+    random_case,
+    step,
+)
+from dialect.interpreters import start_python
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from alrp_triton import ALRPLoss, SelfBalance
 
-by_member = pytest.mark.parametrize("member", MEMBERS)
 by_loss = pytest.mark.parametrize("loss", FAMILY, ids=repr)
-by_backend = pytest.mark.parametrize("backend", backends())
 REPEATS = 1 if KERNELS else 3
 
 
@@ -28,7 +34,7 @@ def assert_same_state(one, other):
 
 
 @pytest.mark.thinned(1 if KERNELS else 2)
-@by_member
+@by_criterion
 @by_backend
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_activation_checkpointing(reentrant, backend, member):
@@ -72,7 +78,7 @@ def test_a_recomputation_within_a_period_gets_the_weight_of_its_loss():
     assert losses.grad.tolist() == [1.0, 50.0]
 
 
-@by_member
+@by_criterion
 @by_backend
 def test_accumulated_gradients_are_their_sum(backend, member):
     """Micro-batches one after the other; the sum of the losses of all, differentiated at once, is the same."""
@@ -89,7 +95,7 @@ def test_accumulated_gradients_are_their_sum(backend, member):
         assert_close("state", actual, expected, 1e-6)
 
 
-@by_member
+@by_criterion
 @by_backend
 def test_saved_tensors_may_be_packed(backend, member):
     """Kept elsewhere between forward and backward, as copies; the pair of hooks sees each once."""
@@ -187,7 +193,7 @@ def test_inputs_changed_in_place_are_noticed(changed, backend, loss):
         torch.autograd.grad(value, x)
 
 
-@by_member
+@by_criterion
 @by_backend
 def test_evaluation_modes_and_frozen_heads(backend, member):
     batch = make_batch()
@@ -231,7 +237,7 @@ def run_in_threads(work, number):
 
 
 @pytest.mark.thinned(1 if KERNELS else 2)
-@by_member
+@by_criterion
 @by_backend
 def test_replicas_in_threads(backend, member):
     """As nn.DataParallel runs them: a copy of the model and a part of the batch in each thread."""

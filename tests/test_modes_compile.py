@@ -1,4 +1,4 @@
-"""A detector with each loss of the family in one graph of torch.compile, for any sizes; and exported."""
+"""Each loss of the family, and a detector with it, in one graph of torch.compile, for any sizes; and exported."""
 
 import functools
 import io
@@ -6,25 +6,53 @@ import warnings
 
 import pytest
 import torch
-from cases import KERNELS, random_case
-from checks import assert_close, assert_same_bits
-from modes import MEMBERS, MODULES, Detector, make_batch, step
+from dialect import (
+    CRITERIA,
+    KERNELS,
+    MODULES,
+    Detector,
+    assert_close,
+    assert_same_bits,
+    depth_error,
+    depth_normaliser,
+    depth_target,
+    imprecision,
+    make_batch,
+    random_case,
+    squared_ramp,
+    step,
+    weighted_error,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
-from alrp_triton import APLoss, NDCGLoss, ap_loss, ndcg_loss
+from alrp_triton import APLoss, NDCGLoss, alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
+from alrp_triton.engine.passes import choose
 from alrp_triton.framework import RankingLoss, ranking_loss
 
 # Compiling takes seconds; where kernels run the operators are seen in other tests.
 pytestmark = pytest.mark.skipif(KERNELS, reason="needs no kernel")
 
 
-def imprecision(ranking):
-    return ranking.num_false_positives / ranking.rank
-
-
 def own_loss(logits, labels, **arguments):
     return ranking_loss(logits, labels, imprecision, **arguments)
+
+
+# Each as a scalar of logits, labels, numbers of the positives, and how many these are.
+LOSSES = {
+    "alrp": lambda x, y, v, p, **a: sum(alrp_loss(x, y, v, backend="torch", **a)[:2]),
+    "smooth": lambda x, y, v, p, **a: sum(alrp_loss(x, y, v, delta=0, loc_ranking="smooth", backend="torch", **a)[:2]),
+    "ap": lambda x, y, v, p, **a: ap_loss(x, y, num_positives=p, **a),
+    "ndcg": lambda x, y, v, p, **a: ndcg_loss(x, y, num_positives=p, **a),
+    "rank_sort": lambda x, y, v, p, **a: sum(rank_sort_loss(x, y, v, **a)),
+    "formula": lambda x, y, v, p, **a: own_loss(x, y, num_positives=p, **a),
+    "depth": lambda x, y, v, p, **a: ranking_loss(
+        x, y, depth_error, target=depth_target, normaliser=depth_normaliser, extras={"costs": v}, **a
+    ),
+    "pairs": lambda x, y, v, p, **a: ranking_loss(
+        x, y, weighted_error, extras={"weights": v}, smoothing=squared_ramp, distribution=squared_ramp, **a
+    ),
+}
 
 
 def compile_whole(function, backend="aot_eager", dynamic=None):
@@ -32,10 +60,64 @@ def compile_whole(function, backend="aot_eager", dynamic=None):
     return torch.compile(function, fullgraph=True, backend=backend, dynamic=dynamic)
 
 
+def results(function, case, **arguments):
+    x, values = case.logits.clone().requires_grad_(), case.loc_errors.clone().requires_grad_()
+    loss = function(x, case.labels, values, case.num_positives, **arguments)
+    loss.backward()
+    return [loss.detach(), x.grad, *([] if values.grad is None else [values.grad])]
+
+
+def check(name, sizes, dynamic, groups=0):
+    """Compiled once, the same bits as eager for cases of these sizes."""
+    counter, counts = CompileCounterWithBackend("aot_eager"), []
+    one = compile_whole(LOSSES[name], counter, dynamic)
+    for num_logits, num_pos in sizes:
+        case = random_case(num_logits, num_pos, ignored=0.3)
+        arguments = {"groups": torch.arange(num_logits) % groups} if groups else {}
+        found, expected = (results(f, case, **arguments) for f in (one, LOSSES[name]))
+        assert len(found) == len(expected)
+        for actual, wanted in zip(found, expected):
+            assert_same_bits(f"{num_logits}, {num_pos}", actual, wanted)
+        counts.append(counter.frame_count)
+    assert counts == counts[:1] * len(sizes)
+
+
+@pytest.mark.thinned(5)
+@pytest.mark.parametrize("name", ["ap", "alrp", "smooth", "rank_sort", "depth", "pairs"])
+def test_one_graph_serves_any_number_of_positives_and_logits(name):
+    """Else torch.compile would give up after some eight batches or image sizes."""
+    check(name, [(90, 9), (90, 7), (130, 30)], dynamic=True)
+
+
+@pytest.mark.nightly
+def test_graphs_of_groups():
+    """The scans of groups take as many steps as 2P has binary digits, for which there is a graph each."""
+    check("ndcg", [(90, 12), (90, 15), (130, 10)], dynamic=True, groups=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "dynamic"),
+    [("rank_sort", [(90, 9)], None), ("rank_sort", [(90, 0)], True), ("alrp", [(90, 9)], None)],
+)
+def test_by_default_and_without_positives(name, sizes, dynamic):
+    check(name, sizes, dynamic)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_choosing_a_backend_breaks_no_graph(device, backend):
+    """Also for tensors of a GPU, which this machine need not have."""
+
+    def function(x):
+        return x + len(choose(backend, torch.device(device)))
+
+    assert compile_whole(function)(torch.zeros(())) == function(torch.zeros(()))
+
+
 @pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     ("member", "backend", "images"),
-    [*((member, "eager", 0) for member in MEMBERS), ("RankSortLoss", "aot_eager", 0), ("ALRPLoss", "eager", 2)],
+    [*((member, "eager", 0) for member in CRITERIA), ("RankSortLoss", "aot_eager", 0), ("ALRPLoss", "eager", 2)],
 )
 def test_one_graph_serves_levels_of_any_size(member, backend, images):
     """Logits and positives of each level change, and the self-balancing state with them; the graph does not. Scans of
@@ -50,6 +132,22 @@ def test_one_graph_serves_levels_of_any_size(member, backend, images):
             assert_close("state", one, other, 1e-6)
         counts.append(counter.frame_count)
     assert counts == counts[:1] * 3
+
+
+@pytest.mark.parametrize(
+    "criterion", [APLoss(), RankingLoss(imprecision, distribution=squared_ramp)], ids=["ap", "pairs"]
+)
+def test_compiled_modules_on_levels(criterion):
+    generator, outcomes = torch.Generator().manual_seed(0), []
+    logits = [torch.randn(8, 5, generator=generator), torch.randn(2, 3, 5, generator=generator)]
+    labels = [torch.tensor([0, 5, 5, 1, -1, 5, 4, 5]), torch.tensor([[5, 2, -1], [5, 5, 0]])]
+    groups = [torch.arange(8) % 2, torch.arange(2)[:, None].expand(2, 3)]
+    for function in (compile_whole(criterion), criterion):
+        leaves = [x.clone().requires_grad_() for x in logits]
+        loss = function(leaves, labels, 5, groups)
+        outcomes.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    for actual, expected in zip(*outcomes):
+        assert_same_bits("compiled", actual, expected)
 
 
 @pytest.mark.nightly

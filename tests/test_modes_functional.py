@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from cases import KERNELS, random_case
-from checks import backends
-from family import ALRP, FAMILY, RANK_SORT
+from dialect import ALRP, FAMILY, KERNELS, RANK_SORT, backends, by_backend, by_member, random_case
 from torch.autograd import forward_ad
 
 from alrp_triton import ALRPLoss, RankSortLoss, ap_loss
 from alrp_triton.boxes import box_error
 
-by_backend = pytest.mark.parametrize("backend", backends())
-by_member = pytest.mark.parametrize("member", FAMILY, ids=repr)
 INSTEAD = r"backward\(\) or torch.autograd.grad.* groups"
 CASE = random_case(40, 4)
 COPIES = torch.stack([CASE.logits, CASE.logits + 1])

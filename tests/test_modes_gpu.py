@@ -8,8 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from checks import assert_close, assert_same_bits
-from modes import CLASSES, MEMBERS, Criterion, Detector, make_batch, step
+from dialect import (
+    CLASSES,
+    Criterion,
+    Detector,
+    assert_close,
+    assert_same_bits,
+    by_criterion,
+    make_batch,
+    step,
+)
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.autograd.graph import save_on_cpu
@@ -24,7 +32,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
 ]
 BACKENDS = ["torch", *(["triton", "pairwise"] if triton_installed() else [])]
-by_member = pytest.mark.parametrize("member", MEMBERS)
 by_backend = pytest.mark.parametrize("backend", BACKENDS)
 two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
 
@@ -92,7 +99,7 @@ def assert_near(found: list[Tensor], expected: list[Tensor]) -> None:
         assert_close(f"result {i}", one.cpu(), other.cpu(), 2e-6)
 
 
-@by_member
+@by_criterion
 @by_backend
 @pytest.mark.parametrize("images", [0, 3])
 @pytest.mark.parametrize("num_pos", [20, 1, 0])
@@ -142,7 +149,7 @@ def test_wrong_numbers_of_positives_are_not_waited_for(backend, monkeypatch):
         wrong()
 
 
-@by_member
+@by_criterion
 @by_backend
 @pytest.mark.parametrize("images", [0, 3])
 def test_capture_and_replay_with_changing_inputs(images, backend, member):
@@ -197,7 +204,7 @@ def test_replays_wait_for_nothing_and_take_infinities_and_nan(backend):
         assert captured[0].isnan() == (value != value)
 
 
-@by_member
+@by_criterion
 @by_backend
 def test_on_a_side_stream(backend, member):
     """Inputs made and used on another stream than the default; backward goes to the stream of its forward."""
@@ -217,7 +224,7 @@ def test_on_a_side_stream(backend, member):
         assert_same_tensors(found, expected)
 
 
-@by_member
+@by_criterion
 @by_backend
 def test_threads_with_a_stream_each(backend, member):
     """As several replicas run on one device."""
@@ -237,7 +244,7 @@ def test_threads_with_a_stream_each(backend, member):
 
 
 @two_devices
-@by_member
+@by_criterion
 @by_backend
 def test_on_the_second_device(backend, member):
     """While the first is current, and without touching it."""
@@ -261,7 +268,7 @@ def test_levels_on_two_devices_are_refused():
         ap_loss([logits[0], logits[1].to("cuda:1")], labels)
 
 
-@by_member
+@by_criterion
 @by_backend
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_autocast_and_half_precision_scores(half, backend, member):
@@ -280,7 +287,7 @@ def test_autocast_and_half_precision_scores(half, backend, member):
             assert_same_bits("float32", one, other)
 
 
-@by_member
+@by_criterion
 def test_overflow_under_a_gradient_scaler(member):
     """A step of NaN losses is skipped, and self-balancing takes no note of it."""
     models = [Detector(member).cuda() for _ in range(2)]
@@ -331,7 +338,7 @@ def test_compiled_with_cuda_graphs(member):
         assert_near(found, run(eager, make_inputs(seed=seed)))
 
 
-@by_member
+@by_criterion
 @by_backend
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_activation_checkpointing(reentrant, backend, member):
@@ -351,7 +358,7 @@ def test_activation_checkpointing(reentrant, backend, member):
             assert_close(name, one.grad, other.grad, 1e-5)
 
 
-@by_member
+@by_criterion
 @pytest.mark.parametrize("pinned", [False, True])
 def test_saved_tensors_kept_on_the_host(pinned, member):
     inputs = make_inputs()
@@ -377,7 +384,7 @@ def test_the_same_bits_in_every_run_beside_other_work(backend):
     torch.cuda.synchronize()
 
 
-@by_member
+@by_criterion
 def test_a_detector_trains_on_the_device(member):
     """Where backward begins is a thread of the device; its parameters get what they get on the CPU."""
     on_cpu, on_gpu = Detector(member), Detector(member).cuda()

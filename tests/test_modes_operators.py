@@ -1,21 +1,16 @@
-"""torch.library.opcheck of every registered operator, on what the losses really call them with."""
+"""torch.library.opcheck of every operator, on what the losses really call them with; and what backward keeps."""
 
 from functools import partial
 
+import pytest
 import torch
-from cases import KERNELS, random_case
-from checks import engine_backends
-from family import FAMILY, weighted_error
+from dialect import FAMILY, KERNELS, by_engine_backend, engine_backends, random_case, squared_ramp, weighted_error
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from alrp_triton import RankSortLoss
+from alrp_triton import RankSortLoss, alrp_loss
 from alrp_triton.framework import ranking_loss
-
-
-def SQUARE(x, delta):
-    return (x / (2 * delta) + 0.5).clamp(0, 1) ** 2
-
 
 # What only kernels compute: seen where they run.
 BY_KERNELS = {"place", "rank", "sums", "send"}
@@ -69,7 +64,7 @@ def run_everything(backend):
 
             differentiate(total, member.values(case), **grouped)
     if not KERNELS and backend != "reference":
-        pairs = {"smoothing": SQUARE, "distribution": SQUARE, "extras": {"weights": case.loc_errors}}
+        pairs = {"smoothing": squared_ramp, "distribution": squared_ramp, "extras": {"weights": case.loc_errors}}
         differentiate(ranking_loss, weighted_error, **pairs)
     corners = torch.rand(6, 2)
     boxes = torch.cat([corners, corners + 1], 1)
@@ -104,3 +99,24 @@ def test_every_operator_is_called_and_passes(monkeypatch):
     monkeypatch.setattr(torch.testing, "assert_close", partial(torch.testing.assert_close, equal_nan=True))
     for (name, _), (function, args) in calls.items():
         torch.library.opcheck(function, with_leaves(name, args))
+
+
+@by_engine_backend
+@pytest.mark.parametrize("class_labels", [False, True])
+def test_only_tables_of_the_size_of_the_positives_are_kept(class_labels, backend):
+    case = random_case(4000, 20)
+    logits, labels = case.logits.view(50, 80), case.labels.view(50, 80)
+    errors = case.loc_errors
+    if class_labels:
+        labels, errors = torch.where(torch.arange(50) < 20, torch.arange(50), 80), torch.rand(20)
+    x = logits.clone().requires_grad_()
+    kept = []
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        output = alrp_loss(x, labels, errors.clone().requires_grad_(), backend=backend)
+    inputs = {x.untyped_storage().data_ptr(), labels.untyped_storage().data_ptr()}
+    tables = [tensor for tensor in kept if tensor.untyped_storage().data_ptr() not in inputs]
+    assert len(kept) > len(tables) > 0
+    # What a tensor keeps alive is its storage.
+    size = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tables}
+    assert sum(size.values()) <= 16 * 8 * (20 + 1)
+    (output.cls + output.loc).backward()

@@ -1,11 +1,8 @@
 """ALRPLoss: the function, the boxes and the self-balancing weight in one module."""
 
-import copy
-
 import pytest
 import torch
-from cases import random_case
-from checks import assert_close, assert_same_bits, backends
+from dialect import assert_close, assert_same_bits, by_backend, problem_of_images, random_case
 
 from alrp_triton import ALRPLoss, ALRPLossOutput, SelfBalance, alrp_loss
 from alrp_triton.boxes import box_error
@@ -18,6 +15,10 @@ def problem(num_logits=150, num_pos=8, dtype=torch.float32, seed=0):
     corner = torch.rand(2, num_pos, 2, generator=generator) * 4
     pred, target = torch.cat([corner, corner + 10], dim=-1).to(dtype).unbind(0)
     return case.logits, case.labels, pred, target
+
+
+def corner_distance(pred, target):
+    return (pred - target).abs().mean(dim=1) / 40
 
 
 def run(criterion, logits, labels, pred, target):
@@ -57,8 +58,8 @@ def test_each_loss_has_a_self_balance_of_its_own():
     assert ALRPLoss(self_balance=shared).self_balance is shared
 
 
-@pytest.mark.parametrize("backend", backends())
-@pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou"])
+@by_backend
+@pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou", corner_distance])
 @pytest.mark.parametrize("tau", [0.0, 0.5, 0.7])
 def test_weight_and_errors_reach_the_boxes(tau, kind, backend):
     logits, labels, pred, target = problem(60, 5)
@@ -99,28 +100,6 @@ def test_weight_follows_unweighted_losses():
         assert_close(f"iteration {seed}", output.loc, weight * loc, 1e-6)
 
 
-def test_the_weight_is_a_constant_to_the_gradient():
-    criterion = ALRPLoss(self_balance=SelfBalance(period=1))
-    logits, labels, pred, target = problem()
-    boxes = pred.clone().requires_grad_()
-    output = criterion(logits, labels, boxes, target)
-    (gradient,) = torch.autograd.grad(output.loc, boxes)
-    again = pred.clone().requires_grad_()
-    loc = alrp_loss(logits, labels, box_error(again, target, "giou", 0.5)).loc
-    (plain,) = torch.autograd.grad(loc, again)
-    assert_close("gradient", gradient, criterion.self_balance.weight * plain, 1e-6)
-
-
-def test_evaluation_changes_no_weight():
-    criterion = ALRPLoss(self_balance=SelfBalance(init=9, period=1)).eval()
-    output = criterion(*problem())
-    assert criterion.self_balance.weight == 9
-    assert criterion.self_balance.count == 0
-    assert_close("loc", output.loc, 9 * ALRPLoss(self_balance=None)(*problem()).loc, 1e-6)
-    criterion.train()(*problem())
-    assert criterion.self_balance.weight != 9
-
-
 def test_batches_without_positives():
     criterion = ALRPLoss(self_balance=SelfBalance(period=1))
     logits = torch.randn(5, 3, requires_grad=True)
@@ -134,65 +113,6 @@ def test_batches_without_positives():
     assert pred.grad.shape == (0, 4)
 
 
-def test_state_survives_a_checkpoint():
-    criterion = ALRPLoss()
-    for seed in range(3):
-        criterion(*problem(seed=seed))
-    restored = ALRPLoss()
-    restored.load_state_dict(criterion.state_dict())
-    copied = copy.deepcopy(criterion)
-    for one in (criterion, restored, copied):
-        one(*problem(seed=7))
-        one.self_balance.step_epoch()
-    assert criterion.self_balance.weight != 50
-    for one in (restored, copied):
-        for name, value in criterion.state_dict().items():
-            assert_same_bits(name, one.state_dict()[name], value)
-    expected = criterion(*problem()).loc
-    for one in (restored, copied):
-        assert_same_bits("loc", one(*problem()).loc, expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_boxes_are_compared_in_float32(dtype):
-    criterion = ALRPLoss(self_balance=None)
-    logits, labels, pred, target = problem(dtype=dtype)
-    output, grad_logits, grad_boxes = run(criterion, logits, labels, pred, target)
-    expected, expected_logits, expected_boxes = run(criterion, logits, labels, pred.float(), target.float())
-    assert_same_bits("loc", output.loc, expected.loc)
-    assert_same_bits("grad_logits", grad_logits, expected_logits)
-    assert_same_bits("grad_boxes", grad_boxes, expected_boxes.to(dtype))
-    assert grad_boxes.abs().sum() > 0
-
-
-def test_any_function_of_boxes():
-    def corner_distance(pred, target):
-        return (pred - target).abs().mean(dim=1) / 40
-
-    logits, labels, pred, target = problem()
-    criterion = ALRPLoss(tau=0.9, box_error=corner_distance, self_balance=None)
-    output, _, grad_boxes = run(criterion, logits, labels, pred, target)
-    expected = alrp_loss(logits, labels, corner_distance(pred, target))
-    assert_same_bits("loc", output.loc, expected.loc)
-    assert_same_bits("cls", output.cls, expected.cls)
-    assert grad_boxes.abs().sum() > 0
-
-
-@pytest.mark.parametrize("backend", backends())
-def test_autocast_changes_nothing(backend):
-    criterion = ALRPLoss(self_balance=SelfBalance(period=1), backend=backend)
-    plain = ALRPLoss(self_balance=SelfBalance(period=1), backend=backend)
-    args = problem(60, 5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output, grad_logits, grad_boxes = run(criterion, *args)
-    expected, expected_logits, expected_boxes = run(plain, *args)
-    for one, other in zip(output, expected):
-        assert_same_bits("output", one, other)
-    assert_same_bits("grad_logits", grad_logits, expected_logits)
-    assert_same_bits("grad_boxes", grad_boxes, expected_boxes)
-    assert_same_bits("weight", criterion.self_balance.weight, plain.self_balance.weight)
-
-
 def test_levels_and_ignored_rows():
     logits, labels, pred, target = problem()
     whole = ALRPLoss(self_balance=None, ignore_index=255)(logits, labels.masked_fill(labels == -1, 255), pred, target)
@@ -201,40 +121,26 @@ def test_levels_and_ignored_rows():
         assert_same_bits("output", one, other)
 
 
-@pytest.mark.parametrize(
-    ("error", "name", "arguments"),
-    [
-        (ValueError, "tau", {"tau": 1.0}),
-        (ValueError, "tau", {"tau": -0.1}),
-        (TypeError, "tau", {"tau": "0.5"}),
-        (ValueError, "(kind|box_error)", {"box_error": "l1"}),
-        (TypeError, "(kind|box_error)", {"box_error": 3}),
-        (TypeError, "self_balance", {"self_balance": "auto"}),
-        (TypeError, "self_balance", {"self_balance": True}),
-        (ValueError, "self_balance", {"self_balance": -1.0}),
-        (ValueError, "self_balance", {"self_balance": float("nan")}),
-        (ValueError, "self_balance", {"self_balance": float("inf")}),
-    ],
-)
-def test_wrong_arguments_raise_at_once(error, name, arguments):
-    with pytest.raises(error, match=f"^{name}: expected"):
-        ALRPLoss(**arguments)
+WRONG = [
+    *((ValueError, {"tau": tau}) for tau in (1.0, -0.1)),
+    *((TypeError, {"tau": "0.5"}), (ValueError, {"box_error": "l1"}), (TypeError, {"box_error": 3})),
+    *((TypeError, {"self_balance": balance}) for balance in ("auto", True)),
+    *((ValueError, {"self_balance": balance}) for balance in (-1.0, float("nan"), float("inf"))),
+]
+WRONG_IN_FORWARD = [
+    *((ValueError, {"delta": -1.0}), (TypeError, {"delta": "1"}), (ValueError, {"eps": -1.0})),
+    *((ValueError, {"loc_ranking": "other"}), (ValueError, {"backend": "other"}), (TypeError, {"ignore_index": 0.5})),
+]
 
 
-@pytest.mark.parametrize(
-    ("error", "name", "arguments"),
-    [
-        (ValueError, "delta", {"delta": -1.0}),
-        (TypeError, "delta", {"delta": "1"}),
-        (ValueError, "eps", {"eps": -1.0}),
-        (ValueError, "loc_ranking", {"loc_ranking": "other"}),
-        (ValueError, "backend", {"backend": "other"}),
-        (TypeError, "ignore_index", {"ignore_index": 0.5}),
-    ],
-)
-def test_wrong_arguments_raise_in_forward(error, name, arguments):
-    with pytest.raises(error, match=f"^{name}: expected"):
-        ALRPLoss(**arguments)(*problem())
+def test_wrong_arguments():
+    for error, arguments in WRONG:
+        name = next(iter(arguments)).replace("box_error", "(kind|box_error)")
+        with pytest.raises(error, match=f"^{name}: expected"):
+            ALRPLoss(**arguments)
+    for error, arguments in WRONG_IN_FORWARD:
+        with pytest.raises(error, match=f"^{next(iter(arguments))}: expected"):
+            ALRPLoss(**arguments)(*problem())
 
 
 def test_wrong_boxes():
@@ -254,3 +160,16 @@ def test_repr_names_the_settings():
     assert "delta=0.25" in text
     assert "self_balance=2.0" in text
     assert "SelfBalance" in repr(ALRPLoss())
+
+
+def test_groups():
+    logits, classes, _, values = problem_of_images()
+    boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(values), 1)
+    module = ALRPLoss(delta=0.5, box_error=lambda pred, target: values, self_balance=3.0, eps=0.25)
+    images = torch.arange(3)[:, None].expand(3, 14)
+    found = module(logits, classes, boxes, boxes, images)
+    expected = alrp_loss(logits, classes, values, delta=0.5, eps=0.25, groups=images)
+    assert_same_bits("cls", found.cls, expected.cls)
+    assert_same_bits("loc", found.loc, 3.0 * expected.loc)
+    assert_same_bits("rank", found.rank, expected.rank)
+    assert found.cls != module(logits, classes, boxes, boxes).cls

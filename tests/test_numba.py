@@ -11,13 +11,26 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cases import INF, KERNELS, NAN, Case, all_cases, drawn_case, problems, random_case
-from checks import assert_same_bits, assert_same_results, evaluate
-from grouping import draw_groups
+from dialect import (
+    ALRP,
+    INF,
+    KERNELS,
+    NAN,
+    Case,
+    all_cases,
+    assert_same_bits,
+    assert_same_passes,
+    assert_same_results,
+    draw_groups,
+    drawn_case,
+    layouts,
+    of_case,
+    problems,
+    random_case,
+)
+from dialect.interpreters import DYNAMO, start_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreters import DYNAMO, start_python
-from passes import assert_same_passes, layouts
 from torch import Tensor
 
 from alrp_triton import alrp_loss
@@ -39,7 +52,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def of_case(case: Case, groups: Tensor | None = None) -> Levels:
+def levels_of(case: Case, groups: Tensor | None = None) -> Levels:
     return Levels([case.logits], [case.labels], [] if groups is None else [groups])
 
 
@@ -48,8 +61,8 @@ def of_case(case: Case, groups: Tensor | None = None) -> Levels:
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
 def test_every_named_case(case: Case) -> None:
     for delta in DELTAS:
-        assert_same_passes(of_case(case), delta)
-        assert_same_passes(of_case(case, draw_groups(case)), delta)
+        assert_same_passes(levels_of(case), delta)
+        assert_same_passes(levels_of(case, draw_groups(case)), delta)
 
 
 @needs_numba
@@ -77,7 +90,7 @@ def test_any_number_of_threads(num_threads: int, dtype: torch.dtype) -> None:
     torch.set_num_threads(num_threads)
     case = random_case(300_007, 60, ignored=0.01, dtype=dtype)
     with patch.object(by_numba, "ThreadPoolExecutor", wraps=ThreadPoolExecutor) as started:
-        assert_same_passes(of_case(case))
+        assert_same_passes(levels_of(case))
     assert [call.args for call in started.mock_calls] == ([(min(num_threads, 4),)] * 2 if num_threads > 1 else [])
     assert_same_passes(Levels([case.logits], [case.labels], [torch.arange(300_007) // 40_000]))
 
@@ -89,7 +102,7 @@ def test_any_number_of_threads(num_threads: int, dtype: torch.dtype) -> None:
 def test_sizes_about_a_block(size: int, regime: str) -> None:
     for num_pos in {0, 1, min(40, size), size}:
         for ignored in (0.0, 0.02):
-            assert_same_passes(of_case(random_case(size, num_pos, regime, ignored=ignored)))
+            assert_same_passes(levels_of(random_case(size, num_pos, regime, ignored=ignored)))
 
 
 @needs_numba
@@ -98,8 +111,8 @@ def test_sizes_about_a_block(size: int, regime: str) -> None:
 def test_many_thresholds_at_one_place(scores: list[float], dtype: torch.dtype) -> None:
     """Cells of the grid that are searched by halves, and thresholds that are equal."""
     fine = [score + k * 1e-6 for score in scores for k in range(40)]
-    assert_same_passes(of_case(drawn_case("crowd", fine, 4000, 900, dtype=dtype)))
-    assert_same_passes(of_case(drawn_case("ties", scores, 4000, 900, dtype=dtype)), 0.0)
+    assert_same_passes(levels_of(drawn_case("crowd", fine, 4000, 900, dtype=dtype)))
+    assert_same_passes(levels_of(drawn_case("ties", scores, 4000, 900, dtype=dtype)), 0.0)
 
 
 @needs_numba
@@ -141,9 +154,9 @@ def test_groups_that_change_from_logit_to_logit_are_left_to_pytorch(run: int, al
 def test_from_threads_at_once() -> None:
     torch.set_num_threads(2)
     case = random_case(200_000, 30)
-    expected = evaluate(*case[1:], "torch")
+    expected = of_case(ALRP, case, "torch")
     results: list[Any] = []
-    callers = [threading.Thread(target=lambda: results.append(evaluate(*case[1:], "numba"))) for _ in range(4)]
+    callers = [threading.Thread(target=lambda: results.append(of_case(ALRP, case, "numba"))) for _ in range(4)]
     for caller in callers:
         caller.start()
     for caller in callers:
@@ -195,7 +208,7 @@ def test_what_a_thread_raises_is_raised() -> None:
     torch.set_num_threads(2)
     case = random_case(200_000, 30)
     with patch.object(by_numba, "count", side_effect=MemoryError("full")), pytest.raises(MemoryError):
-        evaluate(*case[1:], "numba")
+        of_case(ALRP, case, "numba")
 
 
 @needs_numba
@@ -213,16 +226,16 @@ def test_without_gradients(inference: bool) -> None:
 @needs_numba
 def test_compiles_without_a_break() -> None:
     case = random_case(500, 20)
-    expected = evaluate(*case[1:], "torch")
+    expected = of_case(ALRP, case, "torch")
 
     def loss(x: Tensor, errors: Tensor) -> Sequence[Tensor]:
         return alrp_loss(x, case.labels, errors, backend="numba")
 
     x = case.logits.clone().requires_grad_()
     cls, _, rank = torch.compile(loss, backend="aot_eager", fullgraph=True)(x, case.loc_errors)
-    assert_same_bits("cls", cls.detach(), expected.cls)
-    assert_same_bits("rank", rank, expected.rank)
-    assert_same_bits("gradient", torch.autograd.grad(cls, x)[0], expected.grad_logits)
+    assert_same_bits("cls", cls.detach(), expected["cls"])
+    assert_same_bits("rank", rank, expected["rank"])
+    assert_same_bits("gradient", torch.autograd.grad(cls, x)[0], expected["cls by logits"])
 
 
 @pytest.mark.nightly

@@ -14,23 +14,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from interpreters import run_python, without
+from dialect.interpreters import run_python, without
 from packaging.requirements import Requirement
 
 import alrp_triton
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = (
-    "numba",
-    "llvmlite",
-    "torchvision",
-    "rich",
-    "matplotlib",
-    "pycocotools",
-    "torchmetrics",
-    "sklearn",
-    "pytest",
-    "hypothesis",
+    *("numba", "llvmlite", "torchvision", "rich", "matplotlib"),
+    *("pycocotools", "torchmetrics", "sklearn", "pytest", "hypothesis"),
 )
 NOT_SOURCE = ("build", "dist", "demo-output", "__pycache__")
 # The fixtures are then made once, also where several processes share the tests.

@@ -4,21 +4,31 @@ from functools import partial
 
 import pytest
 import torch
-from cases import INF, KERNELS, NAN, all_cases, problems, random_case
-from checks import assert_close, assert_same_bits, backends, engine_backends
-from family import (
-    assert_agree,
+from dialect import (
+    INF,
+    KERNELS,
+    NAN,
+    all_cases,
+    assert_all_nan,
+    assert_close,
+    assert_right,
+    assert_same_bits,
+    by_backend,
+    by_engine_backend,
     depth_error,
     depth_normaliser,
     depth_target,
+    draw_groups,
     evaluate,
     formula,
     imprecision,
-    judge,
     of_case,
+    problem_of_images,
+    problems,
+    random_case,
+    repeatable,
 )
-from grouping import draw_groups
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from alrp_triton.engine import pairs
@@ -26,8 +36,6 @@ from alrp_triton.framework import RankingLoss, ranking_loss
 
 if KERNELS:
     pytest.skip("pair functions are PyTorch's", allow_module_level=True)
-
-by_backend = pytest.mark.parametrize("backend", backends())
 
 
 def sigmoid(x, delta):
@@ -79,24 +87,22 @@ def small_cases():
 
 
 @pytest.mark.thinned(8)
-@pytest.mark.parametrize("backend", engine_backends())
+@by_engine_backend
 @pytest.mark.parametrize(("case", "member"), small_cases())
 def test_pair_functions_on_every_case(case, member, backend):
     odd = bool(case.num_positives % 2)
     for delta, grouped in [(1.0, False), (0.1, True), (0.0, odd)]:
         arguments = {"delta": delta, **({"groups": draw_groups(case)} if grouped else {})}
-        tolerance = 1e-9 if case.logits.dtype == torch.float64 else 1e-6
-        found = of_case(member, case, backend, **arguments)
-        assert_agree(found, judge(member, case, **arguments), tolerance, (delta, grouped))
+        assert_right(member, case, backend, **arguments)
 
 
 @by_backend
 @by_functions
-@settings(max_examples=25, deadline=None, derandomize=True)
+@repeatable(max_examples=25)
 @given(case=problems(), delta=st.sampled_from([1.0, 0.1, 0.0]), grouped=st.booleans())
 def test_pair_functions_on_drawn_cases(case, delta, grouped, member, backend):
     arguments = {"delta": delta, **({"groups": draw_groups(case)} if grouped else {})}
-    assert_agree(of_case(member, case, backend, **arguments), judge(member, case, **arguments))
+    assert_right(member, case, backend, **arguments)
 
 
 @by_backend
@@ -113,21 +119,14 @@ def test_a_distribution_by_hand(backend):
 @by_backend
 @by_functions
 def test_pair_functions_take_any_layout(member, backend):
-    generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(24, 5, generator=generator)
-    classes = torch.randint(-1, 8, (24,), generator=generator).clamp(max=5)
-    is_pos = (classes >= 0) & (classes < 5)
-    labels = torch.zeros(24, 5, dtype=torch.int64)
-    labels[is_pos, classes[is_pos]] = 1
-    labels[classes == -1] = -1
-    values = torch.rand(int(is_pos.sum()), generator=generator)
-    groups = torch.arange(24) // 9
+    logits, classes, labels, values = problem_of_images(3, 8)
+    groups = torch.arange(3)[:, None].expand(3, 8)
     expected = evaluate(member, logits, labels, values, backend, groups=groups)
-    strided = logits.T.contiguous().T, classes.to(torch.int8), groups[:, None].expand(24, 5)
+    strided = logits.mT.contiguous().mT, classes.to(torch.int8), groups[..., None].expand(3, 8, 5)
     levels = (
-        [logits[:7].view(7, 1, 5), logits[7:7], logits[7:].reshape(-1)],
-        [classes[:7, None], classes[7:7], labels[7:].reshape(-1)],
-        [groups[:7, None], groups[7:7], groups[7:, None].expand(17, 5).reshape(-1)],
+        [logits[:1], logits[1:1], logits[1:].reshape(-1)],
+        [classes[:1], classes[1:1], labels[1:].reshape(-1)],
+        [groups[:1], groups[1:1], groups[1:, :, None].expand(2, 8, 5).reshape(-1)],
     )
     for x, y, ids in (strided, levels):
         for name, tensor in evaluate(member, x, y, values, backend, groups=ids).items():
@@ -152,20 +151,13 @@ def test_any_pieces_give_the_same(grouped, member, monkeypatch):
 @by_functions
 @pytest.mark.parametrize("where", ["a positive", "a negative", "a value"])
 def test_nan_is_not_hidden_by_pair_functions(where, member, backend):
-    for grouped in [False, True]:
-        case = random_case(60, 8)
-        groups = draw_groups(case)
-        logits, values = case.logits.clone(), case.loc_errors.clone()
-        if where == "a value":
-            values[3] = NAN
-        else:
-            logits[(case.labels == (where == "a positive")).nonzero()[-1]] = NAN
-        arguments = {"groups": groups} if grouped else {}
-        found = evaluate(member, logits, case.labels, values, backend, **arguments)
-        assert found["loss"].isnan()
-        assert found["loss by values"].isnan().all()
-        assert found["loss by logits"][case.labels != -1].isnan().all()
-        assert not found["loss by logits"][case.labels == -1].any()
+    case = random_case(60, 8)
+    if where == "a value":
+        case.loc_errors[3] = NAN
+    else:
+        case.logits[(case.labels == (where == "a positive")).nonzero()[-1]] = NAN
+    for arguments in ({}, {"groups": draw_groups(case)}):
+        assert_all_nan(of_case(member, case, backend, **arguments), case.labels)
 
 
 @by_backend
@@ -179,7 +171,7 @@ def test_without_positives_pair_functions_give_0(member, backend):
         assert not any(tensor.any() for tensor in found.values())
 
 
-@pytest.mark.parametrize("backend", engine_backends())
+@by_engine_backend
 @by_functions
 def test_the_same_bits_twice(member, backend):
     case = random_case(3000, 50)
@@ -247,25 +239,6 @@ def test_kernels_know_no_functions(name, backend):
     # By itself the package finds a way.
     value = ranking_loss(*case[1:3], imprecision, **{name: sigmoid})
     assert_close("value", value, ranking_loss(*case[1:3], imprecision, backend="torch", **{name: sigmoid}), 1e-12)
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_one_graph_holds_the_pairs(name):
-    """A compiled loss sees them whole, forward and backward."""
-    case = random_case(60, 8)
-
-    def loss(x, errors):
-        extras = {"costs": errors}
-        return ranking_loss(x, case.labels, depth_error, extras=extras, eps=EPS, **FUNCTIONS[name])
-
-    results = []
-    torch._dynamo.reset()
-    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
-        leaves = case.logits.clone().requires_grad_(), case.loc_errors.clone().requires_grad_()
-        value = function(*leaves)
-        results.append([value.detach(), *torch.autograd.grad(value, leaves)])
-    for one, other in zip(*results):
-        assert_same_bits("compiled", other, one)
 
 
 @by_backend

@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 from alrp_triton.benchmarks.workloads import REGIMES, Case, make_inputs
-from cases import KERNELS
-from processes import MARKS, group_of
+from dialect import KERNELS
+from dialect.processes import MARKS, counting_bytes, group_of
 from torch import Tensor
 
 from alrp_triton import ALRPLoss, APLoss, NDCGLoss, RankSortLoss
@@ -38,24 +35,6 @@ class Found(NamedTuple):
     """``[0, 4]`` for a loss without boxes."""
     sent: int
     """Bytes that this process gave to collectives."""
-
-
-@contextmanager
-def counting_bytes() -> Iterator[list[int]]:
-    """The bytes that this process gives to each collective."""
-    sent: list[int] = []
-    gather, add = dist.all_gather, dist.all_reduce
-
-    def counted_gather(out: list[Tensor], mine: Tensor, **further: Any) -> Any:
-        sent.append(mine.nbytes)
-        return gather(out, mine, **further)
-
-    def counted_add(mine: Tensor, **further: Any) -> Any:
-        sent.append(mine.nbytes)
-        return add(mine, **further)
-
-    with patch.object(dist, "all_gather", counted_gather), patch.object(dist, "all_reduce", counted_add):
-        yield sent
 
 
 def evaluate(regime: str, begin: int, end: int, group: Any) -> list[Found]:

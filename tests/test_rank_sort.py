@@ -2,16 +2,24 @@
 
 import pytest
 import torch
-from cases import INF, KERNELS, random_case
-from checks import assert_close, assert_same_bits, backends
-from family import RANK_SORT, assert_agree, evaluate, of_case
+from dialect import (
+    INF,
+    KERNELS,
+    RANK_SORT,
+    assert_agree,
+    assert_close,
+    assert_same_bits,
+    by_backend,
+    evaluate,
+    of_case,
+    random_case,
+)
 
 from alrp_triton import rank_sort_loss, reference
 from alrp_triton.engine import sorting
 from alrp_triton.engine.passes.eager import Eager
 from alrp_triton.verify import relative_errors
 
-by_backend = pytest.mark.parametrize("backend", backends())
 by_delta = pytest.mark.parametrize("delta", [0.5, 0.0])
 
 

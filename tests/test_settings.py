@@ -12,7 +12,7 @@ import pytest
 import torch
 from alrp_triton.kernels import settings
 from alrp_triton.kernels.settings import CANDIDATES, PINNED
-from interpreters import start_python
+from dialect.interpreters import start_python
 
 SOME = CANDIDATES["count"]
 

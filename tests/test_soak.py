@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import KERNELS
-from interpreters import DYNAMO, start_python
+from dialect import KERNELS
+from dialect.interpreters import DYNAMO, start_python
 from soaking import MEMBERS, Sample, Step, make_step, soak, take_step
 
 import alrp_triton

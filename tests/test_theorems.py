@@ -1,34 +1,47 @@
 """What the paper proves of every loss of its kind, and what follows from the definitions of aLRP, on drawn scores with
 ties, ramp ends and infinities."""
 
-from itertools import pairwise
-
 import pytest
 import torch
-from cases import KERNELS, problems
-from checks import EXACT, assert_close, assert_same_bits, assert_same_results, assert_same_sums, backends, evaluate
-from family import ALRP, AP, DEPTH, FAMILY, RANK_SORT, assert_agree, of_case
-from hypothesis import assume, given, settings
+from dialect import (
+    ALRP,
+    AP,
+    DEPTH,
+    EXACT,
+    FAMILY,
+    KERNELS,
+    PLAIN,
+    RANK_SORT,
+    Case,
+    Plain,
+    assert_agree,
+    assert_close,
+    assert_same_bits,
+    assert_same_results,
+    assert_same_sums,
+    by_backend,
+    evaluate,
+    of_case,
+    problems,
+    repeatable,
+)
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from plain import PLAIN, Plain
 
-from alrp_triton import alrp_loss
-
-EXAMPLES = 6 if KERNELS else 60
 DELTAS = st.sampled_from([1.0, 0.5, 0.1, 0.0, 37.5, 1e-6])
 LOC_RANKINGS = st.sampled_from(["sorted", "smooth"])
 # Scores whose shifts by whole numbers are exact in float32.
 DYADIC = st.integers(-64, 64).map(lambda k: k / 16)
 
-pytestmark = pytest.mark.parametrize("backend", backends())
+pytestmark = by_backend
 by_member = pytest.mark.parametrize("member", [AP, RANK_SORT, DEPTH] if KERNELS else FAMILY, ids=repr)
-properties = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+properties = repeatable(max_examples=6 if KERNELS else 60)
 
 
 def sums_up(case, member, delta, backend):
     """The results, and for each part of the loss its plain form, with the pairs it is made of."""
-    settings = {"loc_ranking": "smooth"} if member is ALRP else {}
-    found = of_case(member, case, backend, delta=delta, **settings)
+    option = {"loc_ranking": "smooth"} if member is ALRP else {}
+    found = of_case(member, case, backend, delta=delta, **option)
     pairs = Plain(case, delta, member.values(case).tolist())
     return [(part, pairs, sum(found[name].double() for name in part.components), found) for part in PLAIN[member]]
 
@@ -69,19 +82,19 @@ def test_theorem_2_gradients_balance(case, delta, member, backend):
 @properties
 @given(case=problems(), delta=DELTAS, loc_ranking=LOC_RANKINGS)
 def test_signs_and_bounds(case, delta, loc_ranking, backend):
-    result = evaluate(*case[1:], backend, delta=delta, loc_ranking=loc_ranking)
-    assert (result.grad_logits[case.labels == 1] <= 0).all()
-    assert (result.grad_logits[case.labels == 0] >= 0).all()
-    assert (result.grad_logits[case.labels == -1] == 0).all()
-    assert (result.grad_loc_errors >= 0).all()
-    assert 0 <= result.cls < 1
-    assert (result.rank >= 1).all()
-    assert (result.rank <= (case.labels >= 0).sum()).all()
+    cls, loc, rank, by_logits, by_values = of_case(ALRP, case, backend, delta=delta, loc_ranking=loc_ranking).values()
+    assert (by_logits[case.labels == 1] <= 0).all()
+    assert (by_logits[case.labels == 0] >= 0).all()
+    assert (by_logits[case.labels == -1] == 0).all()
+    assert (by_values >= 0).all()
+    assert 0 <= cls < 1
+    assert (rank >= 1).all()
+    assert (rank <= (case.labels >= 0).sum()).all()
     if loc_ranking == "smooth" and case.num_positives:
         # A mean of weighted means of errors and false positives, each counted as 1.
-        assert result.cls + result.loc <= max(1.0, float(case.loc_errors.max())) * (1 + 1e-6)
+        assert cls + loc <= max(1.0, float(case.loc_errors.max())) * (1 + 1e-6)
         # Each positive shares out its LRP error above the target, which is such a mean again.
-        assert result.grad_logits[case.labels == 0].sum() <= max(1.0, float(case.loc_errors.max())) * (1 + 1e-6)
+        assert by_logits[case.labels == 0].sum() <= max(1.0, float(case.loc_errors.max())) * (1 + 1e-6)
 
 
 @properties
@@ -93,10 +106,10 @@ def test_signs_and_bounds(case, delta, loc_ranking, backend):
 )
 def test_only_differences_of_scores_count(case, shift, delta, loc_ranking, backend):
     arguments = {"delta": delta, "loc_ranking": loc_ranking}
-    expected = evaluate(*case[1:], backend, **arguments)
-    shifted = evaluate(case.logits + shift, *case[2:], backend, **arguments)
-    for name, actual, wanted in zip(expected._fields, shifted, expected):
-        assert_close(name, actual, wanted, 1e-6)
+    expected = of_case(ALRP, case, backend, **arguments)
+    shifted = of_case(ALRP, case._replace(logits=case.logits + shift), backend, **arguments)
+    for name, tensor in shifted.items():
+        assert_close(name, tensor, expected[name], 1e-6)
     if delta != 40.0:
         # With these every knot and every offset is exact.
         assert_same_results(shifted, expected)
@@ -105,22 +118,9 @@ def test_only_differences_of_scores_count(case, shift, delta, loc_ranking, backe
 @properties
 @given(case=problems(DYADIC), exponent=st.integers(-20, 20), delta=st.sampled_from([1.0, 0.5, 0.0]))
 def test_scores_and_delta_may_be_scaled_together(case, exponent, delta, backend):
-    scale = 2.0**exponent
-    expected = evaluate(*case[1:], backend, delta=delta)
-    assert_same_results(evaluate(case.logits * scale, *case[2:], backend, delta=delta * scale), expected)
-
-
-@properties
-@given(case=problems(), delta=DELTAS, data=st.data())
-def test_permuting_the_negatives_permutes_the_gradient(case, delta, data, backend):
-    others = (case.labels != 1).nonzero().squeeze(1)
-    order = torch.arange(len(case.logits))
-    order[others] = others[data.draw(st.permutations(range(len(others))))]
-    expected = evaluate(*case[1:], backend, delta=delta)
-    result = evaluate(case.logits[order], case.labels[order], case.loc_errors, backend, delta=delta)
-    wanted = expected._replace(grad_logits=expected.grad_logits[order])
-    for name, one, other in zip(wanted._fields, result, wanted):
-        assert_same_sums(backend, name, one, other)
+    scaled = case._replace(logits=case.logits * 2.0**exponent)
+    found = of_case(ALRP, scaled, backend, delta=delta * 2.0**exponent)
+    assert_same_results(found, of_case(ALRP, case, backend, delta=delta))
 
 
 @properties
@@ -133,17 +133,12 @@ def test_permuting_everything_permutes_the_gradients(case, delta, loc_ranking, d
     number = torch.full_like(case.labels, -1)
     number[case.labels == 1] = torch.arange(case.num_positives)
     pos_order = number[order][case.labels[order] == 1]
-    arguments = {"delta": delta, "loc_ranking": loc_ranking}
-    expected = evaluate(*case[1:], backend, **arguments)
-    result = evaluate(case.logits[order], case.labels[order], case.loc_errors[pos_order], backend, **arguments)
-    wanted = expected._replace(
-        rank=expected.rank[pos_order],
-        grad_logits=expected.grad_logits[order],
-        grad_loc_errors=expected.grad_loc_errors[pos_order],
-    )
+    permuted = Case("permuted", case.logits[order], case.labels[order], case.loc_errors[pos_order])
+    found, expected = (of_case(ALRP, one, backend, delta=delta, loc_ranking=loc_ranking) for one in (permuted, case))
     # P-sized sums in another order: float64 rounding, which float32 hardly ever shows.
-    for name, one, other in zip(wanted._fields, result, wanted):
-        assert_close(name, one, other, 1.5e-7 if backend in EXACT else 1e-6)
+    for name, tensor in expected.items():
+        place = order if name.endswith("by logits") else pos_order if tensor.dim() else ...
+        assert_close(name, found[name], tensor[place], 1.5e-7 if backend in EXACT else 1e-6)
 
 
 @properties
@@ -151,39 +146,22 @@ def test_permuting_everything_permutes_the_gradients(case, delta, loc_ranking, d
 def test_ignored_logits_might_as_well_not_be_there(case, delta, value, loc_ranking, backend):
     arguments = {"delta": delta, "loc_ranking": loc_ranking}
     ignored = case.labels == -1
-    result = evaluate(case.logits.masked_fill(ignored, value), *case[2:], backend, **arguments)
-    assert not result.grad_logits[ignored].any()
-    without = evaluate(case.logits[~ignored], case.labels[~ignored], case.loc_errors, backend, **arguments)
-    kept = result._replace(grad_logits=result.grad_logits[~ignored])
-    for name, one, other in zip(kept._fields, kept, without):
-        assert_same_sums(backend, name, one, other)
-
-
-@properties
-@given(case=problems(), delta=DELTAS, cuts=st.lists(st.integers(0, 24), max_size=4), loc_ranking=LOC_RANKINGS)
-def test_levels_are_ranked_together(case, delta, cuts, loc_ranking, backend):
-    arguments = {"delta": delta, "loc_ranking": loc_ranking, "backend": backend}
-    whole = evaluate(*case[1:], **arguments)
-    edges = sorted({0, len(case.logits), *(cut for cut in cuts if cut <= len(case.logits))})
-    parts = [slice(a, b) for a, b in pairwise(edges)] or [slice(0, 0)]
-    logits = [case.logits[part].clone().requires_grad_() for part in parts]
-    errors = case.loc_errors.clone().requires_grad_()
-    cls, loc, rank = alrp_loss(logits, [case.labels[part] for part in parts], errors, **arguments)
-    gradient = torch.cat(torch.autograd.grad(cls, logits, retain_graph=True))
-    (grad_errors,) = torch.autograd.grad(loc, errors)
-    for name, one, other in zip(whole._fields, (cls.detach(), loc.detach(), rank, gradient, grad_errors), whole):
-        assert_same_sums(backend, name, one, other)
+    found = of_case(ALRP, case._replace(logits=case.logits.masked_fill(ignored, value)), backend, **arguments)
+    assert not found["cls by logits"][ignored].any()
+    without = case._replace(logits=case.logits[~ignored], labels=case.labels[~ignored])
+    for name, tensor in of_case(ALRP, without, backend, **arguments).items():
+        assert_same_sums(backend, name, found[name][~ignored] if name.endswith("by logits") else found[name], tensor)
 
 
 @properties
 @given(case=problems(max_size=12), delta=DELTAS, row=st.integers(0, 11))
 def test_raising_a_positive_never_raises_its_own_rank(case, delta, row, backend):
-    row = row % max(case.num_positives, 1)
     assume(case.num_positives > 0)
-    at = (case.labels == 1).nonzero()[row]
+    row = row % case.num_positives
     raised = case.logits.clone()
-    raised[at] += 0.25
-    before, after = (evaluate(x, *case[2:], backend, delta=delta).rank[row] for x in (case.logits, raised))
+    raised[(case.labels == 1).nonzero()[row]] += 0.25
+    cases = case, case._replace(logits=raised)
+    before, after = (of_case(ALRP, one, backend, delta=delta)["rank"][row] for one in cases)
     assert after <= before * (1 + 2e-7)
 
 
@@ -193,5 +171,6 @@ def test_weak_duplicates_share_one_gradient(delta, backend):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20, generator=generator).repeat(5)
     labels = torch.tensor([1, 0, 0, 0, 1] * 4).repeat(5)
-    gradient = evaluate(logits, labels, torch.full((40,), 0.3), backend, delta=delta).grad_logits.view(5, 20)
+    found = evaluate(ALRP, logits, labels, torch.full((40,), 0.3), backend, delta=delta)
+    gradient = found["cls by logits"].view(5, 20)
     assert_same_bits("gradients", gradient, gradient[:1].expand(5, 20))

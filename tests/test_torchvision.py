@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from interpreters import start_python
+from dialect.interpreters import start_python
 from torch import nn
 
 pytest.importorskip("torchvision")

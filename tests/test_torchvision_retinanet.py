@@ -102,7 +102,7 @@ def test_what_a_criterion_is_given(takes_boxes, per_image):
     matched = [torch.tensor([1, -1, -2, 0, -1]), torch.tensor([-2, -1, 0, -1, -2])]
     head.compute_loss(targets, outputs, anchors, matched)
 
-    (logits, labels, *given), options = head.ranking_criterion.arguments, head.ranking_criterion.options
+    logits, labels, *given = head.ranking_criterion.arguments
     assert logits is outputs["cls_logits"]  # neither flattened nor copied
     assert labels.tolist() == [[1, 4, -7, 3, 4], [-7, 4, 0, 4, -7]]
     if takes_boxes:
@@ -110,13 +110,7 @@ def test_what_a_criterion_is_given(takes_boxes, per_image):
         assert given[1].tolist() == boxes[[1, 0, 2]].tolist()
     else:
         assert given == []
-        assert type(options["num_positives"]) is int  # counted already: nothing to wait for
-        assert options.pop("num_positives") == 3
-    if per_image:
-        groups = options.pop("groups")
-        assert groups.tolist() == [[0] * 5, [1] * 5]
-        assert groups.stride() == (1, 0)  # B numbers, not B A
-    assert options == {}
+    head.ranking_criterion.assert_told(3, [[[0] * 5, [1] * 5]] if per_image else None)
 
 
 @pytest.mark.parametrize("boxes_per_image", [(3, 2), (0, 4)])

@@ -96,7 +96,7 @@ def test_matched_queries_are_the_positives(takes_boxes, per_image):
     assert loss == sum(terms.values())
 
     criterion = model.loss_function.criteria[0]
-    (given, positives, *given_boxes), options = criterion.arguments, criterion.options
+    given, positives, *given_boxes = criterion.arguments
     assert given is logits  # neither flattened nor copied
     assert positives.tolist() == [[3, 2, 3, 0], [1, 3, 1, 2]]
     if takes_boxes:
@@ -106,13 +106,7 @@ def test_matched_queries_are_the_positives(takes_boxes, per_image):
         torch.testing.assert_close(true, box_convert(torch.cat([rows[0], rows[1] + 0.01]), "cxcywh", "xyxy"))
     else:
         assert given_boxes == []
-        assert type(options["num_positives"]) is int  # counted already: nothing to wait for
-        assert options.pop("num_positives") == 5
-    if per_image:
-        groups = options.pop("groups")
-        assert groups.tolist() == [[0] * 4, [1] * 4]
-        assert groups.stride() == (1, 0)  # B numbers, not B Q
-    assert options == {}
+    criterion.assert_told(5, [[[0] * 4, [1] * 4]] if per_image else None)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import KERNELS
+from dialect import KERNELS
 
 from alrp_triton.verify import Check, plan
 

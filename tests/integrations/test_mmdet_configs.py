@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from interpreters import start_python
+from dialect.interpreters import start_python
 
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install '.[frameworks]'")
 pytest.importorskip("torchvision", reason="needs torchvision: pip install '.[frameworks]'")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cases import INTERPRETED, KERNELS
+from dialect import INTERPRETED, KERNELS
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

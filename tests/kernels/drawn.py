@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from alrp_triton.kernels import settings
-from cases import INF
-from checks import assert_same_bits
+from dialect import INF, assert_same_bits
 from torch import Tensor
 
 from alrp_triton.engine.inputs import Levels

@@ -13,7 +13,7 @@ from alrp_triton.kernels import launch
 from alrp_triton.kernels.launch import Part, join, level_of, on_device_of, tiles_of
 from alrp_triton.kernels.layout import Layout, Walk, walk_over
 from alrp_triton.kernels.search import number_below
-from cases import COMPILED_FOR, INTERPRETED
+from dialect import COMPILED_FOR, INTERPRETED
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor

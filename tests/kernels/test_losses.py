@@ -8,9 +8,28 @@ from typing import Any
 
 import pytest
 import torch
-from cases import FLOAT_MAX, INF, INTERPRETED, NAN, REGIMES, random_case
-from checks import assert_close, assert_same_bits
-from family import ALRP, AP, DEPTH, FAMILY, NDCG, PLAIN_AP, RANK_SORT, Member, assert_agree, evaluate, judge, of_case
+from dialect import (
+    ALRP,
+    AP,
+    DEPTH,
+    FAMILY,
+    FLOAT_MAX,
+    INF,
+    INTERPRETED,
+    NAN,
+    NDCG,
+    PLAIN_AP,
+    RANK_SORT,
+    REGIMES,
+    Member,
+    assert_agree,
+    assert_close,
+    assert_same_bits,
+    evaluate,
+    judge,
+    of_case,
+    random_case,
+)
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 

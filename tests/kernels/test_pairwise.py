@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from alrp_triton.kernels.pairwise import make_blocks
-from cases import INF, NAN
+from dialect import INF, NAN
 from drawn import DELTA, check_pairwise, levels_of
 from torch import Tensor
 

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from cases import COMPILED_FOR, INF, NAN
+from dialect import COMPILED_FOR, INF, NAN
 from drawn import (
     CLASSES,
     DELTA,

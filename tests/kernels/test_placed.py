@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import FLOAT_MAX, INF, NAN, all_cases
-from checks import assert_same_bits
+from dialect import FLOAT_MAX, INF, NAN, all_cases, assert_same_bits
 from drawn import BY_TORCH, DELTA, levels_of, place, same_numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from torch import Tensor
 # Of all tests that draw cases: how long one takes says nothing where other processes share the machine.
 settings.register_profile("unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+repeatable = partial(settings, derandomize=True)
+"""Settings of tests that draw the same cases in every run."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Triton's interpreter."""
@@ -24,7 +27,7 @@ KERNELS = INTERPRETED or COMPILED_FOR > 0
 """Whether kernels run at all, either way about a thousand times slower than this process runs the rest."""
 assert not (INTERPRETED and COMPILED_FOR), "TRITON_INTERPRET or VIRTUAL_GPU, not both"
 
-GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.npz"))
 FLOAT_MAX = torch.finfo(torch.float32).max
 INF, NAN = float("inf"), float("nan")
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cases import Case
-from family import ALRP, AP, DEPTH, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
+from .cases import Case
+from .family import ALRP, AP, DEPTH, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
 
 
 def ramp(x: float, delta: float) -> float:
@@ -30,6 +30,9 @@ class Plain:
         self.negatives = [j for j, label in enumerate(labels) if label == 0]
         self.values = dict(zip(self.positives, values))
         self.delta = delta
+        self.false = {i: math.fsum(self.h(i, j) for j in self.negatives) for i in self.positives}
+        self.true = {i: 1 + math.fsum(self.h(i, k) for k in self.others(i)) for i in self.positives}
+        self.rank = {i: self.true[i] + self.false[i] for i in self.positives}
 
     def h(self, i: int, j: int) -> float:
         """H(s_j - s_i); equal infinities differ by 0."""
@@ -42,15 +45,6 @@ class Plain:
     def descending(self, i: int) -> list[int]:
         """i, and the positives that precede it in descending order."""
         return [k for k in self.positives if (self.scores[k], k) >= (self.scores[i], i)]
-
-    def false(self, i: int) -> float:
-        return math.fsum(self.h(i, j) for j in self.negatives)
-
-    def true(self, i: int) -> float:
-        return 1 + math.fsum(self.h(i, k) for k in self.others(i))
-
-    def rank(self, i: int) -> float:
-        return self.true(i) + self.false(i)
 
 
 class Terms(NamedTuple):
@@ -69,9 +63,8 @@ class Terms(NamedTuple):
 
     def primary(self) -> list[float]:
         """L_ij for all j; what has no j to be attributed to is a term by itself."""
-        if not self.spread:
-            return [self.error]
-        return [self.error * h / self.spread for h in self.receivers.values()]
+        spread = self.spread
+        return [self.error * h / spread for h in self.receivers.values()] if spread else [self.error]
 
 
 class PlainLoss(NamedTuple):
@@ -93,14 +86,14 @@ class PlainLoss(NamedTuple):
 
     def update(self, plain: Plain) -> list[float]:
         """Algorithm 1: dL/ds of every logit."""
-        gradient = [0.0] * len(plain.scores)
+        gradient, normaliser = [0.0] * len(plain.scores), self.normaliser(plain)
         for i in plain.positives:
             terms = self.terms(plain, i)
-            if terms.spread > self.eps:
-                for j, h in terms.receivers.items():
-                    amount = (terms.error - terms.target) * h / terms.spread / self.normaliser(plain)
-                    gradient[i] -= amount
-                    gradient[j] += amount
+            spread = terms.spread
+            for j, h in terms.receivers.items() if spread > self.eps else ():
+                amount = (terms.error - terms.target) * h / spread / normaliser
+                gradient[i] -= amount
+                gradient[j] += amount
         return gradient
 
 
@@ -110,16 +103,16 @@ def _to_negatives(p: Plain, i: int, error: float, target: float = 0.0) -> Terms:
 
 def _lrp(p: Plain, i: int) -> Terms:
     above = math.fsum(p.values[k] * p.h(i, k) for k in p.others(i))
-    return _to_negatives(p, i, (p.false(i) + p.values[i] + above) / p.rank(i), p.values[i] / p.rank(i))
+    return _to_negatives(p, i, (p.false[i] + p.values[i] + above) / p.rank[i], p.values[i] / p.rank[i])
 
 
 def _imprecision(p: Plain, i: int) -> Terms:
-    return _to_negatives(p, i, 1 - p.true(i) / p.rank(i))
+    return _to_negatives(p, i, 1 - p.true[i] / p.rank[i])
 
 
 def _interpolated(p: Plain, i: int) -> Terms:
     below = [k for k in p.positives if (p.scores[k], k) <= (p.scores[i], i)]
-    return _to_negatives(p, i, 1 - max(p.true(k) / p.rank(k) for k in below))
+    return _to_negatives(p, i, 1 - max(p.true[k] / p.rank[k] for k in below))
 
 
 def _best_gain(p: Plain) -> float:
@@ -128,12 +121,12 @@ def _best_gain(p: Plain) -> float:
 
 def _missing_gain(p: Plain, i: int) -> Terms:
     best = _best_gain(p) / len(p.positives)
-    return _to_negatives(p, i, best - 1 / math.log2(1 + p.rank(i)), best - 1 / math.log2(1 + p.true(i)))
+    return _to_negatives(p, i, best - 1 / math.log2(1 + p.rank[i]), best - 1 / math.log2(1 + p.true[i]))
 
 
 def _ranking(p: Plain, i: int) -> Terms:
     """A positive is above itself by H(0)."""
-    return _to_negatives(p, i, p.false(i) / (p.rank(i) - 1 + p.h(i, i)))
+    return _to_negatives(p, i, p.false[i] / (p.rank[i] - 1 + p.h(i, i)))
 
 
 def _sorting(p: Plain, i: int) -> Terms:
@@ -146,12 +139,12 @@ def _sorting(p: Plain, i: int) -> Terms:
 
 
 def _weighted(p: Plain, i: int) -> Terms:
-    return _to_negatives(p, i, p.values[i] * p.false(i) / p.rank(i))
+    return _to_negatives(p, i, p.values[i] * p.false[i] / p.rank[i])
 
 
 def _depth(p: Plain, i: int) -> Terms:
-    costs = math.fsum(p.values[k] for k in p.descending(i)) / p.true(i)
-    return _to_negatives(p, i, math.log1p(p.false(i)) + costs, costs / 2)
+    costs = math.fsum(p.values[k] for k in p.descending(i)) / p.true[i]
+    return _to_negatives(p, i, math.log1p(p.false[i]) + costs, costs / 2)
 
 
 PLAIN: dict[Member, list[PlainLoss]] = {

@@ -7,9 +7,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from cases import COMPILED_FOR
 from virtual_gpu import Device
 from virtual_gpu.harness import package_on
+
+from .cases import COMPILED_FOR
 
 DEVICE = Device(COMPILED_FOR, seed=int(os.environ.get("VIRTUAL_GPU_SEED", "0")), keep=False, guarded=True)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from unittest.mock import patch
 
 import torch
-from cases import INF, NAN
-from checks import assert_same_bits
 
 from alrp_triton.engine import Levels
 from alrp_triton.engine.knots import make_knots, ramp_coefficients
 from alrp_triton.engine.passes import Own, passes_of
 from alrp_triton.engine.scans import fraction_bits
+
+from .cases import INF, NAN
+from .checks import assert_same_bits
 
 
 def assert_same_passes(levels: Levels, delta: float = 1.0, ignore_index: int = -1) -> None:

@@ -1,15 +1,17 @@
-"""How tests run the loss and compare what comes out."""
+"""What runs here, and how tests compare what comes out."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import pytest
 import torch
-from cases import KERNELS, Case
 from torch import Tensor
 
-from alrp_triton import alrp_loss, reference
 from alrp_triton.engine.passes import numba_installed
+
+from .cases import KERNELS
 
 
 def backends() -> list[str]:
@@ -24,36 +26,22 @@ def engine_backends() -> list[str]:
     return [backend for backend in backends() if backend != "reference"]
 
 
+by_backend = pytest.mark.parametrize("backend", backends())
+by_engine_backend = pytest.mark.parametrize("backend", engine_backends())
+
 EXACT = ("torch", "triton", "numba")
 """The linear backends sum over logits in integers: any order, any split into levels gives the same bits."""
 
 
-class Result(NamedTuple):
-    """The loss and all that follows from it, without a graph."""
-
-    cls: Tensor
-    loc: Tensor
-    rank: Tensor
-    grad_logits: Tensor
-    grad_loc_errors: Tensor
-
-
-def evaluate(
-    logits: Tensor, labels: Tensor, loc_errors: Tensor, backend: str, *, upstream: float = 1.0, **arguments: Any
-) -> Result:
-    """The loss of one tensor, and the gradients of its two components times ``upstream``."""
-    x = logits.detach().requires_grad_()
-    errors = loc_errors.detach().requires_grad_()
-    cls, loc, rank = alrp_loss(x, labels, errors, backend=backend, **arguments)
-    (grad_logits,) = torch.autograd.grad(cls, x, torch.full_like(cls, upstream), retain_graph=True)
-    (grad_errors,) = torch.autograd.grad(loc, errors, torch.full_like(loc, upstream))
-    assert not rank.requires_grad
-    return Result(cls.detach(), loc.detach(), rank, grad_logits, grad_errors)
-
-
-def judge(case: Case, **arguments: Any) -> Result:
-    """The same from the float64 reference, directly."""
-    return Result(*reference.alrp(case.logits, case.labels, case.loc_errors, **arguments))
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Within, PyTorch has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def assert_close(name: str, actual: Tensor, expected: Tensor, rel_norm: float, worst: float | None = None) -> None:
@@ -99,11 +87,6 @@ def assert_same_bits(name: str, actual: Tensor, expected: Tensor) -> None:
     differ = ~((actual == expected) | (actual.isnan() & expected.isnan()))
     at = differ.nonzero()[:1].tolist()
     assert not at, f"{name}: first difference at {at[0]}: {actual[tuple(at[0])]} and {expected[tuple(at[0])]}"
-
-
-def assert_same_results(actual: Result, expected: Result) -> None:
-    for name, one, other in zip(Result._fields, actual, expected):
-        assert_same_bits(name, one, other)
 
 
 def assert_same_sums(backend: str, name: str, actual: Tensor, expected: Tensor) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
-from cases import Case
-from checks import assert_close, assert_rounded
 from torch import Tensor
 
 from alrp_triton import alrp_loss, ap_loss, ndcg_loss, rank_sort_loss, reference
 from alrp_triton.framework import ranking_loss
+
+from .cases import KERNELS, Case
+from .checks import assert_close, assert_rounded, assert_same_bits, assert_split_alike
 
 Results = dict[str, Tensor]
 """By name: components of a loss; ``"<component> by logits"`` and ``"<component> by values"``, their gradients."""
@@ -104,6 +106,11 @@ def depth_normaliser(ranking: Any) -> Tensor:
     return ranking.num_positives + 1
 
 
+def squared_ramp(x: Tensor, delta: float) -> Tensor:
+    """A pair function in the place of H, for widths above 0."""
+    return (x / (2 * delta) + 0.5).clamp(0, 1) ** 2
+
+
 def formula(
     name: str, error: Callable[..., Tensor], takes: str | None = None, judged: dict[str, Any] | None = None, **own: Any
 ) -> Member:
@@ -133,6 +140,10 @@ RANK_SORT = Member("rank_sort", _rank_sort, _judge_rank_sort, (("ranking", "logi
 WEIGHTED = formula("weighted", weighted_error, "weights", eps=0.3)
 DEPTH = formula("depth", depth_error, "costs", target=depth_target, normaliser=depth_normaliser)
 FAMILY = (ALRP, AP, PLAIN_AP, NDCG, RANK_SORT, WEIGHTED, DEPTH)
+by_member = pytest.mark.parametrize("member", FAMILY, ids=repr)
+_SPARING = [ALRP, *(pytest.param(member, marks=pytest.mark.nightly) for member in (RANK_SORT, DEPTH))]
+by_member_sparing = pytest.mark.parametrize("member", _SPARING if KERNELS else FAMILY, ids=repr)
+"""Where kernels run, whose passes over the logits all losses share, one member for all; by night two more."""
 
 
 def evaluate(
@@ -152,6 +163,7 @@ def evaluate(
     found = member.loss(
         leaves[0] if isinstance(logits, Tensor) else leaves, labels, values, backend=backend, **arguments
     )
+    assert all(tensor.requires_grad == (name in member.components) for name, tensor in found.items())
     results = {name: tensor.detach() for name, tensor in found.items()}
     for component, leaf in member.derivatives:
         inputs = [values] if leaf == "values" else leaves
@@ -189,6 +201,36 @@ def assert_agree(found: Results, expected: Results, tolerance: float = 1e-6, sai
             # Of what is rounded to float32, no more can be asked.
             finest = 1e-6 if actual.dtype == torch.float32 else 0
             assert_close(f"{name}, {said}", actual, wanted, max(tolerance, finest))
+
+
+def assert_right(member: Member, case: Case, backend: str, said: object = "", **arguments: Any) -> Results:
+    """What the loss gives for a case, which is what the reference says. Pass 1 sums in fixed point with 36 binary
+    places, whatever the dtype."""
+    found = of_case(member, case, backend, **arguments)
+    tolerance = 1e-9 if case.logits.dtype == torch.float64 else 1e-6
+    assert_agree(found, judge(member, case, **arguments), tolerance, f"{said} {arguments}")
+    return found
+
+
+def assert_same_results(found: Results, expected: Results, split_by: str | None = None) -> None:
+    """The same bits, in whatever shape; of logits that were split in another way, what the backend makes the same."""
+    assert found.keys() == expected.keys()
+    for name, wanted in expected.items():
+        tensor = found[name].reshape(wanted.shape)
+        if split_by:
+            assert_split_alike(split_by, name, tensor, wanted)
+        else:
+            assert_same_bits(name, tensor, wanted)
+
+
+def assert_all_nan(found: Results, labels: Tensor) -> None:
+    """All, but the gradients of ignored logits, which are 0."""
+    for name, tensor in found.items():
+        if name.endswith("by logits"):
+            assert tensor[labels != -1].isnan().all(), name
+            assert not tensor[labels == -1].any(), name
+        else:
+            assert tensor.isnan().all(), name
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

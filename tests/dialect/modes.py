@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
-from family import weighted_error
 from torch import Tensor, nn
 
 from alrp_triton import ALRPLoss, RankSortLoss, SelfBalance, alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.boxes import box_error, iou
 from alrp_triton.framework import ranking_loss
+
+from .family import weighted_error
 
 CLASSES, CHANNELS = 4, 8
 Losses = tuple[Tensor, ...]
@@ -76,7 +78,8 @@ FUNCTIONS = {
     "ranking_loss": _own,
 }
 MODULES = ("ALRPLoss", "RankSortLoss")
-MEMBERS = (*FUNCTIONS, *MODULES)
+CRITERIA = (*FUNCTIONS, *MODULES)
+by_criterion = pytest.mark.parametrize("member", CRITERIA)
 
 
 class Criterion(nn.Module):

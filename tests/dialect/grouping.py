@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
-from cases import Case, random_case
-from family import Member, Results, evaluate
 from torch import Tensor
+
+from .cases import KERNELS, Case, random_case
+from .family import ALRP, AP, DEPTH, NDCG, RANK_SORT, WEIGHTED, Member, Results, evaluate
+
+GROUPED = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED)
+by_grouped = pytest.mark.parametrize("member", GROUPED, ids=repr)
+by_some_grouped = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else GROUPED, ids=repr)
+"""One that sorts positives, one with numbers of its own; where kernels run these do for all."""
 
 
 def draw_groups(case: Case, ids: tuple[int, ...] = (2**40, -3, 5), seed: int = 0) -> Tensor:

@@ -6,20 +6,22 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
-from cases import KERNELS, Case, all_cases
-from family import FAMILY, Results, assert_agree, evaluate
-from interpreters import new_processes
-from kernel_session import kernel_session, sound_kernels
 from torch import Tensor
+
+from .cases import KERNELS, Case, all_cases
+from .family import FAMILY, Results, assert_agree, evaluate
+from .interpreters import new_processes
+from .kernel_session import kernel_session, sound_kernels
 
 # One that hangs fails its test at last; none that is only slow, on a busy machine, takes so long.
 TIMEOUT = timedelta(minutes=30)
@@ -96,6 +98,24 @@ def _serve(rank: int, size: int, store: str, pipe: Connection, backend: str) -> 
         except BaseException:
             pipe.send((True, traceback.format_exc()))
     dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def counting_bytes() -> Iterator[list[int]]:
+    """In a process: the bytes that it gives to each collective meanwhile."""
+    sent: list[int] = []
+    gather, add = dist.all_gather, dist.all_reduce
+
+    def counted_gather(out: list[Tensor], mine: Tensor, **further: Any) -> Any:
+        sent.append(mine.nbytes)
+        return gather(out, mine, **further)
+
+    def counted_add(mine: Tensor, **further: Any) -> Any:
+        sent.append(mine.nbytes)
+        return add(mine, **further)
+
+    with patch.object(dist, "all_gather", counted_gather), patch.object(dist, "all_reduce", counted_add):
+        yield sent
 
 
 def cut(case: Case, values: Tensor, size: int, seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
