@@ -299,7 +299,7 @@ def count_pairs(
             that are NaN.
         delta: half width of the ramp.
         scale: units of the fixed point in 1.
-        ignore_index: label of what is not counted.
+        ignore_index: label of logits that are not counted.
     """
     ordered, order = pos_logits.sort(stable=True)
     name, fast = _kind("pairwise_count", pos_logits, pos_groups, delta)
@@ -344,10 +344,10 @@ def write_pairs(
 
     Args:
         walks, pos_logits, pos_groups, delta: as in pass 1.
-        gradients: to be written, one for each level.
+        gradients: tensors to write, one for each level.
         weights: ``[P + 1]`` in the dtype of ``pos_logits``; the last is added to every gradient.
         own: gradients of the positives, before the factors.
-        ignore_index: label of what gets 0.
+        ignore_index: label of logits with gradient 0.
     """
     num_pos, num_own = len(pos_logits), len(own.indices)
     ordered, order = pos_logits.sort(stable=True)
