@@ -54,8 +54,9 @@ class Linear:
 
 
 class Pairwise(Linear):
-    """The direct form: compare each score with each positive, whose logits replace the thresholds. Totals are ``[P +
-    1]``: N_FP in units, and the number of NaN. Lines are ``[P + 1]``: weights, and a term that is added to all."""
+    """The direct form: compare each score with each positive, whose logits replace the thresholds. Totals are
+    ``[P + 1]``: N_FP in units, and the number of NaN. Lines are ``[P + 1]``: weights, and a term that is added to
+    all."""
 
     def count(
         self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float

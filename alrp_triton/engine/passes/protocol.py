@@ -44,10 +44,10 @@ class Passes(Protocol):
     def count(
         self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
     ) -> None:
-        """Add up the negatives in ``totals``, int64 zeros with ``scale`` units to 1. In the linear form they are ``[2,
-        2P + 2]``: for each bucket the number of its negatives, and the sum of their offsets from its floor divided by 2
-        delta; the last column has the number of NaN. Bucket 0 is not used. ``own`` are the positives of this
-        process."""
+        """Add up the negatives in ``totals``, int64 zeros with ``scale`` units to 1. In the linear form they are
+        ``[2, 2P + 2]``: for each bucket the number of its negatives, and the sum of their offsets from its floor
+        divided by 2 delta; the last column has the number of NaN. Bucket 0 is not used. ``own`` are the positives of
+        this process."""
 
     def write(
         self,
@@ -59,6 +59,7 @@ class Passes(Protocol):
         delta: float,
         ignore_index: int,
     ) -> list[Tensor]:
-        """The gradient of every logit, in the logits' dtype and layout. In the linear form ``lines`` are ``[2, 2P +
-        1]``, level and slope of each bucket; they are multiplied by the first upstream gradient. The gradient of a
-        positive is the sum over K of its own derivatives times their factors. It is 0 for ignored logits."""
+        """The gradient of every logit, in the logits' dtype and layout. In the linear form ``lines`` are
+        ``[2, 2P + 1]``, level and slope of each bucket; they are multiplied by the first upstream gradient. The
+        gradient of a positive is the sum over K of its own derivatives times their factors. It is 0 for ignored
+        logits."""
