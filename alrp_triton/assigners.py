@@ -1,7 +1,7 @@
-"""Which anchors are positives of which object: Adaptive Training Sample Selection, in PyTorch alone.
+"""Assigns anchors to objects: Adaptive Training Sample Selection, in PyTorch.
 
 S. Zhang, C. Chi, Y. Yao, Z. Lei and S. Z. Li, "Bridging the Gap Between Anchor-based and Anchor-free Detection via
-Adaptive Training Sample Selection", CVPR 2020 (arXiv:1912.02424). The best results of aLRP Loss were published with it.
+Adaptive Training Sample Selection", CVPR 2020 (arXiv:1912.02424). The best published results of aLRP Loss use it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from .boxes import iou
 __all__ = ["ATSS"]
 
 BACKGROUND = -1
-_INSIDE = 0.01  # by how many pixels an anchor's centre has to be inside the object's box
+_INSIDE = 0.01  # minimum distance in pixels of an anchor's centre from the edges of the object's box
 
 
 @dataclass(frozen=True)
 class ATSS:
-    """Assigns anchors to the objects of one image, by a threshold that each object gets from its own candidates.
+    """Assigns anchors to the objects of one image. Each object has its own threshold, computed from its candidates.
 
-    1. Candidates of an object are, on each level, the ``topk`` anchors with the nearest centres; all of them where the
+    1. Candidates of an object are, on each level, the ``topk`` anchors with the nearest centres; all anchors if the
        level has fewer.
     2. Its threshold is mean plus standard deviation (unbiased) of the candidates' IoUs with its box. The deviation of
        a single candidate counts as 0.
     3. Its positives are the candidates that reach the threshold and whose centre is more than 0.01 pixels inside its
-       box. An anchor that several objects would have goes to the one with the largest IoU, of equal ones to the first.
+       box. An anchor of several objects goes to the one with the largest IoU, or to the first of equal ones.
 
-    An object whose box contains no centre of its candidates gets no positive. Of equally near anchors,
-    ``torch.topk`` chooses, which is repeatable on one kind of device but not the same choice on each.
+    An object gets no positive if its box contains no centre of its candidates. ``torch.topk`` chooses among equally
+    near anchors; the choice is repeatable on one kind of device but may differ between devices.
 
     The published setting has one square anchor or two at each location, with sides of 8 strides, or of 4 and
     4 * 2**0.5 (aLRP Loss), and ``topk=9``. The rules are those of ``ATSSAssigner`` in MMDetection 3.3, except that
@@ -57,13 +57,13 @@ class ATSS:
     def __call__(
         self, anchors: Tensor | Sequence[Tensor], gt_boxes: Tensor, num_anchors_per_level: Sequence[int] | None = None
     ) -> Tensor:
-        """The object of each anchor. Nothing waits for the device.
+        """The object of each anchor. The host does not wait for the device.
 
         Args:
             anchors: boxes (x1, y1, x2, y2) of each level, ``[A_l, 4]`` each; or ``[A, 4]`` of all levels in a row.
             gt_boxes: ``[G, 4]``, the boxes of the image's objects; G may be 0.
-            num_anchors_per_level: how many of ``[A, 4]`` anchors belong to each level; None for one level. Not to be
-                given beside a sequence of levels.
+            num_anchors_per_level: number of the ``[A, 4]`` anchors of each level; None for one level. Not allowed with
+                a sequence of levels.
 
         Returns:
             ``[A]``, int64: the index of the anchor's object in ``gt_boxes``, or -1 for background. (-2, which
@@ -90,7 +90,7 @@ class ATSS:
         inside = torch.stack([x - x1, y - y1, x2 - x, y2 - y]).amin(0) > _INSIDE
         positive = (overlaps >= threshold) & inside
 
-        # A column names an anchor once, since levels are apart: nothing is written twice.
+        # A column has each anchor at most once, because levels are disjoint, so nothing is written twice.
         claims = overlaps.new_full((boxes.shape[0], num_objects), -1.0)
         claims.scatter_(0, candidates, overlaps.masked_fill(~positive, -1.0))
         largest, matched = claims.max(1)
@@ -98,10 +98,10 @@ class ATSS:
 
 
 def _nearest(centres: Tensor, object_centres: Tensor, sizes: Sequence[int], topk: int) -> Tensor:
-    """The anchors whose centres are nearest to each object's, level after level, ``[K, G]``."""
+    """The anchors with the centres nearest to that of each object, level after level, ``[K, G]``."""
     found, first = [], 0
     for level in centres.split(list(sizes)):
-        # Distances and not their squares, in which fewer anchors are equally near after rounding.
+        # Distances and not their squares: after rounding, fewer squares are equal.
         distances = (level[:, None] - object_centres).square().sum(-1).sqrt()
         found.append(distances.topk(min(topk, len(level)), dim=0, largest=False).indices + first)
         first += len(level)
@@ -111,7 +111,7 @@ def _nearest(centres: Tensor, object_centres: Tensor, sizes: Sequence[int], topk
 def _check(
     anchors: Tensor | Sequence[Tensor], gt_boxes: Tensor, num_anchors_per_level: Sequence[int] | None
 ) -> tuple[Tensor, list[int]]:
-    """All anchors in a row, and how many each level has."""
+    """All anchors in a row, and the number of anchors of each level."""
     given: dict[str, object] = {"gt_boxes": gt_boxes, "anchors": anchors}
     if isinstance(anchors, (list, tuple)):
         if num_anchors_per_level is not None:

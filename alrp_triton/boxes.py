@@ -1,14 +1,14 @@
-"""Similarities of paired boxes, and the localisation errors that the aLRP loss takes.
+"""Similarities of paired boxes, and localisation errors for the aLRP loss.
 
-All functions take two tensors `[P, 4]` of boxes `(x1, y1, x2, y2)`, pair i being row i of both, and return `[P]`.
-They are differentiable in both arguments, wait for nothing on the host, and stay finite for any finite boxes with
-coordinates up to about 1e18:
+All functions take two tensors `[P, 4]` of boxes `(x1, y1, x2, y2)` and return `[P]`; row i of both is pair i. They are
+differentiable in both arguments, do not make the host wait, and are finite for finite boxes with coordinates up to
+about 1e18:
 
 - An inverted box (x2 < x1 or y2 < y1) is empty: that side has length 0.
 - A ratio with no denominator (two empty boxes have no union, two equal points no enclosing box) is 0, with gradient 0.
-  So two empty boxes, equal or not, have an IoU of 0. An area below that of a square whose side is the dtype's machine
-  epsilon (1.2e-7 for float32) counts as none.
-- A box with no extent at all counts as a square in CIoU's aspect term.
+  So two empty boxes, equal or not, have an IoU of 0. An area counts as 0 if it is below that of a square whose side is
+  the dtype's machine epsilon (1.2e-7 for float32).
+- A box without width and height counts as a square in CIoU's aspect term.
 - NaN coordinates give NaN, in the result and in the gradient.
 
 float16 and bfloat16 boxes are computed in float32, float64 boxes in float64; a pair of different dtypes in the wider.
@@ -26,7 +26,7 @@ from torch import Tensor
 __all__ = ["BoxError", "box_error", "ciou", "diou", "giou", "iou"]
 
 BoxError = str | Callable[[Tensor, Tensor], Tensor]
-"""What says how boxes are compared: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, or a function of two `[P, 4]` tensors."""
+"""How boxes are compared: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, or a function of two `[P, 4]` tensors."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -36,14 +36,14 @@ def box_error(pred_boxes: Tensor, target_boxes: Tensor, kind: BoxError, tau: flo
 
     With S the similarity named by `kind`, the error is (1 - S)/(1 - tau) for `"iou"` and (1 - S)/2/(1 - tau) for
     `"giou"`, `"diou"` and `"ciou"`. It is 0 for equal boxes of positive area, never negative, and at most
-    1/(1 - tau); only `"ciou"` goes beyond, to 1.25/(1 - tau), because S reaches -1.5. It passes 1 where the
-    similarity is below the one that tau asks for: nothing is clamped, so that no box is left without a gradient.
+    1/(1 - tau); only `"ciou"` reaches 1.25/(1 - tau), because its S reaches -1.5. The error exceeds 1 if the similarity
+    is below the limit of tau. It is not clamped, so every box has a gradient.
 
     Args:
         pred_boxes: `[P, 4]`, float16, bfloat16, float32 or float64; P may be 0.
-        target_boxes: `[P, 4]`, on the same device. Gradient flows into it, too, where it requires one.
+        target_boxes: `[P, 4]`, on the same device. It also gets a gradient if it requires one.
         kind: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, or a callable that takes both tensors (half precision already
-            converted to float32) and returns `[P]` errors. These are used as they are: `tau` plays no part in them.
+            converted to float32) and returns `[P]` errors. `tau` does not apply to these.
         tau: the IoU from which a detection counts as a true positive, in [0, 1).
 
     Returns:
@@ -56,7 +56,7 @@ def box_error(pred_boxes: Tensor, target_boxes: Tensor, kind: BoxError, tau: flo
     """
     check_box_error(kind, tau)
     if isinstance(kind, str):
-        # IoU covers [0, 1]; the others reach down to -1, hence the division by 2.
+        # IoU is in [0, 1]; the others reach -1, so they are divided by 2.
         similarity_range = 1 if kind == "iou" else 2
         return (1 - _SIMILARITIES[kind](pred_boxes, target_boxes)) / (similarity_range * (1 - tau))
     pred, target = _checked(pred_boxes, target_boxes)
@@ -74,7 +74,7 @@ def box_error(pred_boxes: Tensor, target_boxes: Tensor, kind: BoxError, tau: flo
 
 
 def check_box_error(kind: BoxError, tau: float) -> None:
-    """Raise the error that `box_error` would raise for these two arguments, whatever the boxes."""
+    """Raise the error that `box_error` raises for these two arguments with any boxes."""
     if isinstance(tau, bool) or not isinstance(tau, (int, float)):
         raise TypeError(f"tau: expected a number in [0, 1), got {type(tau).__name__}")
     if not 0 <= tau < 1:
@@ -89,7 +89,7 @@ def check_box_error(kind: BoxError, tau: float) -> None:
 def iou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
     """Intersection over union of each pair, in [0, 1].
 
-    Args, dtypes and errors are those of `box_error`; so they are for the three functions below.
+    Args, dtypes and errors are those of `box_error`, also for the three functions below.
     """
     return _overlap(*_checked(pred_boxes, target_boxes))[0]
 
@@ -100,8 +100,8 @@ def giou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
     overlap, union = _overlap(pred, target)
     width, height = _enclosing_sides(pred, target)
     enclosing = width * height
-    # Rounding can leave a union (1 + e) times the area that encloses it. The IoU is then too small by about as much as
-    # the second term gives back, so that the result stays at most 1.
+    # After rounding, a union may be (1 + e) times its enclosing area. The IoU is then too small by about the same
+    # amount that the second term adds, so the result stays at most 1.
     return overlap - _ratio(enclosing - union, enclosing)
 
 
@@ -117,15 +117,15 @@ def diou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
 def ciou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
     """Complete IoU of each pair, in [-1.5, 1]: DIoU - alpha v.
 
-    v = 4/pi^2 (atan(w_target/h_target) - atan(w_pred/h_pred))^2, and alpha = v/(1 - IoU + v), a trade-off that the
-    gradient takes for a constant, as Zheng et al. do. The gradient of v is the exact one.
+    v = 4/pi^2 (atan(w_target/h_target) - atan(w_pred/h_pred))^2, and alpha = v/(1 - IoU + v), a factor that is a
+    constant in the gradient, as in Zheng et al. The gradient of v is exact.
     """
     pred, target = _checked(pred_boxes, target_boxes)
     overlap, _ = _overlap(pred, target)
     v = (4 / math.pi**2) * (_aspect_angle(target) - _aspect_angle(pred)) ** 2
     with torch.no_grad():
         denominator = 1 - overlap + v
-        # Equal boxes: 0/0, where v is 0 and alpha does not matter.
+        # For equal boxes this is 0/0; v is 0, so alpha does not matter.
         alpha = v / denominator.masked_fill(denominator == 0, 1.0)
     return overlap - _centre_distance(pred, target) - alpha * v
 
@@ -133,9 +133,8 @@ def ciou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
 _SIMILARITIES = {"iou": iou, "giou": giou, "diou": diou, "ciou": ciou}
 
 
-# The branches below are written with masked_fill(x < bound, ...), not clamp: a comparison with NaN is false, so that
-# NaN goes through, in the value and (other than in clamp) in the gradient. At the bound itself the gradient flows, so
-# that a box of width 0 can grow.
+# The branches below use masked_fill(x < bound, ...) and not clamp. A comparison with NaN is false, so NaN stays in the
+# value and (unlike with clamp) in the gradient. At the bound there is a gradient, so that a box of width 0 can grow.
 
 
 def _positive_part(x: Tensor) -> Tensor:
@@ -143,9 +142,9 @@ def _positive_part(x: Tensor) -> Tensor:
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """`numerator / denominator`; 0 with gradient 0 where the denominator is below that of a square with side eps."""
+    """`numerator / denominator`; 0 with gradient 0 if the denominator is below the area of a square with side eps."""
     none = denominator < torch.finfo(denominator.dtype).eps ** 2
-    # Both are masked before the division, since a gradient that is infinite in an unused branch would become NaN.
+    # Both are masked before the division, because an infinite gradient in an unused branch would become NaN.
     return numerator.masked_fill(none, 0.0) / denominator.masked_fill(none, 1.0)
 
 
@@ -168,8 +167,8 @@ def _overlap(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _enclosing_sides(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Width and height, `[P]` each, of the smallest box around both: around all four corners of each, since an
-    inverted box has its largest coordinate first. So the diagonal is never shorter than the distance of the centres.
+    """Width and height, `[P]` each, of the smallest box around all four corners of both; an inverted box has its
+    largest coordinate first. So the diagonal is at least the distance of the centres.
     """
     corners = torch.minimum(pred[:, :2], pred[:, 2:]), torch.minimum(target[:, :2], target[:, 2:])
     opposite = torch.maximum(pred[:, :2], pred[:, 2:]), torch.maximum(target[:, :2], target[:, 2:])
@@ -178,7 +177,7 @@ def _enclosing_sides(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _centre_distance(pred: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of the centres over the squared diagonal of the enclosing box, in [0, 1]."""
+    """Squared distance of the centres divided by the squared diagonal of the enclosing box, in [0, 1]."""
     offset = (pred[:, :2] + pred[:, 2:] - target[:, :2] - target[:, 2:]) / 2
     width, height = _enclosing_sides(pred, target)
     return _ratio((offset**2).sum(-1), width**2 + height**2)
@@ -193,7 +192,7 @@ def _aspect_angle(boxes: Tensor) -> Tensor:
 
 
 def _checked(pred_boxes: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Both arguments in the dtype to compute in, or an error that names the one at fault. Looks at no value."""
+    """Both arguments in the compute dtype, or an error that names the wrong one. Does not read values."""
     for name, boxes in (("pred_boxes", pred_boxes), ("target_boxes", target_boxes)):
         if not isinstance(boxes, Tensor):
             raise TypeError(f"{name}: expected a tensor [P, 4], got {type(boxes).__name__}")

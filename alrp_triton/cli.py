@@ -1,5 +1,5 @@
-"""The command ``alrp-triton``: ``verify`` checks the backends of this machine, ``info`` shows what there is, ``bench``
-measures, ``evaluate`` gives AP and LRP of detections.
+"""The command ``alrp-triton``: ``verify`` checks the backends of this machine, ``info`` shows versions, devices and
+settings, ``bench`` measures, ``evaluate`` computes AP and LRP of detections.
 
 A command is a function that adds its parser, with a function of the parsed arguments that returns the exit status.
 """
@@ -90,7 +90,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(f"not checked: {backend} on {device}: {reason}")
     if triton_installed() and any(device.type == "cpu" for _, device, _ in unavailable):
         print("To run the Triton backends on the CPU, in Triton's interpreter: alrp-triton verify --interpret")
-    # Who asks for a backend by its name wants to hear of it.
+    # Report a backend that the user names but that cannot run.
     unchecked = sorted(set(arguments.backend or ()) - {row.backend for row in rows})
     for backend in unchecked:
         print(f"MISS: {backend} could not be checked anywhere")
@@ -173,7 +173,7 @@ def _backend_cells(backend: dict[str, Any]) -> list[str]:
 
 
 def _add_bench(commands: Any) -> None:
-    # Its options are those of the runner, which is imported only when it is to run.
+    # Its options are those of the runner, which is imported only if it runs.
     parser = commands.add_parser("bench", help="time the loss and its peers on this machine", add_help=False)
     parser.set_defaults(run=_bench, rest=[])
 
@@ -234,7 +234,7 @@ def _settings(settings: dict[str, int]) -> str:
 
 
 def _with_progress(rows: Iterable[verify.Row], total: int) -> Iterator[verify.Row]:
-    """The rows, with a bar on the terminal's standard error while they come; without rich, no bar."""
+    """The rows, with a progress bar on standard error if rich is installed."""
     try:
         from rich.console import Console
         from rich.progress import Progress
@@ -249,7 +249,7 @@ def _with_progress(rows: Iterable[verify.Row], total: int) -> Iterator[verify.Ro
 
 
 def _print_table(title: str, columns: list[str], rows: Iterable[list[str]]) -> None:
-    """By rich where that is installed, else as plain text in aligned columns."""
+    """Print by rich if it is installed, otherwise as plain text in aligned columns."""
     try:
         from rich import box
         from rich.console import Console
@@ -267,7 +267,7 @@ def _print_table(title: str, columns: list[str], rows: Iterable[list[str]]) -> N
         table.add_column(column)
     for row in rows:
         table.add_row(*row, style="bold red" if row[-1] == "MISS" else None)
-    # What goes to a file or a pipe has no width of its own.
+    # A file or pipe has no width.
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 

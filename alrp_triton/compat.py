@@ -1,6 +1,6 @@
-"""The signature of the aLRP authors' published code, so that an existing head changes one import line.
+"""The signature of the aLRP authors' published code. An existing head needs only another import line.
 
-Where a head says ``from ... import aLRPLoss`` of its own, it says ``from alrp_triton.compat import aLRPLoss`` instead.
+Replace the head's ``from ... import aLRPLoss`` by ``from alrp_triton.compat import aLRPLoss``.
 """
 
 from __future__ import annotations
@@ -16,26 +16,25 @@ __all__ = ["aLRPLoss"]
 
 
 class aLRPLoss:
-    """aLRP Loss as the authors' heads call it, on one flat tensor; any device, exact and deterministic."""
+    """aLRP Loss with the interface of the authors' heads, on one flat tensor; any device, exact and deterministic."""
 
     @staticmethod
     def apply(
         logits: Tensor, targets: Tensor, regression_losses: Tensor, delta: float = 1.0, eps: float = 1e-5
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Classification component, ranks, and the order by which the head sorts its localisation errors.
+        """Classification component, ranks, and the order in which the head sorts its localisation errors.
 
         Args:
             logits: ``[M]`` scores, any floating-point dtype.
             targets: ``[M]``, integer or floating-point; 1 positive, 0 negative, anything else ignored.
-            regression_losses: ``[P]`` localisation errors of the positives in flat order; taken as constants here.
+            regression_losses: ``[P]`` localisation errors of the positives in flat order; constants here.
             delta: half width of the ramp, >= 0.
             eps: a positive with at most this many false positives sends no score gradient.
 
         Returns:
             ``(cls_loss, rank, order)``: the scalar whose backward gives the error-driven score gradient; the rank of
-            each positive ``[P]`` in flat order; and ``[P]`` int64, the positives in ascending order of score, of two
-            equal ones the earlier first, whatever the device. Without positives the loss is a scalar 0, attached to
-            the graph.
+            each positive ``[P]`` in flat order; and ``[P]`` int64, the positives in ascending order of score, equal
+            ones in flat order on any device. Without positives the loss is a scalar 0, attached to the graph.
 
         Raises:
             TypeError, ValueError: as :func:`alrp_triton.alrp_loss`.
@@ -46,7 +45,7 @@ class aLRPLoss:
                 raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if targets.shape != logits.shape:
             raise ValueError(f"targets: expected the shape of logits, {list(logits.shape)}, got {list(targets.shape)}")
-        # The published code reads 1 and 0 and nothing else.
+        # The published code uses only 1 and 0.
         labels = torch.where(targets == 1, 1, torch.where(targets == 0, 0, -1)).to(torch.int8)
         cls, _, rank = alrp_loss(logits, labels, regression_losses.detach(), delta=delta, eps=eps)
         backend = choose("auto", logits.device)

@@ -1,9 +1,8 @@
-"""A ranking loss of your own, from a formula.
+"""Your own ranking loss from a formula.
 
-A loss L = (1/Z) sum_i l(i) over the positives i (Definition 1 of Oksuz et al., NeurIPS 2020) is told by l(i), a
-function of how i is ranked; by its target l*(i), the value it should have; and by Z. Algorithm 1 of the paper then says
-what gradient the scores get: i sends l(i) - l*(i) to the negatives above it, in the proportions p(j|i). Average
-precision, for one:
+A loss L = (1/Z) sum_i l(i) over the positives i (Definition 1 of Oksuz et al., NeurIPS 2020) is defined by l(i), a
+function of the ranking of i, by its target l*(i), and by Z. Algorithm 1 of the paper gives the gradient of the scores:
+i sends l(i) - l*(i) to the negatives above it, in the proportions p(j|i). An example is average precision:
 
     def error(ranking):
         return ranking.num_false_positives / ranking.rank
@@ -11,8 +10,8 @@ precision, for one:
     criterion = RankingLoss(error)
     loss = criterion(logits, labels)
 
-Both passes over the logits are the package's own: exact, deterministic, in linear time. The losses of the package are
-formulas of this kind; ``alrp_triton.losses.alrp.lrp_error`` is one with further numbers for each positive.
+The loss uses the two passes of the package: exact, deterministic, in linear time. The losses of the package are such
+formulas too; ``alrp_triton.losses.alrp.lrp_error`` is one with values for each positive.
 """
 
 from __future__ import annotations
@@ -59,35 +58,34 @@ def ranking_loss(
 ) -> Tensor:
     r"""L = (1/Z) sum_i l(i), with the error-driven gradient of Algorithm 1.
 
-    Positive i receives -(l(i) - l*(i)) / Z, and negative j the sum of (l(i) - l*(i)) p(j|i) / Z over i. Where l(i)
-    depends on ``extras``, these receive the derivative of L, ranks being constants, as localisation errors do in aLRP.
+    Positive i receives -(l(i) - l*(i)) / Z, and negative j the sum of (l(i) - l*(i)) p(j|i) / Z over i. If l(i) depends
+    on ``extras``, these get the derivative of L with constant ranks, like localisation errors in aLRP.
 
     Args:
         logits, labels, ignore_index: see :func:`alrp_triton.alrp_loss`.
         error: l(i), called as ``error(ranking, **extras)``; returns ``[P]``.
-        target: l*(i), called alike; None for 0. Exact zeros of l - l* at positives without false positives are not
-            required: such a positive has nothing to send.
+        target: l*(i), called in the same way; None for 0. l - l* need not be 0 at positives without false positives,
+            because these send nothing.
         normaliser: Z, called as ``normaliser(ranking)``; a number, or ``[P]`` with the Z of each positive's group. None
             for P, the mean over the positives.
         extras: by name, ``[P]`` floating-point tensors, one number for each positive in their flat order.
-        num_positives: P; needed only where there are no extras, see :func:`alrp_triton.ap_loss`.
-        delta: half width of the ramp H, from 1e-30 to 1e30, or 0 for the step; handed to pair functions.
+        num_positives: P; needed only without extras, see :func:`alrp_triton.ap_loss`.
+        delta: half width of the ramp H, from 1e-30 to 1e30, or 0 for the step; pair functions get it too.
         eps: a positive whose false positives add up to this or less sends no gradient.
-        smoothing: takes the place of H in every statistic: a function of score differences and delta, see
-            :class:`PairFunction`.
+        smoothing: replaces H in every statistic; a function of score differences and delta, see :class:`PairFunction`.
         distribution: q, for p(j|i) in proportion to q(n_j - p_i); by default H, the uniform distribution over the false
-            positives. One that grows with the difference promotes harder examples.
-        groups, process_group: see :func:`alrp_triton.alrp_loss`. With ``process_group`` formulas see the positives of
+            positives. A function that grows with the difference gives harder negatives larger gradients.
+        groups, process_group: see :func:`alrp_triton.alrp_loss`. With ``process_group`` formulas get the positives of
             all processes.
-        backend: see :func:`alrp_triton.alrp_loss`. With ``smoothing`` or ``distribution`` PyTorch looks at every pair
-            of a positive and a logit, in O(M P) time; the Triton backends are then refused.
+        backend: see :func:`alrp_triton.alrp_loss`. With ``smoothing`` or ``distribution`` PyTorch evaluates every pair
+            of a positive and a logit, in O(M P) time; the Triton backends raise an error.
 
     Returns:
         A scalar: float64 for float64 logits, else float32. 0, attached to the graph, without positives.
 
     Raises:
-        TypeError, ValueError, RuntimeError: see :func:`alrp_triton.alrp_loss`; and for a formula that returns anything
-            but ``[P]`` numbers.
+        TypeError, ValueError, RuntimeError: see :func:`alrp_triton.alrp_loss`; and if a formula does not return ``[P]``
+            numbers.
     """
     extras = dict(extras or {})
     levels = check_inputs(
@@ -116,7 +114,7 @@ def ranking_loss(
     num_positives = _count(extras, num_positives)
     settings: dict[str, Any] = {"delta": delta, "ignore_index": ignore_index, "backend": backend}
     value = evaluate(definition, levels, extras, num_positives, **settings).scalars[0]
-    # It has a derivative with respect to every one of the extras, of 0 for one that l(i) does not take.
+    # The derivative with respect to extras that l(i) does not use is 0.
     return value + sum(given[:0].sum().to(value.dtype) for given in extras.values() if given.requires_grad)
 
 
@@ -129,7 +127,7 @@ def _evaluate(
     normaliser: Callable[[Statistics], Tensor | float] | None,
 ) -> Evaluated:
     if ranking.rank.shape[0] == 0:
-        # Users' formulas need not be made for that.
+        # A user's formula need not support this.
         error, target, normaliser = _nothing, None, None
     extras = dict(zip(names, values))
     errors = error(ranking, **extras)
@@ -206,7 +204,7 @@ class RankingLoss(Criterion):
 
 
 def _nothing(ranking: Statistics, **extras: Tensor) -> Tensor:
-    """The formula of no positives: users' own need not be made for that."""
+    """The formula without positives; a user's formula need not support this."""
     return ranking.rank
 
 
@@ -217,7 +215,7 @@ def _check_functions(**functions: Any) -> None:
 
 
 def _count(extras: dict[str, Tensor], num_positives: int | None) -> int | None:
-    """P as far as the host knows it."""
+    """P if the host knows it, otherwise None."""
     known = {name: values.shape[0] for name, values in extras.items()}
     if num_positives is not None:
         known["num_positives"] = num_positives
@@ -229,7 +227,7 @@ def _count(extras: dict[str, Tensor], num_positives: int | None) -> int | None:
 
 
 def _checked(name: str, formula: Callable[..., Any]) -> Callable[..., Tensor]:
-    """The formula, with an error for a result that cannot be used."""
+    """The formula, with an error for a wrong result."""
 
     def checked(ranking: Statistics, **extras: Tensor) -> Tensor:
         result, expected = formula(ranking, **extras), ranking.rank.shape

@@ -1,4 +1,5 @@
-"""What there is on this machine, and what the package makes of it; prints nothing, and asks a GPU only for its name."""
+"""Versions, devices, backends and settings of this machine. Prints nothing, and queries only the properties of a
+GPU."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ ENVIRONMENT = {
     "ALRP_TRITON_DEBUG": "1: check on a GPU what the host would have to wait for",
     "TRITON_INTERPRET": "1: Triton's interpreter, in which kernels run on the CPU",
 }
-"""The environment variables that change what the package does."""
+"""The environment variables that the package reads."""
 
-# What installs the module ``triton``, by where it comes from.
+# The distributions that install the module ``triton``.
 _TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm", "triton-windows")
 
 
@@ -36,10 +37,9 @@ def collect() -> dict[str, Any]:
 
     Returns:
         ``versions``: name to version or None; ``devices``: a dict for each, memory in bytes; ``backends``: a dict for
-        each backend and device, with a ``reason`` where it is not ``available``, and whether ``backend="auto"`` takes
-        it; ``settings``: architecture, then kernel, to what ships with the package; ``autotuning``: the cache
-        file, whether that exists, and what earlier searches found; ``environment``: variable to value or
-        None.
+        each backend and device, with a ``reason`` if it is not ``available``, and whether ``backend="auto"`` takes it;
+        ``settings``: architecture, then kernel, to the settings of the package; ``autotuning``: the cache file, whether
+        it exists, and the results of earlier searches; ``environment``: variable to value or None.
     """
     found = devices()
     architectures = {settings.architecture_of(device) for device in found if device.type == "cuda"}
@@ -75,7 +75,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _version_of(installed: bool, *distributions: str) -> str | None:
-    """From metadata, since importing Triton or Numba takes its time, and Triton reads TRITON_INTERPRET."""
+    """From metadata, because importing Triton or Numba is slow, and Triton reads TRITON_INTERPRET on import."""
     if not installed:
         return None
     for name in distributions:
@@ -90,7 +90,7 @@ def _describe(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         name, architecture, memory = platform.machine(), torch.backends.cpu.get_cpu_capability(), _host_memory()
         return {"device": "cpu", "name": name, "architecture": architecture, "memory": memory}
-    # The properties ask the driver; free memory would need a context, which takes memory itself.
+    # The driver gives the properties; free memory would need a context, which takes memory itself.
     properties = torch.cuda.get_device_properties(device)
     architecture, memory = settings.architecture_of(device), properties.total_memory
     return {"device": str(device), "name": properties.name, "architecture": architecture, "memory": memory}

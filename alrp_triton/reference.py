@@ -1,15 +1,15 @@
-"""The papers in float64, equation by equation: slow, plain, and the judge of every other implementation.
+"""The papers in float64, equation by equation: slow and simple. All other implementations are compared with it.
 
 Everything here costs O(P M) time. Equation numbers are those of K. Oksuz, B. C. Cam, E. Akbas and S. Kalkan,
 "A Ranking-based, Balanced Loss Function Unifying Classification and Localisation in Object Detection", NeurIPS 2020.
-:func:`ranking_loss` is its general form; the others are written out from their own definitions, to be held against it.
-This module imports nothing of the package, so that no error can be shared with what it judges.
+:func:`ranking_loss` is the general form; the others follow their own definitions and are compared with it. This module
+imports nothing of the package, so it shares no error with other implementations.
 
-``logits`` is ``[M]``; ``labels`` is ``[M]``, 1 positive, 0 negative, anything else takes part in nothing; ``delta`` is
-the half width of the ramp. ``groups`` is None or ``[M]`` integers: logits of one integer form a ranking of their own,
-and the result is the mean over the rankings that have a positive. Without a positive it is 0, and so are the gradients.
-A NaN that takes part, or that a formula gives, makes everything NaN but the gradients of ignored logits, which are 0.
-All results are float64. A ValueError names the argument that has not one number for each positive.
+``logits`` is ``[M]``; ``labels`` is ``[M]``, 1 positive, 0 negative, any other value ignored; ``delta`` is the half
+width of the ramp. ``groups`` is None or ``[M]`` integers: the logits of each integer are a separate ranking, and the
+result is the mean over the rankings that have a positive. Without a positive the result and the gradients are 0. A NaN
+in a logit that is not ignored, or from a formula, makes everything NaN except the gradients of ignored logits, which
+are 0. All results are float64. A ValueError names an argument without one number for each positive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 PairFunction = Callable[[Tensor, float], Tensor]
 """f(x, delta) of differences x = s_j - s_i, any shape, into [0, 1]."""
 
-# Pairs held at once; bounds the workspace of one block of positives to a few hundred megabytes.
+# Pairs in one block of positives; limits the workspace to a few hundred megabytes.
 _PAIRS_PER_BLOCK = 1 << 22
 
 
@@ -36,7 +36,7 @@ def difference(s_j: Tensor, s_i: Tensor) -> Tensor:
 def ramp(x: Tensor, delta: float) -> Tensor:
     """The smoothed step H(x): 0 below -delta, 1 above delta, linear between; for delta = 0, 1 where x >= 0."""
     if delta == 0:
-        # The comparison would turn NaN into 0 and so hide it.
+        # The comparison would turn NaN into 0.
         return torch.where(x.isnan(), x, (x >= 0).to(x.dtype))
     return (x / (2 * delta) + 0.5).clamp(0, 1)
 
@@ -46,7 +46,7 @@ def algorithm_1(primary: Tensor, target: Tensor, normaliser: float) -> tuple[Ten
 
     Args:
         primary: L_ij for positives i and negatives j, ``[P, N]``.
-        target: L*_ij, what the primary term would be if i were ranked properly, ``[P, N]``.
+        target: L*_ij, the primary term if i is ranked correctly, ``[P, N]``.
         normaliser: Z.
 
     Returns:
@@ -58,7 +58,7 @@ def algorithm_1(primary: Tensor, target: Tensor, normaliser: float) -> tuple[Ten
 
 
 class ReferenceRanking:
-    """What a formula sees of one ranking: statistics of its P > 0 positives, ``[P]``, all constants."""
+    """The statistics of one ranking for a formula: for its P > 0 positives, ``[P]``, all constants."""
 
     def __init__(self, pos: Tensor, neg: Tensor, delta: float, h: PairFunction) -> None:
         self._pos, self._delta, self._h = pos, delta, h
@@ -78,17 +78,17 @@ class ReferenceRanking:
         return torch.cat([h_pos @ values for _, _, h_pos in pairs])
 
     def sums_sorted(self, values: Tensor) -> Tensor:
-        """Sum of v_k over k = i and what precedes it in a stable ascending sort, flipped, ``[P]``."""
+        """Sum of v_k over k = i and the positives before it in a stable ascending sort, flipped, ``[P]``."""
         descending = self._ascending.flip(0)
         return values[descending].cumsum(0)[descending.argsort()]
 
     def running_max(self, values: Tensor) -> Tensor:
-        """Largest v_k over k = i and what precedes it in a stable ascending sort, ``[P]``."""
+        """Largest v_k over k = i and the positives before it in a stable ascending sort, ``[P]``."""
         return values[self._ascending].cummax(0).values[self._ascending.argsort()]
 
 
 class ReferenceLoss(NamedTuple):
-    """What :func:`ranking_loss` returns."""
+    """The result of :func:`ranking_loss`."""
 
     value: Tensor  # scalar
     grad_logits: Tensor  # its error-driven gradient, [M]
@@ -115,12 +115,12 @@ def ranking_loss(
 
     Args:
         error: l, called as ``error(ranking, **extras)`` with a :class:`ReferenceRanking`; returns ``[P]``.
-        target: l*, called alike; None for 0.
+        target: l*, called in the same way; None for 0.
         normaliser: Z, a number or ``[P]``, as a function of the ranking; None for P.
-        extras: by name, ``[P]`` further numbers for the formulas, in the order of the positives.
+        extras: by name, ``[P]`` values for the formulas, in the order of the positives.
         eps: a positive whose sum_j q(x_ij) is at most this sends no score gradient.
-        smoothing: in the place of the ramp H, and clamped into [0, 1].
-        distribution: q, clamped alike; None for H.
+        smoothing: replaces the ramp H; clamped to [0, 1].
+        distribution: q, clamped to [0, 1]; None for H.
     """
 
     def h(x: Tensor, delta: float) -> Tensor:
@@ -147,7 +147,7 @@ def ranking_loss(
             grad_pos, grad_neg = torch.zeros_like(pos), torch.zeros_like(neg)
             for i, q_ij, _ in _pairs(pos, neg, delta, q):
                 p_j_given_i = _shares(q_ij, eps)
-                # Where it is 0 there is nothing to send, whatever the formulas say of i.
+                # If it is 0, i sends nothing for any formula.
                 primary = torch.where(p_j_given_i == 0, 0.0, (l_i / z)[i, None] * p_j_given_i)
                 primary_target = torch.where(p_j_given_i == 0, 0.0, (l_target / z)[i, None] * p_j_given_i)
                 grad_pos[i], grad_j = algorithm_1(primary, primary_target, 1.0)
@@ -160,7 +160,7 @@ def ranking_loss(
 
 
 class ReferenceALRP(NamedTuple):
-    """What :func:`alrp` returns."""
+    """The result of :func:`alrp`."""
 
     cls: Tensor  # classification component, scalar
     loc: Tensor  # localisation component, scalar
@@ -205,7 +205,7 @@ def alrp(
             grad_loc[i] += 1 / rank[i] / num_pos
             grad_loc += 1 / rank[i] @ above / num_pos
 
-            # Equation 10: LRP error at i; equation 13: its target, when nothing is ranked above i but what should be.
+            # Equation 10: LRP error at i; equation 13: its target, the error if i is ranked correctly.
             lrp = (num_false_positives + errors[i] + h_pos @ errors) / rank[i]
             lrp_target = errors[i] / rank[i]
             # Uniform p(j|i) over the false positives of i; equation 12: primary terms; equation 14: their update.
@@ -220,7 +220,7 @@ def alrp(
 
 
 class ReferenceScore(NamedTuple):
-    """What :func:`ap` and :func:`ndcg` return."""
+    """The result of :func:`ap` and :func:`ndcg`."""
 
     value: Tensor  # scalar
     rank: Tensor  # rank(i), [P]
@@ -231,7 +231,8 @@ def ap(
     logits: Tensor, labels: Tensor, *, delta: float = 1.0, interpolated: bool = True, groups: Tensor | None = None
 ) -> ReferenceScore:
     """AP Loss: one minus the mean precision (K. Chen et al., "Towards Accurate One-Stage Object Detection with
-    AP-Loss", CVPR 2019). Interpolated: no precision is below that of a lower positive (in a stable ascending sort)."""
+    AP-Loss", CVPR 2019). If interpolated, no precision is below that of a lower positive (in a stable ascending
+    sort)."""
 
     def one_ranking(pos: Tensor, neg: Tensor, values: dict[str, Tensor]) -> _Result:
         false, true = torch.zeros_like(pos), torch.ones_like(pos)
@@ -242,7 +243,7 @@ def ap(
         if interpolated:
             ascending = pos.argsort(stable=True)
             precision[ascending] = precision[ascending].cummax(0).values
-        # What is wrong at i is spread over its false positives; without one nothing is, the precision being 1.
+        # The error at i is distributed over its false positives; without one the precision is 1.
         share, grad_neg = (1 - precision) / max(len(pos), 1), torch.zeros_like(neg)
         for i, h_neg, _ in _pairs(pos, neg, delta):
             grad_neg += share[i] @ _shares(h_neg)
@@ -277,7 +278,7 @@ def ndcg(logits: Tensor, labels: Tensor, *, delta: float = 1.0, groups: Tensor |
 
 
 class ReferenceRankSort(NamedTuple):
-    """What :func:`rank_sort` returns."""
+    """The result of :func:`rank_sort`."""
 
     ranking: Tensor  # positives above negatives, scalar
     sorting: Tensor  # positives in the order of their IoUs, scalar
@@ -295,12 +296,12 @@ def rank_sort(
     groups: Tensor | None = None,
 ) -> ReferenceRankSort:
     """Rank & Sort Loss (K. Oksuz, B. C. Cam, E. Akbas, S. Kalkan, "Rank & Sort Loss for Object Detection and Instance
-    Segmentation", ICCV 2021). Here a positive is above itself to the degree H(0), as in the code of its authors.
+    Segmentation", ICCV 2021). Here a positive counts above itself by H(0), as in the code of its authors.
 
     Args:
         ious: ``[P]`` IoU of each positive with its ground truth, in the order of the positives.
-        eps: a positive sends no ranking gradient if its false positives are at most this many, no sorting gradient if
-            the positives above it that should not be are.
+        eps: a positive sends no ranking gradient if it has at most this many false positives, and no sorting gradient
+            if it has at most this many missorted positives above it.
     """
 
     def one_ranking(pos: Tensor, neg: Tensor, values: dict[str, Tensor]) -> _Result:
@@ -310,13 +311,13 @@ def rank_sort(
         for i, h_neg, h_pos in _pairs(pos, neg, delta, own=1.0 if delta == 0 else 0.5):
             false, rank_positive = h_neg.sum(dim=1), h_pos.sum(dim=1)
             rank[i] = rank_positive + false
-            # Only positives should be above i; its ranking error is spread over the false positives.
+            # Only positives should be above i; its ranking error is distributed over the false positives.
             share = false / rank[i] / len(pos)
             ranking += share.sum()
             rank_pos[i] -= torch.where(false > eps, share, 0.0)
             rank_neg += share @ _shares(h_neg, eps)
 
-            # Of the positives only those of no lower IoU should be; its sorting error is spread over the others.
+            # Only positives of at least its IoU should be above i; its sorting error is distributed over the others.
             above, missorted = h_pos * (ious >= ious[i][:, None]), h_pos * (ious < ious[i][:, None])
             current, target = h_pos @ (1 - ious) / rank_positive, above @ (1 - ious) / above.sum(dim=1)
             share = (current - target) / len(pos)
@@ -330,7 +331,7 @@ def rank_sort(
     return ReferenceRankSort(values[0], values[1], gradients[0], gradients[1])
 
 
-# Of one ranking: scalars; rank [P]; gradients of scores [P + N], positives first ([M] for several); of values [P].
+# For one ranking: scalars; rank [P]; gradients of scores [P + N], positives first ([M] for several); of values [P].
 _Result = tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]
 
 
@@ -338,7 +339,7 @@ def _pairs(
     pos: Tensor, neg: Tensor, delta: float, f: PairFunction = ramp, own: float = 0.0
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For blocks of positives: their indices i ``[I]``, f(x_ij) for negatives j ``[I, N]``, and f(x_ik) for positives k
-    ``[I, P]``, but ``own`` for k = i."""
+    ``[I, P]``, with ``own`` for k = i."""
     size = max(1, _PAIRS_PER_BLOCK // max(1, len(pos) + len(neg)))
     for start in range(0, len(pos), size):
         i = torch.arange(start, min(start + size, len(pos)), device=pos.device)
@@ -348,9 +349,9 @@ def _pairs(
 
 
 def _shares(pairs: Tensor, eps: float = 0.0) -> Tensor:
-    """Each row over its sum; 0 where that is at most ``eps``."""
+    """Each row divided by its sum; 0 if the sum is at most ``eps``."""
     total = pairs.sum(dim=1, keepdim=True)
-    # Not "where the sum is larger": a NaN is not to be hidden.
+    # Not "if the sum is larger", which would hide a NaN.
     return torch.where(total <= eps, 0.0, pairs / total)
 
 
@@ -368,12 +369,12 @@ def _mean_over_groups(
         if len(v) != len(pos_index):
             raise ValueError(f"{name}: expected one for each of the {len(pos_index)} positives, got {len(v)}")
     ids = torch.zeros_like(labels) if groups is None else groups
-    # Without a positive one group will do, whichever: it gives zeros.
+    # Without a positive any one group is enough: it gives zeros.
     distinct = ids[pos_index].unique().tolist() or [0]
     members = [((ids[pos_index] == g).nonzero()[:, 0], neg_index[ids[neg_index] == g]) for g in distinct]
     results = [one_ranking(logits[pos_index[k]], logits[j], {n: v[k] for n, v in values.items()}) for k, j in members]
 
-    # NaN may have met a zero and vanished; this term brings it back everywhere.
+    # A zero factor may have removed a NaN; this term restores it everywhere.
     taking_part = torch.cat([pos_index, neg_index])
     seen = [logits[taking_part], *values.values(), *(x.flatten() for result in results for x in result[0] + result[2])]
     poison = torch.where(torch.cat(seen).isnan().any(), torch.nan, 0.0).to(logits)

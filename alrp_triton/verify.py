@@ -1,8 +1,8 @@
 """Checks of every backend on this machine against the float64 reference; prints nothing.
 
 A check runs one backend on one case, forward and backward, several times. It passes if every error is within
-:data:`BOUND` and every run gives the same bits. The Triton backends run on the CPU only in Triton's interpreter, whose
-switch is read when Triton is imported: :func:`interpreted` runs those checks in a process of its own.
+:data:`BOUND` and every run gives the same bits. On the CPU the Triton backends run only in Triton's interpreter, which
+must be chosen before Triton is imported; so :func:`interpreted` runs those checks in a separate process.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .verify_cases import FULL, INTERPRETED, QUICK, Case, cases
 from .verify_losses import compute
 
 BOUND = 1e-6
-"""What each error of a :class:`Row` may be at the most, in any dtype."""
+"""The upper limit of each error of a :class:`Row`, in any dtype."""
 
 
 class Row(NamedTuple):
-    """One check. Errors are relative; infinite where a NaN is, or where anything stands in place of 0."""
+    """One check. Errors are relative; infinite for a NaN, or for a nonzero value instead of 0."""
 
     case: str
     backend: str
@@ -49,11 +49,11 @@ class Row(NamedTuple):
     milliseconds: float = math.inf
     """Median time of forward and backward."""
     failure: str = ""
-    """Why there are no figures, where there are none."""
+    """The reason if there are no figures."""
 
     @property
     def misses(self) -> list[str]:
-        """What is wrong, in words; empty if the check passed."""
+        """The failed limits, in words; empty if the check passed."""
         if self.failure:
             return [self.failure]
         errors = {name.replace("_", " "): getattr(self, name) for name in ERRORS}
@@ -78,7 +78,7 @@ class Check(NamedTuple):
     repeats: int
 
     def run(self) -> Row:
-        """Run it. Whatever a backend raises becomes the row's ``failure``."""
+        """Run it. An error of the backend becomes the row's ``failure``."""
         row = Row(self.case.name, self.backend, str(self.device), failure=self.case.missing)
         if row.failure:
             return row
@@ -125,7 +125,7 @@ class Check(NamedTuple):
 def plan(
     backends: Iterable[str], devices: Iterable[torch.device], *, quick: bool = False
 ) -> tuple[list[Check], list[tuple[str, torch.device, str]]]:
-    """All checks to be run here, and what cannot run: ``(backend, device, why)``.
+    """All checks for this machine, and those that cannot run: ``(backend, device, why)``.
 
     Args:
         backends: names as :func:`alrp_triton.alrp_loss` takes them, without ``"auto"``.
@@ -141,18 +141,18 @@ def plan(
                 continue
             in_interpreter = runs_triton(backend) and os.environ.get("TRITON_INTERPRET", "0") == "1"
             size = INTERPRETED if in_interpreter else QUICK if quick else FULL
-            # The reference is slow, and nobody asks how slow exactly.
+            # The reference is slow, and its exact time does not matter.
             repeats = 1 if not has_passes(backend) else size.repeats
             checks += [Check(case, backend, device, repeats) for case in cases(size)]
     return checks, unavailable
 
 
 def interpreted(backends: Iterable[str]) -> Iterator[Row]:
-    """Checks of Triton backends on the CPU, in Triton's interpreter, in a process of its own; small cases.
+    """Checks of Triton backends on the CPU, in Triton's interpreter, in a separate process; small cases.
 
     A process that ends early becomes a row that says so.
     """
-    # The interpreter computes by NumPy, which warns of infinities that are part of a case.
+    # The interpreter uses NumPy, which warns of infinities that are part of a case.
     command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", __name__, *backends]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8") as process:
@@ -160,7 +160,7 @@ def interpreted(backends: Iterable[str]) -> Iterator[Row]:
         try:
             for line in process.stdout:
                 yield Row(**json.loads(line))
-        except BaseException:  # nobody wants the rest
+        except BaseException:  # the caller does not need the other rows
             process.terminate()
             raise
     if process.returncode != 0:
@@ -168,7 +168,7 @@ def interpreted(backends: Iterable[str]) -> Iterator[Row]:
 
 
 def relative_errors(actual: Tensor, exact: Tensor) -> tuple[float, float]:
-    """Error by norms, and of the worst element; in half precision, beyond what rounding explains.
+    """Error of the norm, and of the worst element; in half precision beyond the rounding error.
 
     Args:
         actual: float16, bfloat16, float32 or float64, any shape, any device.
@@ -193,12 +193,12 @@ def relative_errors(actual: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def _rounding(found: Tensor, exact: Tensor, dtype: torch.finfo) -> Tensor:
-    """How far from ``found``, on the side of ``exact``, lie the numbers that are rounded to it."""
+    """Distance from ``found``, towards ``exact``, of the numbers that are rounded to it."""
     mantissa, exponent = torch.frexp(found)
     smallest = dtype.smallest_normal * dtype.eps
     spacing = torch.ldexp(torch.full_like(found, dtype.eps), exponent - 1).clamp(min=smallest)
     spacing = torch.where(found == 0, smallest, spacing)  # 0 has no exponent
-    # Numbers below a power of two are spaced half as wide, down to the subnormal ones.
+    # The spacing below a power of two is half as wide, down to the subnormal numbers.
     finer = (mantissa.abs() == 0.5) & (exact.abs() < found.abs()) & (spacing > smallest)
     return spacing / torch.where(finer, 4, 2)
 
@@ -224,7 +224,7 @@ def _timed(step: Callable[[], list[Tensor]], device: torch.device) -> tuple[floa
 
 
 def _main(backends: list[str]) -> None:
-    """The process behind :func:`interpreted`: a row of JSON for each check."""
+    """The process of :func:`interpreted`: prints a row of JSON for each check."""
     checks, unavailable = plan(backends, [torch.device("cpu")])
     failed = (Row("all", backend, str(device), failure=reason) for backend, device, reason in unavailable)
     for row in itertools.chain(failed, (check.run() for check in checks)):

@@ -1,4 +1,4 @@
-"""What backends are checked on: scores as they are at some time of a training, and what is hard to get right."""
+"""The cases of the checks: scores at stages of a training, and difficult inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IGNORED = -1
 
 
 class Size(NamedTuple):
-    """How large cases are, and how many times each is run and timed."""
+    """The size of cases, and the number of runs and timings of each."""
 
     logits: int
     positives: int
@@ -36,14 +36,14 @@ class Case:
     """One problem on the CPU.
 
     Attributes:
-        name: says what is special about it.
+        name: what is special about it.
         logits: the levels, of one dtype, any strides.
         labels: for each level a label for each logit (1 positive, 0 negative, -1 ignored), or for each row (a class
             index, the number of classes for background, -1 ignored).
         loc_errors: ``[P]`` float32.
         arguments: further arguments of the loss.
         loss: one of :data:`alrp_triton.verify_losses.LOSSES`.
-        missing: what hinders the case from being run; then it holds nothing.
+        missing: why the case cannot run; it is then empty.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Case:
     @cached_property
     def exact(self) -> reference.ReferenceALRP:
         """The results and gradients in float64, flat."""
-        # A label for each logit, by one_hot: not by the engine's way, which is to be checked.
+        # A label for each logit by one_hot, independent of the engine, which is checked.
         flat = [y if y.dim() == x.dim() else _label_each(y, x.shape[-1]) for x, y in zip(self.logits, self.labels)]
         logits, labels = (torch.cat([t.reshape(-1) for t in level]) for level in (self.logits, flat))
         return verify_losses.exact(self.loss, logits, labels, self.loc_errors, **self.arguments)
@@ -111,13 +111,13 @@ def _scores(regime: str, size: Size) -> Case:
 
 
 def _rounded(name: str, case: Case, loss: str = "aLRP", **arguments: Any) -> Case:
-    """Scores in steps of 1/4: many equal ones, and many that lie exactly at the end of a ramp."""
+    """Scores in steps of 1/4: many are equal, and many lie exactly at the end of a ramp."""
     logits = [(level * 4).round() / 4 for level in case.logits]
     return dataclasses.replace(case, name=name, logits=logits, arguments=case.arguments | arguments, loss=loss)
 
 
 def _grouped(case: Case) -> Case:
-    """Rankings of their own for every fifth logit."""
+    """Five groups, one for every fifth logit."""
     groups = 10**10 * (torch.arange(len(case.logits[0])) % 5 - 2)
     return dataclasses.replace(case, name="groups", arguments={"groups": groups})
 
@@ -128,7 +128,7 @@ def _converted(case: Case, dtype: torch.dtype) -> Case:
 
 
 def _infinities(case: Case) -> Case:
-    """Every seventh score infinite, at positives and negatives alike."""
+    """Every seventh score is infinite, for positives and negatives."""
     logits = case.logits[0].clone()
     logits[::14], logits[7::14] = math.inf, -math.inf
     positives = (case.labels[0] == 1).nonzero().squeeze(1)
@@ -137,8 +137,8 @@ def _infinities(case: Case) -> Case:
 
 
 def _pyramid(size: Size) -> Case:
-    """Three levels as a head's convolutions leave them, channels first, with a class label for each anchor; one row in
-    ten is ignored, and holds a NaN, which must not matter."""
+    """Three channel-first levels, as from a head's convolutions, with a class label for each anchor. One row in ten is
+    ignored and holds a NaN, which must have no effect."""
     generator = _generator()
     anchors, classes = 3, 10
     side = max(4, int((size.logits / (anchors * classes * 21 / 16)) ** 0.5))
@@ -175,7 +175,7 @@ def _arrays(arrays: Mapping[str, Any], time: str) -> list[Tensor]:
 
 
 def _detector_case(name: str, size: Size, logits: Tensor, labels: Tensor, loc_errors: Tensor) -> Case:
-    """All rows that are positive or ignored, and as many of the others as fit."""
+    """All rows that are positive or ignored, and as many others as fit."""
     classes = logits.shape[-1]
     logits, labels = logits.reshape(-1, classes).float(), labels.reshape(-1)
     is_background = labels == classes

@@ -1,4 +1,4 @@
-"""The losses of the family in one form, from a backend and from the reference, so that the same checks serve all."""
+"""The losses of the family in one form, from a backend and from the reference, so that the same checks apply to all."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Levels = list[Tensor]
 def compute(
     loss: str, logits: Levels, labels: Levels, values: Tensor, **arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Classification and localisation part of a loss, and ranks ``[P]``, or ``[0]`` where it does not tell them.
+    """Classification and localisation part of a loss, and ranks ``[P]``, or ``[0]`` if it does not return them.
 
     Args:
         loss: one of :data:`LOSSES`.
         logits, labels: the levels.
         values: ``[P]`` localisation errors, or IoUs.
-        arguments: further ones of the loss.
+        arguments: further arguments of the loss.
     """
     if loss == "aLRP":
         return alrp_loss(logits, labels, values, **arguments)
@@ -38,7 +38,7 @@ def compute(
 
 
 def exact(loss: str, logits: Tensor, labels: Tensor, values: Tensor, **arguments: Any) -> reference.ReferenceALRP:
-    """The same and its gradients in float64, of flat logits and labels ``[M]``."""
+    """The same and its gradients in float64, for flat logits and labels ``[M]``."""
     if loss == "aLRP":
         return reference.alrp(logits, labels, values, **arguments)
     if loss == "Rank & Sort":

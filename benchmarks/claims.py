@@ -38,7 +38,7 @@ NUMBERS: dict[str, list[tuple[Case, str, float]]] = {
         (SMALL, "launches", 10),
     ],
 }
-"""A column of :class:`~.rows.Row`, of what ``auto`` chooses, and its upper limit."""
+"""A column of :class:`~.rows.Row` (backend triton on a GPU, torch on a CPU), and its upper limit."""
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:

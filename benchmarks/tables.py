@@ -97,11 +97,12 @@ def readme(rows: Sequence[Row]) -> str:
 
 
 _NOTE = (
-    'Forward + backward. "Ours" is what `auto` chooses. "Of bandwidth" is its share of the bandwidth that a copy '
-    "reaches; each logit counts as read twice and its gradient as written once. The other columns say how many times "
-    "as long as ours a contender takes. Focal loss runs with GIoU loss and is compared with ours with GIoU errors; in "
-    "the compiled column both are compiled. Brackets hold the error of a gradient that is not exact. The table shows "
-    "no times of a CPU, because other programs may have used it."
+    'Forward + backward. "Ours" is backend `triton` on a GPU and `torch` on a CPU, where `auto` takes `numba` if it is '
+    'installed. "Of bandwidth" is the share of a copy\'s bandwidth that ours reaches; each logit counts as read twice '
+    "and its gradient as written once. The other columns give the time of a contender divided by the time of ours. "
+    "Focal loss runs with GIoU loss and is compared with ours with GIoU errors; in the compiled column both are "
+    "compiled. Brackets hold the error of a gradient that is not exact. The table shows no times for a CPU, because "
+    "other programs may have used it."
 )
 
 
@@ -110,7 +111,7 @@ def _is_family(rows: Iterable[Row]) -> bool:
 
 
 def _mine(rows: Iterable[Row]) -> Row | None:
-    """The row of what ``auto`` chooses."""
+    """The row of backend triton; without one, that of backend torch."""
     by_name = {row.contender: row for row in rows}
     return by_name.get(ours("triton")) or by_name.get(ours("torch"))
 

@@ -1,8 +1,8 @@
-"""Pass 1: count every negative into its bucket: how many there are, and the sum of their offsets in fixed point.
+"""Pass 1: for each bucket count its negatives, and sum their offsets in fixed point.
 
-All accumulation is in 64-bit integers, so the order in which tiles and atomics arrive changes nothing. Two things
-keep atomics apart: scores below the first threshold, most of them late in training, send none; and each tile sums the
-bucket of its first score, which early in training is nearly everyone's, before sending one.
+All sums are 64-bit integers, so the order of tiles and atomics does not matter. Two things reduce contention. Scores
+below the first threshold, which are most scores late in training, send no atomics. Each tile sums the bucket of its
+first score, which early in training has nearly all scores, and sends one atomic for it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .launch import launch, level_of, ramp_of
 from .layout import Table, Walk
 from .search import find_bucket, groups_of, offset_in_bucket, reaches_any
 
-# Of a sum over a tile that holds a count, of at most 2^12, above units, of at most 2^36 each.
+# A sum over a tile holds a count of at most 2^12 above units of at most 2^36 each.
 _UNIT_BITS = tl.constexpr(50)
 _ONE_MORE = tl.constexpr(1 << 50)
 
 
 @triton.jit
 def first_of(there, lane, bucket, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    """The bucket of the first lane that is there, by one reduction; some bucket where none is."""
+    """The bucket of the first active lane, by one reduction; any bucket if no lane is active."""
     if BLOCK << STEPS < 1 << 31:
         key = tl.where(there, (lane << STEPS) | bucket, (BLOCK << STEPS) - 1)
     else:
@@ -46,7 +46,7 @@ def count_kernel(
     label = tl.load(level.labels + address_of_label(at, levels, level), mask=there, other=0)
     counted = there & takes_part(label, ignore_index, levels.CLASSES) & ~is_positive(label, at[0], levels.CLASSES)
 
-    # One look for two questions; of NaN there are few.
+    # One reduction answers two questions; NaN are rare.
     reaches = counted & reaches_any(score, table, num_buckets)
     nan = counted & (score != score)
     interest = tl.max(tl.where(nan, 2, reaches.to(tl.int32)))
@@ -56,15 +56,15 @@ def count_kernel(
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
         bucket = find_bucket(score, group, table, STEPS)
         if table.groups is not None:
-            # What reaches a ramp of another group only.
+            # Scores that reach only ramps of another group.
             reaches = reaches & (bucket > 0)
         units = (offset_in_bucket(score, bucket, table, ramp) * scale).to(tl.int64)
-        # The bucket of the first score that reaches a ramp stands for the crowd.
+        # Use the bucket of the first score that reaches a ramp as the most frequent one.
         crowd = first_of(reaches, lane, bucket, STEPS, BLOCK)
         alone = reaches & (bucket != crowd)
         tl.atomic_add(totals + bucket, tl.full([BLOCK], 1, tl.int64), mask=alone, sem="relaxed")
         tl.atomic_add(totals + num_buckets + 1 + bucket, units, mask=alone, sem="relaxed")
-        # Count and units in one sum. Without a crowd its bucket may lie beyond the totals.
+        # Count and units in one sum. If the count is 0, the bucket may lie beyond the totals.
         both = tl.sum(tl.where(reaches & (bucket == crowd), units + _ONE_MORE, 0))
         count = both >> _UNIT_BITS
         tl.atomic_add(totals + crowd, count, mask=count > 0, sem="relaxed")
@@ -76,13 +76,13 @@ def count(walks: Sequence[Walk], table: Table, totals: Tensor, delta: float, sca
     """Pass 1 over all levels.
 
     Args:
-        walks: the levels. With groups, a score counts in its own group's buckets alone.
+        walks: the levels. With groups, a score counts only in the buckets of its group.
         table: of the positives' ramps.
         totals: ``[2, 2P + 2]`` int64, contiguous, to which is added: the number of negatives in each bucket, and the
             sum of their offsets in units; in the last column the number of NaN, and nothing. Bucket 0 is left out.
         delta: half width of the ramp.
         scale: units of the fixed point in 1.
-        ignore_index: label of what is not counted.
+        ignore_index: label of logits that are not counted.
     """
     num_buckets = len(table.floors)
     arguments = {

@@ -1,6 +1,6 @@
-"""Find the positives: one look at the labels.
+"""Find the positives in one pass over the labels.
 
-Tiles append what they find in whatever order they come to it; :mod:`.place` puts positives into their flat order.
+Tiles append positives in any order; :mod:`.place` sorts them into flat order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .layout import Walk
 
 @triton.jit
 def places_of_rows(levels, level, begin, lane):
-    """Places of what has a label each: of rows, or of logits; 0 on the axis of the classes."""
+    """Positions of rows, or of logits if each has a label; 0 on the axis of the classes."""
     if levels.CLASSES == 0:
         return split(begin, lane, level.sizes[0], level.sizes[1], level.sizes[2], levels.AXES)
     elif levels.AXES == 1:
@@ -34,7 +34,7 @@ def find_kernel(levels, found, slots, scores, slot_groups, num_slots, ignore_ind
     level = level_of(levels)
     begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
     at = places_of_rows(levels, level, begin, lane)
-    # Constant for labels of rows, so that nothing is divided by a number that only runs know.
+    # A constant for row labels, so that there is no division by a run-time number.
     columns: tl.constexpr = levels.CLASSES if levels.CLASSES > 0 else 1
     there = within(begin, lane, level.num_logits // columns, BLOCK)
     label = tl.load(level.labels + address(at, level.label_steps, levels.AXES), mask=there, other=0).to(tl.int64)
@@ -68,18 +68,18 @@ def find_kernel(levels, found, slots, scores, slot_groups, num_slots, ignore_ind
 def find(
     walks: Sequence[Walk], num_positives: int, ignore_index: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Look for positives, in any order; synchronises nothing.
+    """Find positives, in any order; does not synchronise.
 
     Args:
         walks: the levels.
-        num_positives: P, how many are expected.
-        ignore_index: the label of what is no positive, whatever it says.
+        num_positives: P, the expected number.
+        ignore_index: the label of logits that are never positive.
         dtype: float32 or float64, of the logits to be returned.
 
     Returns:
         ``(index [P] int64, logits [P], groups [P] int64 or None, found [2] int64)``: flat indices, with their logits
-        and groups; how many positives there are, and whether (> 0) any label is out of range. Of more than P some P are
-        returned; of fewer the rest of each tensor is not set.
+        and groups; the number of positives, and whether (> 0) a label is out of range. If there are more than P, some P
+        of them are returned; if fewer, the rest of each tensor is not set.
     """
     device = walks[0].logits.device
     found = torch.zeros(2, dtype=torch.int64, device=device)

@@ -1,6 +1,6 @@
-"""The losses' formulas on the device: what each positive adds to a loss, and what it sends to its false positives.
+"""The formulas of the losses on the device: the term of each positive, and what it sends to its false positives.
 
-Each is the twin of a formula in ``alrp_triton/losses``, where its source is named; a test holds one against the other.
+Each has the same formula as in ``alrp_triton/losses``, which names the source; a test compares the two.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ import triton.language as tl
 
 
 class Formula(NamedTuple):
-    """What a formula needs beside the ranks, and what becomes of it."""
+    """The inputs of a formula besides the ranks, and its results."""
 
     name: str = ""
     terms: int = 1
-    """How many scalars the loss has."""
+    """The number of scalars of the loss."""
     above: bool = False
-    """Whether it takes a sum over what stands above a positive, of one value each, by ramps."""
+    """Whether it takes a sum of values over the positives above, by ramps."""
     in_order: bool = False
-    """Whether it takes their sum over what precedes a positive in descending order, itself included."""
+    """Whether it takes the sum of values over a positive and those before it in descending order."""
     receives: str | None = None
     """The kind of sum, see ``rank.sums``, that is the second scalar's derivative with respect to the values."""
     sorts: bool = False
-    """Whether its second scalar says how positives of lower values stand above those of higher ones."""
+    """Whether its second scalar is the sorting error."""
     interpolated: bool = False
-    """Whether the largest precision among a positive and those below it stands for its own."""
+    """Whether the precision of a positive is the largest among it and those below it."""
     eps: float = 0.0
     """A positive with at most this many false positives sends nothing."""
 
     @property
     def constants(self) -> Formula:
-        """As kernels take it."""
+        """In the form that kernels take."""
         return Formula(*map(tl.constexpr, self))
 
     @property
@@ -45,17 +45,17 @@ class Formula(NamedTuple):
 
     @property
     def num_scores(self) -> int:
-        """Scalars that have a derivative with respect to scores."""
+        """The number of scalars with a derivative with respect to scores."""
         return 2 if self.sorts else 1
 
     @property
     def has_derivative(self) -> bool:
-        """Whether the last scalar has one with respect to the values, or to the errors of a formula that is not known
-        here."""
+        """Whether the last scalar has a derivative with respect to the values, or to the errors of an unknown
+        formula."""
         return not self.name or (self.terms > 1 and not self.sorts)
 
     def derivative_dtype(self, given: torch.Tensor | None) -> torch.dtype:
-        """Of that derivative."""
+        """The dtype of that derivative."""
         return torch.float64 if given is None else torch.promote_types(given.dtype, torch.float32)
 
 
@@ -71,12 +71,12 @@ FORMULAS = {
         Formula("rank_sort", terms=2, sorts=True),
     )
 }
-"""By name; under "" that of a loss whose formula is not known here."""
+"""By name; "" is for a loss whose formula is not known here."""
 
 
 @triton.jit
 def ideal_gain(num_together, num_positives, ONE_RANKING: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum over r = 1..n of 1 / log2(1 + r), for n positives that are ranked together."""
+    """Sum over r = 1..n of 1 / log2(1 + r), for n positives in one ranking."""
     gains = tl.zeros([BLOCK] if ONE_RANKING else [num_together.shape[0], BLOCK], tl.float64)
     for first in range(0, num_positives, BLOCK):
         place = first + tl.arange(0, BLOCK)
@@ -90,13 +90,13 @@ def ideal_gain(num_together, num_positives, ONE_RANKING: tl.constexpr, BLOCK: tl
 
 @triton.jit
 def log2(x):
-    """In float64, whose logarithm to base 2 not every target has."""
+    """In float64; not every target has its logarithm to base 2."""
     return tl.log(x) * 1.4426950408889634
 
 
 @triton.jit
 def log2_of_1_plus(x):
-    """log2(1 + x), with all digits of a small x, float64 (W. Kahan's way)."""
+    """log2(1 + x) in float64, exact also for a small x (W. Kahan's method)."""
     y = 1 + x
     gone = y - 1
     return tl.where(gone == 0, x * 1.4426950408889634, log2(y) * (x / tl.where(gone == 0, 1.0, gone)))
@@ -117,28 +117,28 @@ def evaluate(
     ONE_RANKING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Of a block of positives, in float64.
+    """Evaluate a formula for a block of positives, in float64.
 
     Args:
         formula: one of :data:`FORMULAS`.
         found: N_FP(i).
         rank_positive: rank+(i).
-        value: of the positive itself.
-        above: the sum of the values by ramps, where the formula takes it.
-        together_in_order: the sum of the values in order, or the sorting error, where the formula takes one of them.
-        num_together: how many positives i is ranked with.
-        shared_by: the same, times the number of groups.
+        value: the value of the positive.
+        above: the sum of the values by ramps, if the formula takes it.
+        together_in_order: the sum of the values in order, or the sorting error, if the formula takes one of them.
+        num_together: the number of positives in the ranking of i.
+        shared_by: the same times the number of groups.
         height_at_0: H(0).
         num_positives: P.
 
     Returns:
-        ``(excess, first, second)``: l(i) - l*(i), and what it adds to each scalar; all times 1/Z, but for precision
-        that is still to be interpolated.
+        ``(excess, first, second)``: l(i) - l*(i), and its terms of the scalars; all times 1/Z, except precision before
+        interpolation.
     """
     rank, share = rank_positive + found, 1.0 / shared_by
     if formula.name == "alrp_sorted" or formula.name == "alrp_smooth":
         first = found / rank * share
-        # Its own value cancels in the excess; the sum by ramps leaves it out, the one in order does not.
+        # Its own value cancels in the excess. The sum by ramps leaves it out; the sum in order includes it.
         excess = (found + above) / rank * share
         second = (together_in_order if formula.in_order else value + above) / rank * share
     elif formula.name == "ap":
@@ -148,7 +148,7 @@ def evaluate(
         first = found / rank
         excess, second = first, first
     elif formula.name == "rank_sort":
-        # Ranks include the positive itself by its ramp.
+        # Here ranks include the positive itself by H(0).
         excess = found / (rank - (1 - height_at_0)) * share
         first, second = excess, together_in_order * share
     else:

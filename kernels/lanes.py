@@ -1,9 +1,8 @@
-"""The lanes of a tile: where each one's logit, label and gradient are, and what it loads and stores.
+"""The lanes of a tile: addresses of their logits, labels and gradients, and loads and stores.
 
-Positions are 64-bit. Within a tile, axis by axis from the innermost, they are 32-bit remainders: a tile begins at a
-position whose 64-bit division is done once, on a scalar. The number of classes is a constant of the compiled kernel, so
-that a division by it becomes a multiplication; and logits that lie in memory as they are walked are addressed by their
-position, several at a time.
+Positions are 64-bit. Within a tile they are 32-bit remainders, axis by axis from the innermost; the 64-bit division for
+the first position of a tile is done once, on a scalar. The number of classes is a constant of the compiled kernel, so a
+division by it becomes a multiplication. Logits in memory order are addressed by position, with vectorised loads.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def split(begin, lane, size0, size1, size2, AXES: tl.constexpr):
-    """Places of positions ``begin + lane`` on each axis, innermost first; those on axes that are not there mean
-    nothing."""
+    """Indices of positions ``begin + lane`` on each axis, innermost first; those on missing axes have no meaning."""
     if AXES == 1:
         at = begin + lane
         return at, at, at, at
@@ -50,8 +48,8 @@ def split(begin, lane, size0, size1, size2, AXES: tl.constexpr):
 
 @triton.jit
 def within(begin, lane, number, BLOCK: tl.constexpr):
-    """Which lanes of a tile there are, of so many. Compared in 32 bits; as a choice, of which the compiler knows that
-    16 divides it where 16 divides the number."""
+    """The mask of active lanes of a tile, for this number of elements. Compared in 32 bits. The limit is a select, so
+    the compiler knows that 16 divides it if 16 divides the number."""
     rest = number - begin
     return lane < tl.where(rest < BLOCK, rest, BLOCK).to(tl.int32)
 
@@ -67,7 +65,7 @@ def places(levels, level, begin, lane):
 
 @triton.jit
 def address(at, steps, AXES: tl.constexpr):
-    """64-bit distance from a tensor's first element to the one at these places."""
+    """64-bit distance from a tensor's first element to the element at these indices."""
     distance = at[0].to(tl.int64) * steps[0]
     for axis in tl.static_range(1, AXES):
         distance += at[axis].to(tl.int64) * steps[axis]
@@ -76,7 +74,7 @@ def address(at, steps, AXES: tl.constexpr):
 
 @triton.jit
 def address_of_label(at, levels, level):
-    """Of the label of a logit; the labels of rows take no step from class to class."""
+    """The address of a logit's label; row labels have no step along the classes."""
     if levels.CLASSES > 0:
         distance = at[0].to(tl.int64) * 0
         for axis in tl.static_range(1, levels.AXES):
@@ -88,7 +86,7 @@ def address_of_label(at, levels, level):
 
 @triton.jit
 def address_or_position(position, at, steps, levels):
-    """:func:`address`, or the position itself in tensors that lie in memory as they are walked."""
+    """:func:`address`, or the position itself for tensors in memory order."""
     if levels.FLAT:
         return position
     else:
@@ -97,7 +95,7 @@ def address_or_position(position, at, steps, levels):
 
 @triton.jit
 def takes_part(label, ignore_index, CLASSES: tl.constexpr):
-    """Whether a logit is a negative or a positive, from the label of its row, or from its own."""
+    """Whether a logit is a negative or a positive (not ignored), from the label of its row or its own label."""
     if CLASSES > 0:
         return label != ignore_index
     else:
@@ -106,12 +104,13 @@ def takes_part(label, ignore_index, CLASSES: tl.constexpr):
 
 @triton.jit
 def is_positive(label, column, CLASSES: tl.constexpr):
-    """Whether one that takes part is a positive, from the label of its row and its class, or from its own label."""
+    """Whether a logit that is not ignored is a positive, from the label of its row and its class, or from its own
+    label."""
     return label == (column if CLASSES > 0 else 1)
 
 
-# Triton's interpreter converts bfloat16 by its own arithmetic, which takes 0 for 2^-126 and does not round to nearest.
-# There, and there alone, the two functions below move the bits themselves.
+# Triton's interpreter converts bfloat16 incorrectly: it takes 0 for 2^-126 and does not round to nearest. Only there,
+# the two functions below convert the bits themselves.
 
 
 @triton.jit
@@ -126,7 +125,7 @@ def load(pointers, mask, dtype: tl.constexpr):
 
 @triton.jit
 def store(pointers, value, mask):
-    """Store in the pointers' dtype, rounded to nearest even; to half precision by way of float32, as PyTorch does."""
+    """Store in the pointers' dtype, rounded to nearest even; to half precision through float32, as PyTorch does."""
     dtype: tl.constexpr = pointers.dtype.element_ty
     if dtype == tl.float64:
         tl.store(pointers, value.to(tl.float64), mask=mask)

@@ -1,11 +1,11 @@
-"""From levels to launches: those of one structure go together, and each program finds its level.
+"""From levels to launches: levels of one structure share a launch, and each program finds its level.
 
-A launch takes of each field a tuple with a value for each level. A program finds its level by comparing its number with
-the levels' first tiles, and selects; nothing is copied to the device.
+A launch takes a tuple for each field, with a value for each level. A program compares its number with the first tiles
+of the levels and selects its level; nothing is copied to the device.
 
-Triton compiles a kernel anew for integers that are 1, multiples of 16 or beyond 32 bits; in tuples always. That would
-be a kernel for nearly every size of image. So steps of 1 are left out (their places are part of the structure), other
-integers n go as 2 n + 3, and of the numbers of logits a common unit of 16 is taken out.
+Triton makes a new specialisation for integers that are 1, multiples of 16 or beyond 32 bits, and in tuples this cannot
+be turned off. That would be one for nearly every image size. So steps of 1 are left out (their axes are part of the
+structure), other integers n are passed as 2 n + 3, and a common factor of 16 is taken out of the numbers of logits.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .layout import MAX_AXES, Level, Levels, Ramp, Walk
 from .settings import Settings, architecture_of, pinned, settings_of
 
 MOST_LEVELS = 8
-"""In one launch; of each, a program looks at every argument."""
+"""Most levels in one launch; a program reads all arguments of each."""
 _UNIT = 16
 
 
 class Part(NamedTuple):
-    """A level, and where its logits begin among those of all."""
+    """A level, and the index of its first logit among those of all levels."""
 
     walk: Walk
     gradient: Tensor | None
@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
     @property
     def structure(self) -> Hashable:
-        """What levels in one launch have in common."""
+        """The properties that levels in one launch share."""
         walk, layout = self.walk, self.walk.layout
         kinds = tuple(x is not None and (x.dtype, x.data_ptr() % 16 == 0) for x in self.tensors)
         ones = tuple(step == 1 for steps in layout.steps for step in steps)
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Launches go to the current device, which need not be the tensor's."""
+    """Launches use the current device, which may differ from that of the tensor."""
     if INTERPRETED:
         return contextlib.nullcontext()
     guard: contextlib.AbstractContextManager[Any] = driver.active.get_device_interface().device(tensor.device)
@@ -59,7 +59,7 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def ramp_of(logits: Tensor, delta: float) -> Ramp:
-    """The constants of a kernel for scores like these."""
+    """The ramp constants of a kernel for scores of this dtype and device."""
     saturate = logits.dtype == torch.float32 and architecture_of(logits.device).startswith("sm_")
     return Ramp(*map(tl.constexpr, (delta, 0.5 / delta if delta else 0.0, saturate)))
 
@@ -78,9 +78,9 @@ def launch(
         kernel: takes ``levels``, the arguments, and ``BLOCK``.
         name: its name among the launch settings.
         walks: the levels.
-        arguments: what all levels share.
-        gradients: what the kernel writes, of the logits' shape and with the strides that ``empty_like`` gives them.
-        by_row: whether a tile is of rows of logits that share a label, rather than of logits.
+        arguments: arguments that all levels share.
+        gradients: tensors that the kernel writes, of the logits' shape and with the strides of ``empty_like``.
+        by_row: whether a tile consists of rows of logits that share a label, and not of logits.
     """
     for parts in join(walks, gradients):
         first = parts[0].walk
@@ -99,8 +99,8 @@ def settings_for(name: str, parts: list[Part]) -> Settings:
 def compare(
     kernel: Any, places: int, logits: Tensor, *, rows: int = 1, num_warps: int | None = None, **arguments: Any
 ) -> None:
-    """Launch a kernel that compares a block of places, of positives or buckets, with all positives, whose ``logits``
-    say where; in each of the rows."""
+    """Launch a kernel that compares a block of positives or buckets with all positives, for each row; ``logits`` gives
+    the device."""
     settings = pinned("compare", architecture_of(logits.device))
     if places == 0:
         return
@@ -114,7 +114,7 @@ def compare(
 
 
 def join(walks: Sequence[Walk], gradients: Sequence[Tensor] | None = None) -> list[list[Part]]:
-    """The levels of each launch, in their order; without the empty ones."""
+    """The levels of each launch in order, without empty levels."""
     by_structure: dict[Hashable, list[Part]] = {}
     first_index = 0
     for i, walk in enumerate(walks):
@@ -130,7 +130,7 @@ def join(walks: Sequence[Walk], gradients: Sequence[Tensor] | None = None) -> li
 
 
 def tiles_of(parts: list[Part], size: int) -> tuple[int, Levels]:
-    """How many tiles of so many logits there are, and the levels as a kernel takes them."""
+    """The number of tiles of ``size`` logits, and the levels in the form that kernels take."""
     first = parts[0].walk
     tiles = [triton.cdiv(part.walk.logits.numel(), size) for part in parts]
     unit = _UNIT if all(part.walk.logits.numel() % _UNIT == 0 for part in parts) else 1
@@ -161,25 +161,25 @@ def tiles_of(parts: list[Part], size: int) -> tuple[int, Levels]:
 
 
 def _by_axis(levels: Sequence[tuple[int, ...]], left_out: int | None) -> tuple[tuple[int | None, ...], ...]:
-    """Of each axis the coded numbers of all levels; None for axes that are not there, and for what is left out."""
+    """For each axis the coded numbers of all levels; None for missing axes and for left-out steps."""
     rows = [tuple(None if n == left_out else _code(n) for n in of_axis) for of_axis in zip(*levels)]
     return tuple(rows + [(None,) * len(levels)] * (MAX_AXES - len(rows)))
 
 
 def _code(value: int) -> int:
-    """Neither 1 nor a multiple of 16; see ``number``."""
+    """A code that is neither 1 nor a multiple of 16; see ``number``."""
     return 2 * value + 3
 
 
 @triton.jit
 def number(code):
-    """What was coded by ``_code``."""
+    """Decodes a number of ``_code``."""
     return (code >> 1) - 1
 
 
 @triton.jit
 def pick(values, program, first_tile):
-    """The value of the level that a program is in; 1 where the levels have none."""
+    """The value of a program's level; 1 if the levels have none."""
     if values[0] is None:
         return 1
     else:
@@ -191,7 +191,7 @@ def pick(values, program, first_tile):
 
 @triton.jit
 def pick_number(values, program, first_tile):
-    """:func:`pick`, of coded numbers."""
+    """:func:`pick` for coded numbers."""
     if values[0] is None:
         return 1
     else:
@@ -200,7 +200,7 @@ def pick_number(values, program, first_tile):
 
 @triton.jit
 def pick_numbers(rows, program, first_tile):
-    """:func:`pick_number`, for each axis."""
+    """:func:`pick_number` for each axis."""
     return (
         pick_number(rows[0], program, first_tile),
         pick_number(rows[1], program, first_tile),
@@ -220,7 +220,7 @@ def tile_of(program, first_tile):
 
 @triton.jit
 def level_of(levels):
-    """The level that this program is in. Triton before 3.7 cannot put a None into a tuple: what is not there is 1."""
+    """The level of this program. Triton before 3.7 cannot put a None into a tuple, so missing values are 1."""
     program, first_tile = tl.program_id(0), levels.first_tile
     return Level(
         tile_of(program, first_tile),

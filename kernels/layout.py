@@ -1,10 +1,11 @@
-"""How a kernel walks a level: logits of any strides, in row-major order, beside their labels, groups and gradient.
+"""The order in which a kernel reads a level: logits of any strides in row-major order, with labels, groups and
+gradient.
 
-Axes of size 1 vanish, and axes that follow each other in memory in every tensor become one, so that what is contiguous
-has one axis (two with class labels: the axis of the classes stays, and takes no step in the labels). At most four
-remain without a copy: enough for a channel-first level ``[B, A C, H, W]`` seen as ``[B, H, W, A, C]``.
+Axes of size 1 are removed, and axes that are adjacent in memory in every tensor are merged. So contiguous logits have
+one axis (two with class labels: the axis of the classes stays, with a step of 0 in the labels). Levels with at most
+four axes are not copied; this includes a channel-first level ``[B, A C, H, W]`` viewed as ``[B, H, W, A, C]``.
 
-The tuples in which kernels take what belongs together are here, too; :mod:`.lanes` reads them.
+The tuples of related kernel arguments are also here; :mod:`.lanes` reads them.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ class Ramp(NamedTuple):
     inverse_width: Any
     """1 / (2 delta), or 0 for delta = 0."""
     saturate: Any
-    """Whether one instruction of the target multiplies, adds and clamps."""
+    """Whether the target has one instruction to multiply, add and clamp."""
 
 
 class Table(NamedTuple):
-    """The 2P sorted ends of ramps (thresholds), in which both passes look for a score; :mod:`.place` makes it.
+    """The 2P sorted ends of ramps (thresholds), in which both passes search each score; :mod:`.place` makes it.
 
-    Bucket b >= 1 holds the scores from threshold b - 1 up to the next one; bucket 0 those below all thresholds. With
+    Bucket b >= 1 holds the scores from threshold b - 1 up to the next one; bucket 0 holds those below all thresholds.
+    With
     groups, thresholds are sorted by group first, and bucket 0 holds the scores below all thresholds of their group.
     """
 
@@ -53,15 +55,15 @@ class Positives(NamedTuple):
     begin: Any
     """``[P]`` int64: the bucket in which each one's ramp begins."""
     end: Any
-    """``[P]`` int64: the first bucket in which it has ended."""
+    """``[P]`` int64: the first bucket after its end."""
     groups: Any = None
     """``[P]`` int64, or None."""
 
 
 class Levels(NamedTuple):
-    """The levels of one launch: of each field a tuple with a value for each level. Integers come coded, see
-    ``launch.number``; None stands for steps of 1, and for tensors that are not there. What all have in common are
-    constants, which a tuple made in a kernel would turn into numbers."""
+    """The levels of one launch: each field is a tuple with a value for each level. Integers are coded, see
+    ``launch.number``; None is for steps of 1 and for missing tensors. Common properties are constants; a tuple made in
+    a kernel would turn them into run-time numbers."""
 
     first_tile: Any
     logits: Any
@@ -76,16 +78,16 @@ class Levels(NamedTuple):
     gradient_steps: Any
     group_steps: Any
     UNIT: Any
-    """What numbers of logits are divided by."""
+    """The divisor of the numbers of logits."""
     AXES: Any
     CLASSES: Any
-    """C where each row has a label, 0 where each logit has one."""
+    """C if each row has a label, 0 if each logit has one."""
     FLAT: Any
-    """Whether logits and gradient lie in memory as they are walked."""
+    """Whether logits and gradient are read and written in memory order."""
 
 
 class Level(NamedTuple):
-    """The level of one program. Sizes of the axes and steps of the tensors come innermost first."""
+    """The level of one program. Sizes of the axes and steps of the tensors are innermost first."""
 
     tile: Any
     """The program's tile among those of the level."""
@@ -104,7 +106,7 @@ class Level(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Sizes of the axes that are left, and the steps along them of logits, labels, gradient and groups."""
+    """Sizes of the remaining axes, and the steps of logits, labels, gradient and groups along them."""
 
     sizes: tuple[int, ...]
     steps: tuple[tuple[int, ...], ...]
@@ -119,7 +121,7 @@ class Layout(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """A level on the host: its tensors, and how they are walked."""
+    """A level on the host: its tensors and their layout."""
 
     logits: Tensor
     labels: Tensor
@@ -130,7 +132,7 @@ class Walk(NamedTuple):
 
 
 def walk_over(logits: Tensor, labels: Tensor, groups: Tensor | None) -> Walk:
-    """Describe a level; what has more than four axes is copied.
+    """The layout of a level; levels with more than four axes are copied.
 
     Args:
         logits: any shape and strides (``[..., C]`` with class labels).
@@ -146,7 +148,7 @@ def walk_over(logits: Tensor, labels: Tensor, groups: Tensor | None) -> Walk:
 
 
 def _steps(rows: Tensor, logits: Tensor) -> tuple[int, ...]:
-    """A tensor's strides in the logits' shape, whose last axis it may lack."""
+    """The strides of a tensor in the logits' shape; it may lack the last axis."""
     return rows.stride() if rows.dim() == logits.dim() else (*rows.stride(), 0)
 
 
@@ -154,7 +156,7 @@ def _steps(rows: Tensor, logits: Tensor) -> tuple[int, ...]:
 def _layout(
     shape: torch.Size, strides: tuple[int, ...], others: tuple[tuple[int, ...], ...], per_class: bool
 ) -> Layout | None:
-    """Of logits, and of the strides of labels and groups; None where too many axes are left."""
+    """The layout of logits with the strides of labels and groups; None if too many axes remain."""
     gradient = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
     labels, *groups = others
     outermost_first = list(zip(shape, zip(strides, labels, gradient, *groups)))

@@ -1,15 +1,15 @@
-"""The direct form of both passes: every logit against every positive, tile by tile. O(P M) work; an independent check
-of the linear form.
+"""The direct form of both passes compares every logit with every positive, tile by tile. It takes O(P M) work and is an
+independent check of the linear form.
 
-Positives come in blocks of ascending order. A block mostly lies close together, and a score s then meets each of its
-positives, p, by one addition with saturation: H(s - p) = sat(t - q), with t = (s - base) / (2 delta) + 1/2 and
-q = (p - base) / (2 delta), for a base amid the block. What t and q round off is that of numbers near 1. Where positives
-of one block lie further apart, the difference s - p itself is scaled, by one instruction more.
+Positives are sorted and cut into blocks. The positives of a block mostly lie close together. For a score s and each of
+these positives p one saturated addition is enough: H(s - p) = sat(t - q), with t = (s - base) / (2 delta) + 1/2 and q =
+(p - base) / (2 delta), for a base in the middle of the block. The rounding of t and q is that of numbers near 1. If the
+positives of a block lie further apart, the difference s - p is scaled, with one more instruction.
 
 Pass 1 sums, for each positive, H(n_j - p_i) over all logits: within a strip in float32, over strips by integer atomics
-in fixed point. Pass 2 sums, for each logit, w_i H(n_j - p_i) over all positives: a few one after the other, then what
-they add up to over a block, and over blocks with the rounding of each addition carried along (Kahan), so that thousands
-of positives cost no digits. In a close block a pair takes two instructions in either pass.
+in fixed point. Pass 2 sums, for each logit, w_i H(n_j - p_i) over all positives: first a few in sequence, then these
+sums over a block, then over blocks with compensated (Kahan) summation, so that thousands of positives cost no
+precision. In a close block a pair takes two instructions in each pass.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from .layout import Walk
 from .ramp import heights_in_kind, saturated
 from .write import Factors, Own, with_positives
 
-# Widths 2 delta that a block of positives may extend over to count as close: t and q are then below 3 where H is
-# neither 0 nor 1, and H is right to 3e-7.
+# Largest extent of a close block in units of 2 delta: t and q are then below 3 if H is neither 0 nor 1, and H is right
+# to 3e-7.
 _CLOSE_WIDTHS = 2.0
-# Positives whose terms are added up first; divides every size of a block.
+# Number of positives whose terms are added first; divides every block size.
 _IN_TURN = tl.constexpr(16)
 
 
@@ -51,18 +51,18 @@ _ANY, _FINITE, _CLOSE = (tl.constexpr(kind) for kind in range(3))
 
 
 class Blocks(NamedTuple):
-    """Positives in ascending order, in blocks of one size, the last filled up with NaN."""
+    """Positives in ascending order, in blocks of one size; the last is padded with NaN."""
 
     positives: Any
     """``[blocks * size]``"""
     scaled: Any
     """``[blocks * size]``: (p - base) / (2 delta)."""
     bases: Any
-    """``[blocks]``: infinite for a block that holds an infinity, NaN for another that is not close together."""
+    """``[blocks]``: infinite for a block with an infinity, NaN for another block that is not close."""
     groups: Any = None
     """``[blocks * size]`` int64, or None."""
     weights: Any = None
-    """``[blocks * size]``, for pass 2; 0 in what is filled up."""
+    """``[blocks * size]``, for pass 2; 0 in the padding."""
     constant: Any = None
     """``[1]``, added to all."""
 
@@ -76,7 +76,7 @@ def make_blocks(positives: Tensor, inverse_width: float, size: int) -> Blocks:
         size: of a block.
     """
     padded = _fill_up(positives, size, torch.nan).view(-1, size)
-    # What fills up the last block does not widen it; a positive that is NaN does.
+    # The padding of the last block does not widen it; a positive that is NaN does.
     highest = padded[:, -1].clone()
     highest[-1:] = positives[-1:] if len(positives) else torch.nan
     lowest, highest = padded[:, 0].double(), highest.double()
@@ -87,26 +87,26 @@ def make_blocks(positives: Tensor, inverse_width: float, size: int) -> Blocks:
 
 
 def _fill_up(values: Tensor, size: int, value: float) -> Tensor:
-    """To whole blocks, at least one."""
+    """Pad to whole blocks, at least one."""
     return F.pad(values, (0, max(1, triton.cdiv(len(values), size)) * size - len(values)), value=value)
 
 
 @triton.jit
 def kind_of(base):
-    """Of a block."""
+    """The kind of a block."""
     return tl.where(base != base, _FINITE, tl.where(tl.abs(base) < float("inf"), _CLOSE, _ANY))
 
 
 @triton.jit
 def scores_for(score, base, KIND: tl.constexpr, ramp):
-    """Scores as :func:`pairs` takes them: of a close block t = (score - base) / (2 delta) + 1/2."""
+    """Scores in the form that :func:`pairs` takes: for a close block t = (score - base) / (2 delta) + 1/2."""
     return (score - base) * ramp.inverse_width + 0.5 if KIND == _CLOSE else score
 
 
 @triton.jit
 def pairs(score, positive, group, pos_group, KIND: tl.constexpr, GROUPED: tl.constexpr, ramp):
-    """H(score - positive), of shapes that broadcast against each other; 0 where either is NaN, and for pairs of
-    different groups. Scores and positives of a close block come as t and q."""
+    """H(score - positive) for broadcastable shapes; 0 if either is NaN, and for pairs of different groups. Scores and
+    positives of a close block are given as t and q."""
     if KIND == _CLOSE and ramp.saturate:
         h = tl.inline_asm_elementwise(
             "sub.sat.f32 $0, $1, $2;", "=f,f,f", [score, positive], dtype=tl.float32, is_pure=True, pack=1
@@ -125,7 +125,7 @@ def pairs(score, positive, group, pos_group, KIND: tl.constexpr, GROUPED: tl.con
 
 @triton.jit
 def quarters(tile, WIDTH: tl.constexpr):
-    """Every fourth element each, ``[WIDTH]`` of ``[4 * WIDTH]``."""
+    """Four parts with every fourth element, ``[WIDTH]`` of ``[4 * WIDTH]``."""
     even, odd = tl.split(tl.reshape(tile, [2 * WIDTH, 2]))
     first, third = tl.split(tl.reshape(even, [WIDTH, 2]))
     second, fourth = tl.split(tl.reshape(odd, [WIDTH, 2]))
@@ -134,7 +134,7 @@ def quarters(tile, WIDTH: tl.constexpr):
 
 @triton.jit
 def advance(at, by, levels, level):
-    """Places further on, by a distance with the places ``by``: no divisions."""
+    """Indices after a distance with the indices ``by``, without divisions."""
     size0 = levels.CLASSES if levels.CLASSES > 0 else level.sizes[0]
     i0 = at[0] + by[0]
     if levels.AXES == 1:
@@ -169,7 +169,7 @@ def pairwise_count_kernel(
     BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    # Of three launches each is for the blocks of its kind.
+    # Each of the three launches is for the blocks of one kind.
     base = tl.load(blocks.bases + tl.program_id(1))
     if ALL or kind_of(base) == KIND:
         WIDTH: tl.constexpr = BLOCK // 4
@@ -193,7 +193,7 @@ def pairwise_count_kernel(
             counted = there & takes_part(label, ignore_index, levels.CLASSES)
             counted = counted & ~is_positive(label, at[0], levels.CLASSES)
             num_nan += (counted & (score != score)).to(tl.int32)
-            # What does not count becomes NaN as well.
+            # Logits that do not count become NaN too.
             score = scores_for(tl.where(counted, score, float("nan")), base, KIND, ramp)
             scores = quarters(score, WIDTH)
             groups = scores
@@ -294,11 +294,12 @@ def count_pairs(
     Args:
         walks: the levels.
         pos_logits: ``[P]``, float32 or float64.
-        pos_groups: ``[P]`` int64: the group of each positive, where only pairs of one group count; or None.
-        totals: ``[P + 1]`` int64 zeros, to become N_FP of each positive in units; then how many negatives are NaN.
+        pos_groups: ``[P]`` int64: the group of each positive, or None. Only pairs of one group count.
+        totals: ``[P + 1]`` int64 zeros; they become N_FP of each positive in units, and last the number of negatives
+            that are NaN.
         delta: half width of the ramp.
         scale: units of the fixed point in 1.
-        ignore_index: label of what is not counted.
+        ignore_index: label of logits that are not counted.
     """
     ordered, order = pos_logits.sort(stable=True)
     name, fast = _kind("pairwise_count", pos_logits, pos_groups, delta)
@@ -343,10 +344,10 @@ def write_pairs(
 
     Args:
         walks, pos_logits, pos_groups, delta: as in pass 1.
-        gradients: to be written, one for each level.
-        weights: ``[P + 1]`` in the dtype of ``pos_logits``; the last is added to all.
-        own: what positives get, multiplied by the factors.
-        ignore_index: label of what gets 0.
+        gradients: tensors to write, one for each level.
+        weights: ``[P + 1]`` in the dtype of ``pos_logits``; the last is added to every gradient.
+        own: gradients of the positives, before the factors.
+        ignore_index: label of logits with gradient 0.
     """
     num_pos, num_own = len(pos_logits), len(own.indices)
     ordered, order = pos_logits.sort(stable=True)
@@ -376,7 +377,7 @@ def write_pairs(
 
 
 def _kind(name: str, pos_logits: Tensor, pos_groups: Tensor | None, delta: float) -> tuple[str, bool]:
-    """The name of the launch settings, and whether blocks are told apart by their kind."""
+    """The name of the launch settings, and whether blocks have different kinds."""
     plain = pos_logits.dtype == torch.float32 and pos_groups is None
     return name if plain else f"{name}_general", plain and delta > 0
 

@@ -1,7 +1,7 @@
-"""Place the positives: into their flat order, and the ends of their ramps into a sorted table; one launch, by counting.
+"""Sort the positives into flat order, and the ends of their ramps into a table, in one launch by counting.
 
-Each positive counts what stands before it, and each end of a ramp what lies below it, in O(P^2): up to some thousand
-positives that costs less than the launches of a sort. With groups, everything is sorted by group first.
+Each positive counts the positives before it, and each end of a ramp counts the ends below it, in O(P^2). Up to some
+thousand positives this costs less than the launches of a sort. With groups, everything is sorted by group first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LAST_GROUP = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
 class Found(NamedTuple):
-    """Positives as they were found, in any order; or, without numbers, in flat order."""
+    """Positives in any order; or, without numbers, in flat order."""
 
     indices: Tensor | None
     logits: Tensor
@@ -34,9 +34,9 @@ class Placed(NamedTuple):
     """What :func:`place` returns."""
 
     indices: Tensor
-    """``[P]`` int64, ascending; those that were given, where they were in order."""
+    """``[P]`` int64, ascending; the given ones if they were in order."""
     positives: Positives
-    """Logits are NaN, all of them, if their number is not P or a label is out of range."""
+    """All logits are NaN if their number is not P or a label is out of range."""
     table: Table
     totals: Tensor
     """``[2, 2P + 2]`` int64 zeros for pass 1."""
@@ -54,8 +54,8 @@ def finite_floor(threshold):
 
 @triton.jit
 def fill(table, totals, num_positives, BLOCK_P: tl.constexpr):
-    """What does not depend on the positives: the table's padding, the floor of bucket 0, zeros of the totals. Each
-    program has a part."""
+    """Write the values that do not depend on the positives: padding of the table, floor of bucket 0, zeros of the
+    totals. Each program writes a part."""
     at = tl.program_id(0) * (8 * BLOCK_P) + tl.arange(0, 8 * BLOCK_P)
     tl.store(totals + at, tl.zeros([8 * BLOCK_P], tl.int64), mask=at < 4 * num_positives + 4)
     place = 2 * num_positives + at
@@ -91,7 +91,7 @@ def place_kernel(
     else:
         num_found = tl.load(found.numbers)
         mistaken = (num_found != num_positives) | (tl.load(found.numbers + 1) > 0)
-        # Slots that none has taken count as taken by what comes first.
+        # Empty slots count as positives that come first.
         index = tl.load(found.indices + i, mask=there & (i < num_found), other=0)
         score = tl.load(found.logits + i, mask=there & (i < num_found), other=0)
         score = tl.where(mistaken, float("nan"), score)
@@ -118,7 +118,7 @@ def place_kernel(
             earlier_ones += (other & earlier).to(tl.int32)
         low, up = ramp_ends(value, ramp.delta)
         low_key, up_key = sort_key(low)[None, :], sort_key(up)[None, :]
-        # Of equal ends, all that begin a ramp come before those that end one.
+        # Among equal ends, beginnings of ramps come before ends of ramps.
         before_lower = (low_key < lower_key) | ((low_key == lower_key) & earlier)
         before_upper = (up_key < upper_key) | ((up_key == upper_key) & earlier)
         num_before_lower = before_lower.to(tl.int32) + (up_key < lower_key).to(tl.int32)
@@ -161,7 +161,7 @@ def place(found: Found, delta: float) -> Placed:
     """Order positives and the ends of their ramps, for a ramp of half width ``delta``."""
     logits, groups = found.logits, found.groups
     num_pos, device = len(logits), logits.device
-    # Each by itself, so that all are aligned alike, whatever P is: a launch compiles anew for what is not.
+    # Separate tensors, so that all have the same alignment for any P; otherwise a launch needs a new specialisation.
     index, begin, end = (torch.empty(num_pos, dtype=torch.int64, device=device) for _ in range(3))
     thresholds, floors = (logits.new_empty(size) for size in (4 * num_pos + 1, 2 * num_pos + 1))
     totals = torch.empty(2, 2 * num_pos + 2, dtype=torch.int64, device=device)
@@ -176,7 +176,7 @@ def place(found: Found, delta: float) -> Placed:
         num_groups = torch.zeros(1, dtype=torch.int64, device=device)
     compare(
         place_kernel,
-        # Without positives there is still the table's padding to be written.
+        # Without positives the padding of the table must still be written.
         max(1, num_pos),
         logits,
         found=found,

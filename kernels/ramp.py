@@ -1,5 +1,5 @@
-"""The ramps of positives on the device: where they begin and end, and how high they are. All kernels that compare few
-positives with all of them share this."""
+"""The ramps of positives on the device: their ends and heights. All kernels that compare positives with all positives
+use this."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def largest(dtype):
 
 @triton.jit
 def sort_key(x):
-    """An integer in whose order a stable sort puts floats: -0 is 0, and NaN stands above all."""
+    """An integer with the order of floats in a stable sort: -0 equals 0, and NaN is above all."""
     bits = x.to(tl.int64 if x.dtype == tl.float64 else tl.int32, bitcast=True)
     lowest = tl.full(x.shape, 1, bits.dtype) << (bits.dtype.primitive_bitwidth - 1)
     return tl.where(x == x, tl.where(bits < 0, lowest - bits, bits), ~lowest)
@@ -34,7 +34,7 @@ def round_up_sum(x, DELTA: tl.constexpr, SIGN: tl.constexpr):
     """The smallest float that is not below the exact x + SIGN * DELTA; infinities stay."""
     exact = x.to(tl.float64)
     delta = tl.full(x.shape, DELTA, tl.float64)
-    # What the sum lost to rounding (Knuth's two-sum); NaN for infinities, which lose nothing.
+    # The rounding error of the sum (Knuth's two-sum); NaN for infinities, which have none.
     if SIGN > 0:
         total = exact + delta
         moved = total - exact
@@ -50,11 +50,11 @@ def round_up_sum(x, DELTA: tl.constexpr, SIGN: tl.constexpr):
 
 @triton.jit
 def ramp_ends(x, DELTA: tl.constexpr):
-    """Where the ramps of scores begin and end, rounded up."""
+    """Beginnings and ends of the ramps of scores, rounded up."""
     lower = round_up_sum(x, DELTA, -1)
     upper = round_up_sum(x, DELTA, 1)
     if DELTA > 0:
-        # Sums with an infinity say nothing of where its ramp ends: just above -inf, and above every float.
+        # A sum with an infinity does not give the end of its ramp: it ends just above -inf, or above every float.
         upper = tl.where(x == float("-inf"), next_above(x), upper)
         upper = tl.where(x == float("inf"), float("nan"), upper)
     return lower, upper
@@ -62,7 +62,7 @@ def ramp_ends(x, DELTA: tl.constexpr):
 
 @triton.jit
 def finite(x):
-    """As float64; infinities as the largest finite number, NaN as it is."""
+    """As float64; infinities become the largest finite number, NaN stays."""
     limit: tl.constexpr = largest(x.dtype)
     x = tl.where(x > limit, limit, x)
     return tl.where(x < -limit, -limit, x).to(tl.float64)
@@ -77,8 +77,8 @@ def floor_of(bucket, thresholds, there):
 
 @triton.jit
 def height_at(floor, positive, ramp):
-    """H(floor - positive) of a ramp that is under way. The difference comes first: where scores are, it loses nothing;
-    in a bucket too narrow to hold one it may be anything."""
+    """H(floor - positive) of a ramp that rises in the bucket. The difference is computed first and is exact enough in
+    every bucket with scores; in a bucket that is too narrow for a score any value is allowed."""
     return tl.minimum(((floor - positive) + ramp.delta) * ramp.inverse_width, 1.0)
 
 
@@ -90,7 +90,7 @@ def height_at_0(ramp):
 
 @triton.jit
 def heights(above, below, ramp):
-    """H(above - below), float64; 0 where it is NaN."""
+    """H(above - below), float64; 0 for NaN."""
     x = tl.where(above == below, 0.0, above.to(tl.float64) - below.to(tl.float64))
     if ramp.inverse_width > 0:
         h = x * ramp.inverse_width + 0.5
@@ -101,7 +101,7 @@ def heights(above, below, ramp):
 
 @triton.jit
 def heights_in_kind(above, below, ramp):
-    """H(above - below), computed in the scores' own dtype; 0 where it is NaN."""
+    """H(above - below), computed in the scores' own dtype; 0 for NaN."""
     x = tl.where(above == below, 0.0, above - below)
     if ramp.inverse_width == 0:
         return tl.where(x >= 0, 1.0, 0.0).to(x.dtype)
@@ -114,7 +114,7 @@ def heights_in_kind(above, below, ramp):
 
 @triton.jit
 def saturated(x, ramp):
-    """x / (2 delta) + 1/2 in [0, 1] by one instruction for multiply, add and clamp; of NaN it makes 0."""
+    """x / (2 delta) + 1/2 in [0, 1], by one instruction for multiply, add and clamp; 0 for NaN."""
     return tl.inline_asm_elementwise(
         "fma.rn.sat.f32 $0, $1, $2, 0f3F000000;",
         "=f,f,f",
@@ -127,5 +127,5 @@ def saturated(x, ramp):
 
 @triton.jit
 def exceeds(x, NUMBER: tl.constexpr):
-    """x > NUMBER, which a comparison by itself would round to float32."""
+    """x > NUMBER; a plain comparison would round NUMBER to float32."""
     return x > tl.full(x.shape, NUMBER, tl.float64)

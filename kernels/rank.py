@@ -1,9 +1,8 @@
-"""Rank the positives, from what pass 1 counted: N_FP, rank+, and, for a loss whose formula is known here, what each
-positive adds to the loss and what it sends.
+"""Rank the positives from the counts of pass 1: N_FP, rank+, and, if the kernels have the formula of the loss, the term
+of each positive in the loss and what it sends.
 
-For positives few enough to compare each with all: O(P^2) work, no sort, no scan. Each program takes a block of
-positives past all others in the same order every time, without atomics. Scores come in float32 or float64; what is
-computed from them is float64.
+For few enough positives to compare each with all: O(P^2) work, without sort and scan. Each program compares a block of
+positives with all others in a fixed order, without atomics. Scores are float32 or float64; results are float64.
 """
 
 from __future__ import annotations
@@ -22,42 +21,42 @@ from .ramp import exceeds, finite, floor_of, height_at, height_at_0, heights
 from .sorting import missorted
 
 SUMS = ("above", "received", "sorted", "sorted_received", "running_max")
-"""Kinds of :func:`sums`; kernels take their numbers."""
+"""Kinds of :func:`sums`; kernels take their indices."""
 
-# Rows of numbers for each positive, which the kernel that ranks hands to the one that sends: what it sends in all; what
-# it sends to a whole false positive; what it adds to each scalar; what it passes on to the values above it; and what it
-# sends because others are above it that should not be. Where precision is interpolated, N_FP(i), its error and the
-# number that shares it go where what is not needed would be.
+# Rows of numbers for each positive, from the rank kernel to the send kernel: what it sends in all; what it sends to a
+# whole false positive; its term of each scalar; what it sends to the values above it; and what it sends to missorted
+# positives above it. With interpolated precision, N_FP(i), its error and its divisor are in rows that are not needed
+# otherwise.
 SENT, WEIGHT, FIRST, SECOND, PASSED, MISSORTED = (tl.constexpr(row) for row in range(6))
 FOUND, ERROR, TOGETHER = SECOND, PASSED, MISSORTED
 
 
 class Counted(NamedTuple):
-    """What the passes before have counted."""
+    """The counts of the previous passes."""
 
     totals: Any
     """``[2, 2P + 2]`` int64, see ``count.count``."""
     unit: Any
-    """Of the offsets, a power of two."""
+    """The unit of the offsets, a power of two."""
     num_groups: Any
-    """``[1]`` int64: how many groups have a positive; None for one ranking."""
+    """``[1]`` int64: the number of groups with a positive; None for one ranking."""
 
 
 class Ranks(NamedTuple):
-    """What ranking results in, all float64 but ``rank``."""
+    """The results of ranking, all float64 except ``rank``."""
 
     rows: Any
-    """``[R, P]``: for a formula that is known, the rows named above; else N_FP(i), rank+(i), rank(i), how many
-    positives i is ranked with, and the share of i in a mean over the groups of means over their positives."""
+    """``[R, P]``: for a known formula the rows named above; otherwise N_FP(i), rank+(i), rank(i), the number of
+    positives in the ranking of i, and the share of i in a mean over the groups of means over their positives."""
     rank: Any
-    """``[P]`` rank(i), in the scores' dtype; for a formula that is known."""
+    """``[P]`` rank(i), in the scores' dtype; for a known formula."""
     poison: Any
-    """A scalar to be added to whatever follows: 0, or NaN if a NaN takes part."""
+    """A scalar that is added to all later results: 0, or NaN if there is a NaN that is not ignored."""
 
 
 @triton.jit
 def group_of(positives, i, there):
-    """Groups of a block of positives; without groups, something that means nothing."""
+    """Groups of a block of positives; without groups the value has no meaning."""
     if positives.groups is not None:
         return tl.load(positives.groups + i, mask=there, other=0)
     else:
@@ -66,7 +65,7 @@ def group_of(positives, i, there):
 
 @triton.jit
 def ranked_together(positives, k, group, num_positives):
-    """Which positives k there are, of the groups ``[I]``: ``[1, K]`` or ``[I, K]``."""
+    """The mask of positives k in the groups ``[I]``: ``[1, K]`` or ``[I, K]``."""
     there = (k < num_positives)[None, :]
     if positives.groups is not None:
         there = there & (tl.load(positives.groups + k, mask=k < num_positives, other=0)[None, :] == group[:, None])
@@ -77,7 +76,7 @@ def ranked_together(positives, k, group, num_positives):
 def false_positives(
     i, group, positives, table, counted, num_positives, ramp, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr
 ):
-    """N_FP(i) of a block of positives, from what pass 1 counted: float64."""
+    """N_FP(i) of a block of positives, from the counts of pass 1: float64."""
     there = i < num_positives
     positive = finite(tl.load(positives.logits + i, mask=there, other=0))[:, None]
     ramp_begin = tl.load(positives.begin + i, mask=there, other=0).to(tl.int32)[:, None]
@@ -98,7 +97,7 @@ def false_positives(
             of_bucket = tl.load(table.groups + bucket - 1, mask=inside, other=0)
             share = tl.where(of_bucket[None, :] == group[:, None], share, 0.0)
         found += share
-    # Less than the fixed point of pass 1 resolves is rounding, and a loss would divide by it.
+    # Smaller numbers are rounding of the fixed point of pass 1, and a loss would divide by them.
     total = tl.sum(found, axis=1)
     return tl.where(total < 1e-10, 0.0, total)
 
@@ -107,9 +106,9 @@ def false_positives(
 def rank_among(
     i, group, positives, values, num_values, num_positives, formula, ramp, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr
 ):
-    """In one look at all positives, for each of a block of them: rank+(i); the sums ``above`` and ``sorted`` of
-    :func:`sums`, of the first row of values, where the formula asks for them (rank+ again, where not); how many
-    positives its group has. All float64. And whether (> 0) any score or value is NaN."""
+    """In one loop over all positives, for each of a block: rank+(i); the sums ``above`` and ``sorted`` of :func:`sums`
+    over the first row of values, if the formula needs them (otherwise rank+ again); the number of positives of its
+    group. All are float64. Last, whether (> 0) any score or value is NaN."""
     own, place = tl.load(positives.logits + i, mask=i < num_positives, other=0)[:, None], i[:, None]
     count = tl.zeros([BLOCK_P, BLOCK], tl.float64)
     above = tl.zeros([BLOCK_P, BLOCK], tl.float64)
@@ -134,7 +133,7 @@ def rank_among(
                 counts = inside & ((other > own) | ((other == own) & (k[None, :] >= place)))
                 before += tl.where(counts, value, 0.0)
         elif values is not None:
-            # Triton compiles a loop's body even if it never runs.
+            # Triton compiles the body of a loop even if it never runs.
             for row in range(0, num_values):
                 value = tl.load(values + row * num_positives + k, mask=k < num_positives, other=0)
                 nan |= (value != value).to(tl.int32)
@@ -165,7 +164,7 @@ def sorting_errors(
     BLOCK: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """The sorting errors of a block of positives, and, into rows, what they send to others of lower values."""
+    """The sorting errors of a block of positives; writes what they send to positives of lower values into rows."""
     there = i < num_positives
     target, target_error, lost, lost_error = missorted(i, group, positives, values, num_positives, ramp, BLOCK, BLOCK_P)
     error = (target_error + lost_error) / (target + lost) - target_error / target
@@ -178,7 +177,7 @@ def sorting_errors(
 
 @triton.jit
 def store_sent(rows, i, excess, found, bad, num_positives, formula):
-    """What positives with more than eps of false positives send in all, and to a whole one."""
+    """Stores what positives with more than eps of false positives send in all, and to a whole one."""
     there, sends = i < num_positives, exceeds(found, formula.eps)
     tl.store(rows + SENT * num_positives + i, tl.where(sends, excess, 0.0), mask=there)
     tl.store(rows + WEIGHT * num_positives + i, tl.where(sends, excess / found, 0.0) + bad, mask=there)
@@ -210,7 +209,7 @@ def rank_kernel(
     rank, size = rank_positive + found, together
     if counted.num_groups is not None:
         together *= tl.load(counted.num_groups).to(tl.float64)
-    # Written as the same number by all.
+    # All programs write the same number.
     tl.store(ranks.poison, bad)
     if formula.name == "":
         tl.store(rows + i, found + bad, mask=there)
@@ -261,7 +260,7 @@ def interpolate_kernel(positives, ranks, num_positives, formula, BLOCK: tl.const
     bad = tl.load(ranks.poison)
     found = tl.load(rows + FOUND * num_positives + i, mask=there, other=0)
     together = tl.load(rows + TOGETHER * num_positives + i, mask=there, other=1)
-    # The largest precision goes with the smallest error.
+    # The largest precision has the smallest error.
     highest = sum_over(i, positives, rows + ERROR * num_positives, num_positives, 4, None, BLOCK, BLOCK_P)
     error = -highest / together
     store_sent(rows, i, error, found, bad, num_positives, formula)
@@ -270,7 +269,7 @@ def interpolate_kernel(positives, ranks, num_positives, formula, BLOCK: tl.const
 
 @triton.jit
 def sum_over(i, positives, values, num_positives, KIND: tl.constexpr, ramp, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr):
-    """A sum over all positives, or the running maximum, for each of a block of them; see :func:`sums`."""
+    """For each of a block of positives a sum over all positives, or the running maximum; see :func:`sums`."""
     group = group_of(positives, i, i < num_positives)
     own, place = tl.load(positives.logits + i, mask=i < num_positives, other=0)[:, None], i[:, None]
     if KIND == 4:
@@ -294,7 +293,7 @@ def sum_over(i, positives, values, num_positives, KIND: tl.constexpr, ramp, BLOC
             if KIND == 3:
                 result += tl.where(counts, value, 0.0)
             else:
-                # A NaN stays: no number is above it.
+                # A NaN stays, because no number is above it.
                 larger = counts & ((value > result) | (value != value))
                 result = tl.where(larger, value, result)
     if KIND == 4:
@@ -321,9 +320,9 @@ def rank(
     """The ranks of the positives.
 
     Args:
-        positives, table: as ``place.place`` returns them.
-        counted: of the negatives.
-        values: ``[K, P]`` floats, in which a NaN makes everything NaN; of a formula that takes values, the first row.
+        positives, table: from ``place.place``.
+        counted: counts of the negatives.
+        values: ``[K, P]`` floats; a NaN in them makes everything NaN. A formula takes its values from the first row.
         formula: of the loss, or ``NONE``.
         delta: half width of the ramp.
     """
@@ -334,10 +333,10 @@ def rank(
     ranks = Ranks(rows, rank, torch.empty((), dtype=torch.float64, device=logits.device))
     compare(
         rank_kernel,
-        # Without positives there may still be a NaN.
+        # Without positives there may still be a NaN among the negatives.
         max(1, num_pos),
         logits,
-        # Of so many sums at once some targets run out of registers for more of each.
+        # With this many sums at once, larger blocks exceed the registers of some targets.
         num_warps=8 if formula.name else None,
         positives=positives,
         table=table,
@@ -356,16 +355,16 @@ def rank(
 
 
 def sums(positives: Positives, values: Tensor, poison: Tensor, kind: str, delta: float) -> Tensor:
-    """A sum over the positives for each of them, with H(p_k - p_i) the ramp of a difference, 0 for equal infinities.
+    """For each positive a sum over the positives. In H(p_k - p_i) the difference of equal infinities is 0.
 
     Args:
         positives: see ``place.place``; with groups, sums are over those of one group.
         values: ``[P]`` float64, the v.
-        poison: float64 scalar tensor, added to every sum.
+        poison: float64 scalar tensor; it is added to every sum.
         kind: ``"above"``: sum over k != i of v_k H(p_k - p_i); ``"received"``: for k the sum over i != k of
-            v_i H(p_k - p_i); ``"sorted"``: sum of v_k over i itself and what precedes it in descending order, of two
-            equal ones the later; ``"sorted_received"``: over i itself and what follows it; ``"running_max"``: the
-            largest of those, NaN if one is.
+            v_i H(p_k - p_i); ``"sorted"``: sum of v_k over i and the positives before it in descending order (the later
+            of equal ones is first); ``"sorted_received"``: over i and the positives after it; ``"running_max"``: the
+            largest of the latter, NaN if one is.
         delta: half width of the ramp.
 
     Returns:

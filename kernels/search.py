@@ -1,4 +1,4 @@
-"""Device code shared by both passes: the bucket of a score, and its offset in it. See ``layout.Table``."""
+"""Device code of both passes: bucket and offset of a score. See ``layout.Table``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .ramp import largest
 
-# Beyond all indices.
+# Larger than all indices.
 NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
@@ -22,8 +22,8 @@ def reaches_any(score, table, num_buckets):
 
 @triton.jit
 def find_bucket(score, group, table, STEPS: tl.constexpr):
-    """How many thresholds lie at or below each score; with groups, how many come before it or at it, but 0 where none
-    of them is of the score's own group. 0 for NaN."""
+    """The number of thresholds at or below each score. With groups, the number before or at it in the order of the
+    table, but 0 if none of them is of the score's group. 0 for NaN."""
     bucket = tl.zeros_like(score).to(tl.int32)
     for step in tl.static_range(STEPS):
         half = 1 << (STEPS - 1 - step)
@@ -40,7 +40,7 @@ def find_bucket(score, group, table, STEPS: tl.constexpr):
 
 @triton.jit
 def groups_of(level, at, mask, table):
-    """The 64-bit groups of logits; without groups, something that means nothing."""
+    """The 64-bit groups of logits; without groups the value has no meaning."""
     if table.groups is not None:
         return tl.load(level.groups + at, mask=mask, other=0).to(tl.int64)
     else:
@@ -49,8 +49,8 @@ def groups_of(level, at, mask, table):
 
 @triton.jit
 def number_below(value, ascending, length, highest):
-    """How many of the integers in a table lie below a scalar. ``highest`` is the largest power of two up to
-    ``length``; 0 for an empty table."""
+    """The number of integers of a table below a scalar. ``highest`` is the largest power of two up to ``length``; 0 for
+    an empty table."""
     below = highest * 0
     step = highest
     while step > 0:
@@ -63,8 +63,7 @@ def number_below(value, ascending, length, highest):
 
 @triton.jit
 def offset_in_bucket(score, bucket, table, ramp):
-    """(score - floor) / (2 delta), at most 1. Infinities count as the largest finite number, as they do in the
-    floors."""
+    """(score - floor) / (2 delta), at most 1. Infinities count as the largest finite number, as in the floors."""
     if ramp.inverse_width == 0:
         return tl.zeros_like(score)
     else:

@@ -1,6 +1,7 @@
-"""Send: what the positives send, as every bucket receives it (level and slope), and what becomes of the loss.
+"""Send: level and slope of each bucket from what the positives send, and the scalars of the loss.
 
-For positives few enough to compare each bucket with all of them: one launch, no atomics. In float64 until stored.
+For few enough positives to compare each bucket with all of them: one launch, without atomics. All in float64 until
+    stored.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from .rank import FIRST, MISSORTED, PASSED, SECOND, SENT, WEIGHT, Ranks, group_o
 from .sorting import received
 
 SPREAD, SHARE = WEIGHT, SECOND
-"""Rows of a formula that is not known here, in the place of what it does not have."""
+"""Rows of an unknown formula; they replace rows that it does not have."""
 
 
 class Sent(NamedTuple):
-    """What a loss comes to, and what pass 2 needs."""
+    """The loss, and the inputs of pass 2."""
 
     first: Any
-    """The first scalar, in the scores' dtype, as are the others unless said otherwise."""
+    """The first scalar, in the scores' dtype, like the others unless stated."""
     second: Any
     """The second scalar, or the first again."""
     lines: Any
@@ -36,13 +37,13 @@ class Sent(NamedTuple):
     """``[K, P]`` float64: the derivatives of the scalars with respect to the positives' own scores; K = 2 for a loss
     that sorts, else 1."""
     derivative: Any
-    """``[P]``: that of the second scalar with respect to the values, in their dtype or float32; of a loss whose formula
-    is not known here, that of the scalar with respect to the errors; ``[0]`` where there is none."""
+    """``[P]``: the derivative of the second scalar with respect to the values, in their dtype or float32; for an
+    unknown formula, that of the scalar with respect to the errors; ``[0]`` if there is none."""
 
 
 @triton.jit
 def sent_by(rows, i, inside, num_positives, formula):
-    """What positives send in all."""
+    """The sum that each positive sends."""
     sent = tl.load(rows + SENT * num_positives + i, mask=inside, other=0)
     if formula.name == "":
         spread = tl.load(rows + SPREAD * num_positives + i, mask=inside, other=0)
@@ -52,7 +53,7 @@ def sent_by(rows, i, inside, num_positives, formula):
 
 @triton.jit
 def weights_of(rows, i, inside, num_positives, formula):
-    """What positives send to a whole false positive."""
+    """The error that each positive sends to a whole false positive."""
     if formula.name == "":
         sent = tl.load(rows + SENT * num_positives + i, mask=inside, other=0)
         spread = tl.load(rows + SPREAD * num_positives + i, mask=inside, other=0)
@@ -65,8 +66,8 @@ def weights_of(rows, i, inside, num_positives, formula):
 def level_and_slope(
     bucket, positives, table, rows, num_positives, formula, ramp, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr
 ):
-    """g(t) = sum_i w_i H(t - p_i) in a block of buckets: its value at the floor, and what it gains over 2 delta."""
-    # Bucket 0 has no floor, and no ramp that would ask for it.
+    """g(t) = sum_i w_i H(t - p_i) in a block of buckets: its value at the floor, and its increase over 2 delta."""
+    # Bucket 0 has no floor, and no ramp needs it.
     there = (bucket > 0) & (bucket <= 2 * num_positives)
     floor = floor_of(bucket, table.thresholds, there)[:, None]
     level = tl.zeros([BLOCK_P, BLOCK], tl.float64)
@@ -104,7 +105,7 @@ def total_of(rows, row: tl.constexpr, num_positives, BLOCK: tl.constexpr):
 
 @triton.jit
 def poison_of(rows, poison, num_positives, formula, BLOCK: tl.constexpr):
-    """0, or NaN: of the ranks; and of what a formula that is not known here has made of them."""
+    """0, or NaN: from the ranks, and from the results of an unknown formula."""
     bad = tl.load(poison)
     if formula.name == "":
         nan = tl.zeros([BLOCK], tl.int32)
@@ -119,8 +120,8 @@ def poison_of(rows, poison, num_positives, formula, BLOCK: tl.constexpr):
 
 @triton.jit
 def derivative_of(i, positives, rows, values, num_positives, formula, ramp, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Of the second scalar with respect to the values, or to the scores of a loss that sorts; of a loss whose formula
-    is not known here with respect to its errors."""
+    """The derivative of the second scalar with respect to the values, or to the scores if the loss sorts; for an
+    unknown formula with respect to its errors."""
     there = i < num_positives
     passed = rows + PASSED * num_positives
     if formula.sorts:
@@ -189,17 +190,16 @@ def send(
     delta: float,
     num_processes: int = 1,
 ) -> Sent:
-    """What positives send, and the loss.
+    """The send step, and the loss.
 
     Args:
-        positives, table: as ``place.place`` returns them.
-        ranks: as ``rank.rank`` returns them. Of a formula that is not known here, the rows are what each positive
-            sends, the sum over the negatives among which it is spread, what it adds to the loss, and the derivative of
-            the loss with respect to its error.
-        values: ``[P]``, where the formula takes them, or the errors of one that is not known here.
-        formula: of the loss, or that of no name.
+        positives, table: from ``place.place``.
+        ranks: from ``rank.rank``. For an unknown formula the rows are what each positive sends, its sum over the
+            negatives that share this, its term of the loss, and the derivative of the loss with respect to its error.
+        values: ``[P]``, if the formula takes them, or the errors of an unknown formula.
+        formula: of the loss; that of the empty name if it is unknown.
         delta: half width of the ramp.
-        num_processes: what the derivatives with respect to scores are multiplied by.
+        num_processes: factor of the derivatives with respect to scores.
     """
     logits = positives.logits
     num_pos, dtype = len(logits), formula.derivative_dtype(values)

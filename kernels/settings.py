@@ -1,10 +1,10 @@
-"""Launch settings, all in one place: one pinned choice for each kernel and architecture, or what a search has found.
+"""Launch settings: a fixed choice for each kernel and architecture, or the result of a search.
 
-``alrp-triton bench --autotune`` searches, and keeps what it finds in ``$ALRP_TRITON_CACHE`` (by default
-``~/.cache/alrp-triton/settings.json``). A training only reads that file, once: no step is ever timed, so that all
-processes which see one file choose alike and a CUDA graph can be captured at any time. Triton's own ``autotune``
-searches when a kernel is first launched, in each process by itself. Settings never change what the linear form
-computes, which are sums of integers.
+``alrp-triton bench --autotune`` searches and stores the results in ``$ALRP_TRITON_CACHE`` (by default
+``~/.cache/alrp-triton/settings.json``). A training only reads that file once and times no step. So all processes with
+the same file use the same settings, and a CUDA graph can be captured at any time. Triton's own ``autotune`` searches at
+the first launch of a kernel, in each process. Settings do not change the results of the linear form, which are sums of
+integers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 Settings = dict[str, int]
 
-# A class of sizes is a power of four; launches of one class share their settings.
+# Size classes are powers of four; launches of one class share their settings.
 _LOG2_OF_CLASS = 2
 
 PINNED: dict[str, dict[str, Settings]] = {
@@ -29,10 +29,10 @@ PINNED: dict[str, dict[str, Settings]] = {
     "count": {"default": {"block": 1024, "num_warps": 4}},
     "count_grouped": {"default": {"block": 1024, "num_warps": 4}},
     "write": {"default": {"block": 1024, "num_warps": 4}},
-    # Ids of groups take registers; half as many logits leave as many blocks on a processor.
+    # Group ids take registers; half as many logits keep as many blocks on a processor.
     "write_grouped": {"default": {"block": 512, "num_warps": 4}},
-    # 32 sums a thread: as many pairs share what else there is to do for a logit. In the interpreter, where tests have
-    # few positives, what fills up a block costs most.
+    # 32 sums a thread, so 32 pairs share the other work for a logit. In the interpreter tests have few positives, and
+    # the padding of a block costs most.
     "pairwise_count": {
         "default": {"block": 128, "block_p": 128, "tiles": 16, "num_warps": 4},
         "interpreter": {"block": 128, "block_p": 32, "tiles": 16, "num_warps": 4},
@@ -47,8 +47,8 @@ PINNED: dict[str, dict[str, Settings]] = {
         "default": {"block": 256, "block_p": 128, "num_warps": 4},
         "interpreter": {"block": 256, "block_p": 16, "num_warps": 4},
     },
-    # Of what compares positives with positives: too short to search for better ones. The interpreter pays for each
-    # program.
+    # For kernels that compare positives with positives. They are too short for a search. In the interpreter each
+    # program costs time.
     "compare": {
         "default": {"block": 128, "block_p": 4, "num_warps": 4},
         "interpreter": {"block": 64, "block_p": 128, "num_warps": 4},
@@ -73,7 +73,7 @@ CANDIDATES: dict[str, list[Settings]] = {
     **dict.fromkeys(("pairwise_count", "pairwise_count_general"), _PAIRWISE_COUNT),
     **dict.fromkeys(("pairwise_write", "pairwise_write_general"), _PAIRWISE_WRITE),
 }
-"""What a search tries; every pinned choice is among them, so that it never ends with something slower."""
+"""The candidates of a search. They include every pinned choice, so a search never selects a slower setting."""
 
 
 def settings_of(kernel: str, logits: Tensor, num_logits: int) -> Settings:
@@ -81,8 +81,8 @@ def settings_of(kernel: str, logits: Tensor, num_logits: int) -> Settings:
 
     Args:
         kernel: its name in :data:`PINNED`.
-        logits: what it will read; says the device and the dtype.
-        num_logits: how many it will read.
+        logits: tensor that it reads; gives device and dtype.
+        num_logits: number of logits that it reads.
     """
     if kernel in _tried:
         return _tried[kernel]
@@ -101,7 +101,7 @@ def pinned(kernel: str, architecture: str) -> Settings:
 
 
 def architecture_of(device: torch.device) -> str:
-    """``sm_90``, ``gfx942`` and so on; for the CPU ``interpreter``, or what Triton's driver compiles for there."""
+    """``sm_90``, ``gfx942`` and so on; for the CPU ``interpreter``, or the target of Triton's driver."""
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         return "interpreter"
     if device.type == "cpu":
@@ -116,26 +116,26 @@ def architecture_of(device: torch.device) -> str:
 
 
 def key_of(kernel: str, logits: Tensor, num_logits: int) -> str:
-    """What a found choice is filed under: kernel, device, dtype and class of sizes."""
+    """The key of a found setting: kernel, device, dtype and size class."""
     size_class = num_logits.bit_length() // _LOG2_OF_CLASS * _LOG2_OF_CLASS
     return f"{kernel}|{torch.cuda.get_device_name(logits.device)}|{logits.dtype}|2^{size_class}"
 
 
 def cache_file() -> Path:
-    """Where found settings are kept."""
+    """The file of found settings."""
     root = os.environ.get("ALRP_TRITON_CACHE") or Path.home() / ".cache" / "alrp-triton"
     return Path(root) / "settings.json"
 
 
 def load() -> dict[str, Settings]:
-    """What searches have found; empty where there is no readable file. Whatever is no candidate is left out."""
+    """The results of searches, without entries that are not candidates; empty if there is no readable file."""
     try:
         found = json.loads(cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if not isinstance(found, dict):
         return {}
-    # The candidates themselves rather than what equals them in the file, such as 1024.0.
+    # Use the candidates themselves, because the file may have an equal value such as 1024.0.
     return {
         key: candidate
         for key, value in found.items()
@@ -150,7 +150,7 @@ _tried: dict[str, Settings] = {}
 
 @contextlib.contextmanager
 def trying(kernel: str, candidate: Settings) -> Iterator[None]:
-    """Within, all launches of a kernel have these settings."""
+    """A context in which all launches of a kernel have these settings."""
     _tried[kernel] = candidate
     try:
         yield
@@ -159,7 +159,7 @@ def trying(kernel: str, candidate: Settings) -> Iterator[None]:
 
 
 def keep(found: dict[str, Settings]) -> None:
-    """Add to the file, by way of another file, so that no reader sees half of it; and use it from now on."""
+    """Add to the file through a temporary file, so that no reader sees half of it; use the settings from now on."""
     together, target = load() | found, cache_file()
     partial = target.with_suffix(f".{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -170,17 +170,17 @@ def keep(found: dict[str, Settings]) -> None:
 
 
 def search(kernel: str, milliseconds: Callable[[], float]) -> list[tuple[float, Settings]]:
-    """All candidates with their times, the fastest first; infinite for one that does not run on this device.
+    """All candidates with their times, the fastest first; infinite for a candidate that does not run on this device.
 
     Args:
         kernel: its name in :data:`CANDIDATES`.
-        milliseconds: times one launch or several of the kernel.
+        milliseconds: times one or more launches of the kernel.
     """
     times = []
     for candidate in CANDIDATES[kernel]:
         with trying(kernel, candidate):
             try:
                 times.append((milliseconds(), candidate))
-            except Exception:  # too large for this device, in one of the ways in which compiler, driver, launch say so
+            except Exception:  # too large for this device: compiler, driver and launch raise different errors
                 times.append((float("inf"), candidate))
     return sorted(times, key=lambda timed: timed[0])

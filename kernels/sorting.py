@@ -1,7 +1,7 @@
-"""Rank & Sort's sorting error on the device: every positive against every other, by score and by IoU.
+"""Rank & Sort's sorting error on the device: compares every positive with every other by score and by IoU.
 
-Which pairs count depends on the order of their scores and of their IoUs at once, of which no prefix sum knows. Scores
-are subtracted in their own dtype, and what they make is summed in float64, in the same order every time. See the
+Whether a pair counts depends on the order of scores and on that of IoUs, so prefix sums do not work. Scores are
+subtracted in their own dtype, and results are summed in float64 in a fixed order. See the
 sorting error of Oksuz et al., *Rank & Sort Loss for Object Detection and Instance Segmentation*, ICCV 2021.
 """
 
@@ -15,8 +15,8 @@ from .ramp import heights_in_kind
 
 @triton.jit
 def missorted(i, group, positives, ious, num_positives, ramp, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Over the positives that stand above each of a block of them, by their IoUs: the sums of H and of H (1 - IoU) over
-    those that belong there, and over those that do not; float64."""
+    """For each of a block of positives, the sums of H and of H (1 - IoU) over the positives above it: over those of at
+    least its IoU, and over the others; float64."""
     there = i < num_positives
     positive = tl.load(positives.logits + i, mask=there, other=0)[:, None]
     iou = tl.load(ious + i, mask=there, other=0)[:, None]
@@ -26,7 +26,7 @@ def missorted(i, group, positives, ious, num_positives, ramp, BLOCK: tl.constexp
     lost_error = tl.zeros([BLOCK_P, BLOCK], tl.float64)
     for begin in range(0, num_positives, BLOCK):
         k = begin + tl.arange(0, BLOCK)
-        # Of NaN, every ramp is 0.
+        # For NaN every ramp is 0.
         other = tl.load(positives.logits + k, mask=k < num_positives, other=float("nan"))[None, :]
         other_iou = tl.load(ious + k, mask=k < num_positives, other=0)[None, :]
         h = heights_in_kind(other, positive, ramp).to(tl.float64)
@@ -44,7 +44,7 @@ def missorted(i, group, positives, ious, num_positives, ramp, BLOCK: tl.constexp
 
 @triton.jit
 def received(k, group, positives, ious, weights, num_positives, ramp, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr):
-    """For each of a block of positives k the sum of w_i H(p_k - p_i) over those of higher IoU, float64."""
+    """For each of a block of positives k, the sum of w_i H(p_k - p_i) over those of higher IoU, float64."""
     there = k < num_positives
     positive = tl.load(positives.logits + k, mask=there, other=0)[:, None]
     iou = tl.load(ious + k, mask=there, other=0)[:, None]

@@ -1,4 +1,5 @@
-"""Pass 2: write every logit's gradient, level + slope * offset of its bucket; for positives, their own."""
+"""Pass 2: write the gradient of every logit, level + slope * offset in its bucket; positives have their own
+gradients."""
 
 from __future__ import annotations
 
@@ -19,23 +20,23 @@ class Own(NamedTuple):
     """The gradients of the positives' own scores."""
 
     indices: Any
-    """``[P]`` int64, flat indices, ascending. Positives that it lacks get something, but nothing out of bounds is read
-    for them."""
+    """``[P]`` int64, flat indices, ascending. Missing positives get an undefined gradient, without out-of-bounds
+    reads."""
     gradients: Any
-    """``[K, P]`` float64, of each of K scalars."""
+    """``[K, P]`` float64, for each of K scalars."""
 
 
 class Factors(NamedTuple):
-    """Scalars, the upstream gradients of a loss's scalars, by which what each one passes on is multiplied."""
+    """The upstream gradients of a loss's scalars; each is a factor of the gradients of its scalar."""
 
     first: Any
     second: Any
-    """None where only the first has a derivative with respect to scores."""
+    """None if only the first has a derivative with respect to scores."""
 
 
 @triton.jit
 def own_gradient(own, k, factors, num_own):
-    """Of positive k, float64."""
+    """The gradient of positive k, float64."""
     value = tl.load(own.gradients + k) * tl.load(factors.first).to(tl.float64)
     if factors.second is not None:
         value += tl.load(own.gradients + num_own + k) * tl.load(factors.second).to(tl.float64)
@@ -44,8 +45,8 @@ def own_gradient(own, k, factors, num_own):
 
 @triton.jit
 def with_positives(value, lane, first_index, own, factors, num_own, highest, BLOCK: tl.constexpr):
-    """A tile's values, with those of the positives that are in it; the place of each is a scalar, which takes no
-    registers of its own."""
+    """The values of a tile, with those of its positives. The index of a positive is a scalar, which takes no registers
+    for each lane."""
     k = number_below(first_index, own.indices, num_own, highest)
     index = tl.load(own.indices + k, mask=k < num_own, other=NONE)
     while index < first_index + BLOCK:
@@ -81,7 +82,7 @@ def write_kernel(
     counted = takes_part(label, ignore_index, levels.CLASSES)
     positive = there & counted & is_positive(label, at[0], levels.CLASSES)
 
-    # One look for two questions; of positives there are few.
+    # One reduction answers two questions; positives are rare.
     reaches = reaches_any(score, table, num_buckets)
     interest = tl.max(tl.where(positive, 2, reaches.to(tl.int32)))
     value = tl.zeros_like(score) + tl.load(lines)
@@ -91,7 +92,7 @@ def write_kernel(
         offset = offset_in_bucket(score, bucket, table, ramp)
         value = tl.load(lines + bucket) + tl.load(lines + num_buckets + bucket) * offset
     value *= tl.load(factors.first).to(value.dtype)
-    # Positives that are not among the expected ones keep what a negative gets, which then is NaN.
+    # Unexpected positives keep the gradient of a negative, which is NaN then.
     value = tl.where(counted, value, 0.0)
     if interest > 1:
         value = with_positives(value, lane, level.first_index + begin, own, factors, num_own, highest, BLOCK)
@@ -113,14 +114,14 @@ def write(
 
     Args:
         walks: the levels.
-        gradients: to be written, one for each level.
+        gradients: tensors to write, one for each level.
         table: as in pass 1.
         lines: ``[2, 2P + 1]``, level and slope of each bucket, in the dtype of the table.
-        own: what positives get.
-        factors: upstream gradients; with the first all that negatives get is multiplied, before it is rounded to the
+        own: gradients of the positives.
+        factors: upstream gradients. The first multiplies the gradients of negatives before they are rounded to the
             logits' dtype.
         delta: half width of the ramp.
-        ignore_index: label of what gets 0.
+        ignore_index: label of logits with gradient 0.
     """
     num_own, num_buckets = len(own.indices), len(table.floors)
     arguments = {

@@ -1,9 +1,9 @@
-"""The engine: exact ranking statistics and ranking gradients in linear time. It knows no particular loss.
+"""The engine: exact ranking statistics and ranking gradients in linear time, independent of the loss.
 
-The data's way: :mod:`.inputs` checks what came; :mod:`.counted` has the P positives found, placed (:mod:`.placed`,
-:mod:`.knots`), and every negative counted; :mod:`.ranking` is what a loss's formula sees of them; what it makes of that
-is sent; and in backward every logit's gradient is written. The :mod:`.passes` find, count and write; :mod:`.operators`
-registers with PyTorch what it is to see as a whole.
+The steps in order: :mod:`.inputs` checks the arguments. :mod:`.counted` finds the P positives, places them
+(:mod:`.placed`, :mod:`.knots`) and counts every negative. The formula of a loss reads a :mod:`.ranking`; its result is
+sent. Backward writes the gradient of every logit. The :mod:`.passes` find, count and write. :mod:`.operators` registers
+operators with PyTorch.
 """
 
 from . import passes

@@ -1,4 +1,4 @@
-"""All pairs of a positive and a score, some at a time."""
+"""All pairs of a positive and a score, in blocks."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ def pair_blocks(
     delta: float,
     held: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk all pairs of a positive and a score, in blocks of positives.
+    """Iterate over all pairs of a positive and a score, in blocks of positives.
 
     Args:
-        function: of scores ``[n]``, some positives' scores ``[I]`` and delta, ``[I, n]``.
+        function: takes scores ``[n]``, scores of some positives ``[I]`` and delta; returns ``[I, n]``.
         scores: ``[n]``.
         groups: ``[n]`` int64, or None.
         pos_logits: ``[P]``.
         pos_groups: ``[P]`` int64, or None.
-        delta: handed to ``function``.
-        held: pairs in a block, at the most (but never less than a positive's).
+        delta: passed to ``function``.
+        held: largest number of pairs in a block; a block has at least one positive.
 
     Yields:
-        Indices of some positives ``[I]``, and the function of them and all scores, ``[I, n]`` float64; 0 across groups.
+        Indices of some positives ``[I]``, and the function of their pairs with all scores, ``[I, n]`` float64; 0 across
+        groups.
     """
     everyone = torch.arange(pos_logits.shape[0], device=pos_logits.device)
     for i in everyone.split(max(1, held // max(len(scores), 1))):

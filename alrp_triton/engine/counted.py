@@ -1,5 +1,5 @@
-"""From logits to a loss: positives found and placed, negatives counted; then ranked, and what they send attached to
-the logits."""
+"""From logits to a loss: find and place positives, count negatives, rank, send, and attach the gradient to the
+logits."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .scans import total
 
 
 class Evaluated(NamedTuple):
-    """What a formula makes of a ranking; all ``[P]`` float64, and times the share of each positive in the loss."""
+    """The results of a formula: all ``[P]`` float64, multiplied by the share of each positive in the loss."""
 
     added: Sequence[Tensor]
     """What each positive adds to each of the loss's one or two scalars."""
     sent: Tensor
     """What each positive sends to its false positives: the gradient of the first scalar."""
     given: Tensor | None = None
-    """With respect to what the last scalar has a derivative."""
+    """The values for which the last scalar has a derivative."""
     derivative: Tensor | None = None
     """That derivative."""
     sorting: Tensor | None = None
@@ -33,21 +33,20 @@ class Evaluated(NamedTuple):
 
 
 class Counted:
-    """Positives in place, and the negatives counted. Where several processes rank together, P is the number of
-    positives of all, and each holds all statistics; :attr:`own` is the part of this process.
+    """Placed positives and counted negatives. If several processes rank together, P is the number of positives of all
+    of them, and each process holds all statistics; :attr:`own` is the part of this process.
 
     Args:
-        levels: checked logits, labels and groups, and who ranks together.
-        num_positives: P of this process, known on the host; None to count them, for which the host waits.
+        levels: checked logits, labels and groups, and the processes that rank together.
+        num_positives: P of this process, known on the host; with None they are counted and the host waits.
         delta: half width of the ramp H.
-        ignore_index: label of what takes part in nothing.
-        backend: who does the passes, see :mod:`.passes`.
-        values: further numbers of the loss, one for each positive, in which a NaN is to make everything NaN; see
-            :attr:`values`.
-        name: the argument that said how many positives there are, for errors.
-        smoothing: takes the place of the ramp.
-        distribution: q(x_ij), to which the shares p(j|i) of negatives in the error of a positive are proportional; by
-            default H itself. For either, every pair is looked at.
+        ignore_index: label of ignored logits.
+        backend: which passes run, see :mod:`.passes`.
+        values: values of the loss, one for each positive; a NaN in them makes everything NaN; see :attr:`values`.
+        name: the argument that gives the number of positives, for error messages.
+        smoothing: replaces the ramp.
+        distribution: q(x_ij); the share p(j|i) of a negative in the error of a positive is proportional to it. The
+            default is H. With either function every pair is evaluated.
     """
 
     def __init__(
@@ -65,17 +64,17 @@ class Counted:
     ) -> None:
         self.levels, self.delta, self.ignore_index, self.backend = levels, float(delta), ignore_index, backend
         if num_positives is None and torch.compiler.is_compiling():
-            # Every shape that follows would depend on data. Where graphs may break, one does here.
+            # Every later shape would depend on data. The graph breaks here if it may.
             raise RuntimeError(f"{name}: expected an int where a whole graph is compiled or exported, got None")
-        # As operators take them, and without a derivative.
+        # In the form that operators take, without a derivative.
         self._detached = [level.detach() for level in levels.logits], levels.labels, list(levels.groups)
-        # Kernels put positives in order where they place them, unless others are to hear of them before.
+        # Kernels sort positives in the place step, unless other processes need them before.
         kernels, alone = passes.compares_positives(backend), levels.processes is None
         any_order = kernels and alone and num_positives is not None and num_positives <= MOST_COMPARED
         found = operators.find(*self._detached, num_positives, ignore_index, not any_order, name, backend)
         self.indices, logits, numbers, *groups = found
         own = [logits, *groups]
-        #: ``values``, of the positives of all processes: differentiable with respect to those of this one.
+        #: ``values`` of the positives of all processes, differentiable for those of this process.
         self.values: Sequence[Tensor] = values
         self._meeting: Meeting | None = None
         if levels.processes is not None:
@@ -84,7 +83,7 @@ class Counted:
                 "logits": logits.dtype == torch.float64,
                 "groups": bool(groups),
                 "extras": len(values),
-                # Integers of one form cannot be added to those of another.
+                # Integers of different forms cannot be added.
                 "smoothing": smoothing is not None,
                 "distribution": distribution is not None,
                 "backend": not passes.looks_at_pairs(backend),
@@ -102,7 +101,7 @@ class Counted:
                 kind = Paired if passes.looks_at_pairs(backend) else Sorted
                 self.placed = kind(logits, groups[0] if groups else None, self.delta)
             if smoothing is not None or distribution is not None:
-                assert isinstance(self.placed, Sorted)  # kernels know no such functions
+                assert isinstance(self.placed, Sorted)  # kernels do not have these functions
                 self._pairs = Pairs(smoothing, distribution, self.placed, levels, self.delta, ignore_index)
             if smoothing is None:
                 self._count(own)
@@ -122,21 +121,22 @@ class Counted:
         self._add(self.placed.totals)
 
     def _add(self, totals: Tensor) -> Tensor:
-        """The totals of all processes, in place."""
+        """Sum the totals over all processes, in place."""
         return totals if self._meeting is None else self._meeting.add(totals)
 
     @property
     def own(self) -> slice:
-        """Where the positives of this process are among those of all."""
+        """The positions of this process's positives among all."""
         return slice(0, self.indices.shape[0]) if self._meeting is None else self._meeting.own
 
     def gather(self, *columns: Tensor) -> Sequence[Tensor]:
-        """``[P]`` numbers of all processes from those of this one, as :attr:`values` are; all have to call it."""
+        """``[P]`` numbers of all processes from those of this one, as in :attr:`values`; all processes must call it."""
         return columns if self._meeting is None else self._meeting.gather(columns)
 
     @property
     def num_processes(self) -> int:
-        """That rank together: what derivatives are multiplied by, of which DistributedDataParallel takes the mean."""
+        """The number of processes that rank together. Derivatives are multiplied by it, because DistributedDataParallel
+        takes their mean."""
         return 1 if self._meeting is None else self._meeting.size
 
     def rank(self) -> Ranks:
@@ -154,15 +154,15 @@ class Counted:
         return self.placed.sums(values, kind, poison)
 
     def send(self, ranks: Ranks, evaluated: Evaluated, eps: float, doubtful: bool) -> tuple[Tensor, Tensor]:
-        """The scalars of a loss in the compute dtype, with their derivatives; of one scalar, twice that.
+        """The scalars of a loss in the compute dtype, with their derivatives; a single scalar is returned twice.
 
-        Positive i sends down the scores of its false positives, in the proportions p(j|i), and up its own. One whose
-        false positives add up to ``eps`` or less sends nothing. Of a ``doubtful`` formula, a NaN anywhere makes
-        everything NaN.
+        Positive i pushes down the scores of its false positives, in the proportions p(j|i), and pushes up its own. It
+        sends nothing if its false positives add up to ``eps`` or less. If the formula is ``doubtful``, a NaN anywhere
+        makes everything NaN.
         """
         spread = ranks.num_false_positives if self._pairs is None else self._pairs.spread
         if isinstance(self.placed, Compared):
-            # Others are known to the kernels by their formula.
+            # The kernels have the formulas of the other losses.
             (added,), derivative = evaluated.added, evaluated.derivative
             assert derivative is not None
             rows = torch.stack([evaluated.sent, spread, added, derivative])
@@ -201,8 +201,8 @@ class Counted:
         return attached
 
     def lose(self, formula: str, eps: float) -> tuple[tuple[Tensor, Tensor], Tensor] | None:
-        """The scalars of a loss, as :meth:`send` gives them, and rank(i) in their dtype, if the kernels know its
-        formula by this name and may compare all positives."""
+        """The scalars of a loss, as in :meth:`send`, and rank(i) in their dtype, if the kernels have a formula of this
+        name and may compare all positives."""
         if not formula or not isinstance(self.placed, Compared):
             return None
         values = [value.to(torch.promote_types(value.dtype, torch.float32)) for value in self.values]
@@ -242,8 +242,8 @@ def attach_whole(
     of_given: Sequence[Tensor],
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """Scalars as :meth:`Counted.send` gives them, from derivatives ``[M]`` of each with respect to all logits, and of
-    the last one with respect to what is given, in parts."""
+    """Scalars as in :meth:`Counted.send`, from the derivatives ``[M]`` of each with respect to all logits, and of the
+    last one with respect to the given values, in parts."""
     first, *second = (scalar.to(levels.compute_dtype) for scalar in scalars)
     nothing = first.new_empty(0)
     attached: tuple[Tensor, Tensor] = operators.attach(

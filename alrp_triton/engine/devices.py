@@ -1,12 +1,12 @@
-"""What a device's type says of it: whether it is a GPU, and whether the host would have to wait for its values."""
+"""Properties of a device type: whether it is a GPU, and whether the host must wait for its values."""
 
 from __future__ import annotations
 
 from torch import device as Device
 
 GPUS = {"cuda"}
-"""The types of devices that Triton's driver has kernels for (PyTorch calls ROCm's ``cuda``, too). Tests that compile
-kernels for tensors of the CPU add ``"cpu"``: all code then does what it does on a GPU."""
+"""The device types for which Triton's driver has kernels (PyTorch also calls ROCm's ``cuda``). Tests that compile
+kernels for CPU tensors add ``"cpu"``; all code then behaves as on a GPU."""
 
 
 def is_gpu(device: Device) -> bool:
@@ -15,5 +15,5 @@ def is_gpu(device: Device) -> bool:
 
 
 def is_asynchronous(device: Device) -> bool:
-    """Whether looking at a value would make the host wait for the device; on the CPU it is there at once."""
+    """Whether the host waits for the device if it reads a value; on the CPU it does not."""
     return device.type != "cpu" or is_gpu(device)

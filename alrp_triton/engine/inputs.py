@@ -1,4 +1,4 @@
-"""Validation, and nothing else: one place that names the argument, what was expected and what came."""
+"""Validation: errors name the argument, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .processes import Processes, processes_of
 from .transforms import refuse_transforms
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Beyond these, 1 / (2 delta) is no ordinary float32 any more.
+# Outside this range 1 / (2 delta) is not a normal float32.
 DELTAS = (1e-30, 1e30)
 LABEL_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
@@ -26,9 +26,9 @@ class Levels(NamedTuple):
     logits: list[Tensor]
     labels: list[Tensor]
     groups: Sequence[Tensor] = ()
-    """Which ranking each logit, or each row, belongs to; empty where all are ranked together."""
+    """The ranking of each logit, or of each row; empty if all are ranked together."""
     processes: Processes | None = None
-    """Those that are ranked together with this one."""
+    """The processes that rank together with this one."""
 
     def each(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Logits, labels and groups of each level."""
@@ -47,12 +47,12 @@ class Levels(NamedTuple):
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which scores of a dtype are compared: half precision and float32 in float32, float64 as it is."""
+    """The dtype in which scores of a dtype are compared: half precision and float32 in float32, float64 in float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def debug_checks() -> bool:
-    """Whether ``ALRP_TRITON_DEBUG=1`` asks for checks that make a GPU wait for its own results."""
+    """Whether ``ALRP_TRITON_DEBUG=1`` turns on checks for which the host waits for the GPU."""
     return os.environ.get("ALRP_TRITON_DEBUG", "0") not in ("", "0")
 
 
@@ -72,19 +72,19 @@ def check_inputs(
 
     Args:
         logits: ``[..., C]`` or ``[M]``, or a sequence of such tensors.
-        labels: as ``logits``, or without the last axis; as many tensors as ``logits``.
+        labels: like ``logits``, or without the last axis; one tensor for each of ``logits``.
         delta: half width of the ramp: 0, or from 1e-30 to 1e30.
-        ignore_index: the label of what takes part in nothing.
-        groups: integers of the logits' shape, or without the last axis; as many tensors as ``logits``. None for one
+        ignore_index: the label of ignored logits.
+        groups: integers of the logits' shape, or without the last axis; one tensor for each of ``logits``. None for one
             ranking of all.
         per_positive: by name, ``[P]`` floats, one for each positive.
-        num_positives: P, where it is given as such.
-        eps: false positives that send nothing, >= 0.
-        process_group: whose processes rank together with this one: a process group, True for the default one, or its
-            :class:`Processes`. None for this process alone.
+        num_positives: P, if the caller gives it.
+        eps: positives with at most this many false positives send nothing; >= 0.
+        process_group: its processes rank together: a process group, True for the default one, or :class:`Processes`.
+            None for this process alone.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: naming the argument, what was expected and what was given.
         RuntimeError: within a transform of ``torch.func`` or forward-mode differentiation.
     """
     levels = Levels(
@@ -141,7 +141,7 @@ def check_inputs(
         )
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
-    # An int may be larger than any float.
+    # An int may be larger than the largest float.
     if not eps >= 0 or (isinstance(eps, int) and eps > sys.float_info.max):
         raise ValueError(f"eps: expected a number >= 0, got {eps}")
     for name, values in (per_positive or {}).items():

@@ -1,4 +1,4 @@
-r"""Where the ramps of the positives begin and end, sorted: the P-sized heart of the linear form.
+r"""Knots: the sorted ends of the ramps of the positives. They are the tables of size P of the linear form.
 
 As a function of a score t, each ramp H(t - p_i) is 0 below p_i - delta, linear up to p_i + delta, then 1. Sorting these
 2P knots cuts the axis of scores into 2P + 1 buckets; within a bucket every sum of ramps is linear in t.
@@ -6,16 +6,16 @@ As a function of a score t, each ramp H(t - p_i) is 0 below p_i - delta, linear 
 Three choices keep this exact for every finite and infinite score:
 
 * A knot is *rounded up* to the scores' own dtype: the smallest t with t - p_i >= -delta (the ramp begins) or >= delta
-  (it ends). Comparing t with the rounded knot then gives what comparing with the exact one would. Even where delta is
-  less than the spacing of floats, a score equal to p_i lies between the two knots, as H(0) = 1/2 requires. The end of
-  the ramp of p_i = inf lies above every float and is written NaN: no t >= NaN, and sorting puts NaN last.
-* Places inside a bucket are measured from its lower knot: t - knot is exact to one rounding *relative to itself*,
-  however large t is. Only the P-sized tables know what a knot's rounding added (at most delta): ``ramp_begin``.
-* Places of buckets are measured on an axis on which gaps without any active ramp have shrunk to at most 2 delta
-  (``coordinate``), from the top. So tables hold no large numbers whose differences would lose the small ones.
+  (it ends). Comparing t with the rounded knot then gives the same result as comparing with the exact knot. Even if
+  delta is less than the spacing of floats, a score equal to p_i lies between the two knots, as H(0) = 1/2 requires. The
+  end of the ramp of p_i = inf lies above every float and is stored as NaN: no t >= NaN, and sorting puts NaN last.
+* Offsets inside a bucket are measured from its lower knot: t - knot is exact to one rounding *relative to itself* for
+  any t. Only ``ramp_begin`` contains the rounding of a knot (at most delta).
+* Positions of buckets are measured from the top on an axis on which gaps without a rising ramp are shortened to at most
+  2 delta (``coordinate``). So tables hold no large numbers whose differences would lose digits.
 
-With groups, each of which is a ranking of its own, everything is sorted by group first, and every sum ends with its
-group. A score below all thresholds of its group, or in a group that has none, is in bucket 0.
+With groups everything is sorted by group first, and every sum ends with its group. A score is in bucket 0 if it is
+below all thresholds of its group, or if its group has none.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from .scans import prefix_sums, suffix_sums
 
 
 class Table(NamedTuple):
-    """The 2P sorted knots (thresholds), in which both passes look for a score.
+    """The 2P sorted knots (thresholds), in which both passes search each score.
 
-    Bucket b >= 1 holds the scores from threshold b - 1 up to the next one; bucket 0 those below all thresholds. With
+    Bucket b >= 1 holds the scores from threshold b - 1 up to the next one; bucket 0 holds those below all thresholds.
+    With
     groups, thresholds are sorted by group first, and bucket 0 holds the scores below all thresholds of their group.
     """
 
@@ -52,28 +53,28 @@ class Knots(NamedTuple):
     """``[P]``, in the compute dtype."""
     table: Table
     begin: Tensor
-    """``[P]`` int64: the bucket that begins where the ramp of positive i does."""
+    """``[P]`` int64: the bucket that begins at the beginning of the ramp of positive i."""
     end: Tensor
-    """``[P]`` int64: the bucket that begins where the ramp of positive i has reached 1."""
+    """``[P]`` int64: the bucket that begins at the end of the ramp of positive i."""
     coordinate: Tensor
-    """``[2P + 1]`` float64: place of each bucket's lower threshold on the shrunk axis."""
+    """``[2P + 1]`` float64: position of each bucket's lower threshold on the shortened axis."""
     ramp_begin: Tensor
-    """``[P]`` float64: place of the exact p_i - delta on the shrunk axis."""
+    """``[P]`` float64: position of the exact p_i - delta on the shortened axis."""
     inverse_width: float
     """1 / (2 delta), or 0 for delta = 0, where no ramp has an inside."""
     order: Tensor
-    """``[P]`` int64: the positives in ascending order; of two equal ones the earlier comes first."""
+    """``[P]`` int64: the positives in ascending order; equal ones in flat order."""
     bucket: Tensor
     """``[P]`` int64: the bucket of each positive's own score."""
     place: Tensor
-    """``[P]`` float64: each positive's own score on the shrunk axis, the middle of its ramp."""
+    """``[P]`` float64: position of each positive's own score on the shortened axis, the middle of its ramp."""
     below_begin: Tensor
-    """``[P]`` int64: how many positives lie below the beginning of the ramp of positive i."""
+    """``[P]`` int64: number of positives below the beginning of the ramp of positive i."""
     below_end: Tensor
-    """``[P]`` int64: how many positives lie below the end of the ramp of positive i; P where all of its group do."""
+    """``[P]`` int64: number of positives below the end of the ramp of positive i; P if all of its group are."""
     first: Tensor
-    """``[2P]`` int64: for each threshold the first that equals it. Between the two lies nothing; but sums up to the one
-    and up to the other may differ in the last bit, and positives of equal scores must not."""
+    """``[2P]`` int64: for each threshold the first one that equals it. Nothing lies between them, but the sums up to
+    them may differ in the last bit. Positives of equal scores must have equal sums."""
     threshold_groups: Tensor | None
     """``[2P]`` int64: the group of each threshold."""
     order_groups: Tensor | None
@@ -86,14 +87,14 @@ def bucket_floors(thresholds: Tensor) -> Tensor:
 
 
 def make_table(thresholds: Tensor, groups: Tensor | None) -> Table:
-    """Of ``[2P]`` sorted thresholds and their groups."""
+    """The table of ``[2P]`` sorted thresholds and their groups."""
     floors = bucket_floors(thresholds)
     padding = 0, thresholds.shape[0] + 1
     padded = F.pad(thresholds, padding, value=torch.nan)
     if groups is None:
         return Table(padded, floors)
     padded[-1] = padded.masked_fill(padded.isnan(), torch.inf).amin()
-    # F.pad would take the number through a float.
+    # F.pad would convert the number to a float.
     beyond = groups.new_full((padding[1],), torch.iinfo(torch.int64).max)
     return Table(padded, floors, torch.cat([groups, beyond]))
 
@@ -103,11 +104,11 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
     num_pos = pos_logits.shape[0]
     lower, upper = _knots_of(pos_logits, delta)
 
-    # One sort tells all: of equals the knots come first, so that what precedes a knot lies below its ramp's beginning
-    # or end, and what precedes a score, at or below it. A search for each would be shared out among threads even
-    # where there is little to search for, and whoever has work next would meet them still waiting for more.
-    # They come by score, so that of equal knots, too, that of the lower positive is first, whatever their flat order:
-    # what is summed over the knots has the same bits then.
+    # One sort is enough. Among equal values the knots come first: what precedes a knot lies below it, and what precedes
+    # a score lies at or below it. A search would use several threads even for little work, and these would then still
+    # spin in the next step.
+    # The knots are given by score, so among equal knots that of the lower positive is first in any flat order. Sums
+    # over the knots then have the same bits.
     knots, ascending = torch.cat([lower, upper]), pos_logits.argsort(stable=True)
     ascending = (ascending + num_pos * torch.arange(3, device=ascending.device)[:, None]).view(-1)
     _, permutation, _ = sort_by_group(
@@ -129,8 +130,8 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
 
     table = make_table(thresholds, threshold_groups)
     floors = table.floors.double()
-    # From each threshold to the next (from the last to the first, which is not above it: 0), and from the top down.
-    # Nothing is ever measured in bucket 0.
+    # From each threshold to the next, from the top down; 0 from the last to the first, which is not above it. No
+    # distance is measured in bucket 0.
     gaps = (floors[1:].roll(-1) - floors[1:]).clamp_(0, 2 * delta)
     if threshold_groups is not None:
         gaps = gaps.masked_fill(threshold_groups.roll(-1) != threshold_groups, 0)
@@ -163,8 +164,8 @@ def inverse_width(delta: float) -> float:
 
 
 def buckets_of(values: Tensor, thresholds: Tensor) -> Tensor:
-    """``[n]`` int64: how many thresholds lie at or below each value, for values other than NaN."""
-    # bucketize takes NaN for the lowest of all; put +inf there instead and cap what counted it.
+    """``[n]`` int64: number of thresholds at or below each value, for values other than NaN."""
+    # bucketize treats NaN as the lowest value; replace it by +inf and limit the result.
     above = thresholds.isnan()
     found = torch.bucketize(values.contiguous(), thresholds.masked_fill(above, torch.inf), right=True)
     return torch.minimum(found, (~above).sum())
@@ -179,7 +180,7 @@ def ramp_sums(knots: Knots, values: Tensor) -> Tensor:
 
 
 def received_sums(knots: Knots, values: Tensor) -> Tensor:
-    """sum_{i != k} v_i H(p_k - p_i) for values ``[P]``: what positive k receives from the ramps of the others."""
+    """sum_{i != k} v_i H(p_k - p_i) for values ``[P]``: what positive k receives from the other ramps."""
     level, slope = ramp_coefficients(knots, values)[:, knots.bucket]
     offset = knots.place - knots.coordinate[knots.bucket]
     received: Tensor = level + slope * (offset * knots.inverse_width) - values * ramp_at_0(knots.inverse_width)
@@ -187,13 +188,13 @@ def received_sums(knots: Knots, values: Tensor) -> Tensor:
 
 
 def false_positives(knots: Knots, counts: Tensor, offsets: Tensor) -> Tensor:
-    """N_FP(i) = sum_j H(n_j - p_i) from what the negatives of each bucket add up to.
+    """N_FP(i) = sum_j H(n_j - p_i) from the count and offsets of each bucket.
 
     Args:
         knots: of the positives.
         counts: ``[2P + 1]`` float64, number of negatives in each bucket.
-        offsets: ``[2P + 1]`` float64, sum of their distances from the bucket's lower threshold. What bucket 0 and
-            buckets without an active ramp hold is never used.
+        offsets: ``[2P + 1]`` float64, sum of their distances from the bucket's lower threshold. Those of bucket 0 and
+            of buckets without a rising ramp are not used.
 
     Returns:
         ``[P]`` float64.
@@ -201,7 +202,7 @@ def false_positives(knots: Knots, counts: Tensor, offsets: Tensor) -> Tensor:
     moment = offsets + counts * knots.coordinate
     suffix = suffix_sums(torch.stack([counts, moment])[:, 1:], knots.threshold_groups)
     found = _partial_sums(knots, suffix, knots.first[knots.begin - 1], knots.first[knots.end - 1])[0]
-    # Less than the fixed point of pass 1 resolves is rounding, and a loss would divide by it.
+    # Smaller numbers are rounding of the fixed point of pass 1, and a loss would divide by them.
     return torch.where(found < 1e-10, 0.0, found)
 
 
@@ -236,15 +237,15 @@ def ramp_coefficients(knots: Knots, weights: Tensor) -> Tensor:
     at_end = torch.stack([weights, -weights, -weights * knots.ramp_begin])
     steps = torch.empty(3, 2 * num_pos, dtype=torch.float64, device=weights.device)
     steps[:, knots.begin - 1], steps[:, knots.end - 1] = at_begin, at_end
-    # Weights of the ramps that have ended, and of those that are under way, with their beginnings.
+    # Weights of the ramps that have ended, and of those that rise here, with their beginnings.
     ended, active, active_begin = prefix_sums(steps, knots.threshold_groups)
     level = ended + (knots.coordinate * active - active_begin) * knots.inverse_width
     return torch.stack([level, active])
 
 
 def _partial_sums(knots: Knots, suffix: Tensor, begin: Tensor, end: Tensor) -> Tensor:
-    """Whole mass above the end of each ramp, and inside it (place - ramp_begin) / (2 delta) of it, from the suffix sums
-    of K rows of masses and their moments: ``[2K, n] -> [K, P]``."""
+    """For each ramp, the masses above its end plus (position - ramp_begin) / (2 delta) of the masses inside it, from
+    the suffix sums of K rows of masses and their moments: ``[2K, n] -> [K, P]``."""
     mass_above, moment_above = suffix[:, end].chunk(2)
     mass, moment = suffix[:, begin].chunk(2)
     inside = (moment - moment_above) - knots.ramp_begin * (mass - mass_above)
@@ -252,7 +253,7 @@ def _partial_sums(knots: Knots, suffix: Tensor, begin: Tensor, end: Tensor) -> T
 
 
 def ramp_at_0(width: float) -> float:
-    """H(0): what a positive's ramp gives its own score. ``width``: delta or its inverse, both 0 for the step."""
+    """H(0), the ramp of a positive at its own score. ``width`` is delta or its inverse; both are 0 for the step."""
     return 0.5 if width > 0 else 1.0
 
 
@@ -266,16 +267,16 @@ def _next_above(values: Tensor) -> Tensor:
 
 
 def _inverse(permutation: Tensor) -> Tensor:
-    """Where each index stands."""
+    """The position of each index."""
     places = torch.arange(permutation.shape[0], device=permutation.device)
     return torch.empty_like(permutation).scatter_(0, permutation, places)
 
 
 def _knots_of(values: Tensor, delta: float) -> tuple[Tensor, Tensor]:
-    """Where the ramps of values begin, and where they end: values -/+ delta, rounded up, ``[P]`` each."""
+    """Beginnings and ends of the ramps of values: values -/+ delta, rounded up, ``[P]`` each."""
     lower, upper = _round_up_sums(values, delta)
     if delta > 0:
-        # Sums with an infinity say nothing of where its ramp ends: just above -inf, and above every float.
+        # A sum with an infinity does not give the end of its ramp: it ends just above -inf, or above every float.
         upper = torch.where(values == -torch.inf, _next_above(values), upper)
         upper = upper.masked_fill(values == torch.inf, torch.nan)
     return lower, upper
@@ -288,7 +289,7 @@ def _round_up_sums(values: Tensor, delta: float) -> Tensor:
     shifts = exact.new_full((2, 1), delta)
     shifts[0] = -delta
     total = exact + shifts
-    # What the sum lost to rounding (Knuth's two-sum); NaN for infinities, which lose nothing.
+    # The rounding error of the sum (Knuth's two-sum); NaN for infinities, which have none.
     moved = total - exact
     lost = (exact - (total - moved)) + (shifts - moved)
     rounded = total.to(values.dtype)

@@ -1,11 +1,11 @@
-"""What the engine registers with PyTorch, so that torch.compile sees opaque operators with known shapes.
+"""The operators that the engine registers with PyTorch; torch.compile treats them as opaque, with known shapes.
 
-Tensors that belong together travel as lists: a table is its thresholds and floors, and with groups their groups;
-positives are their logits and the buckets in which each one's ramp begins and has ended, and with groups their groups.
+Related tensors are passed as lists. A table is its thresholds and floors, and with groups their groups. Positives are
+their logits, the buckets in which their ramps begin and end, and with groups their groups.
 
-``send`` and ``attach`` are where a ranking loss meets autograd: what they return has the derivative with respect to the
-logits that the loss's update rule says. For backward they keep the logits and tables of size P. That backward is an
-operator of its own without a derivative: differentiating twice raises instead of giving a wrong number.
+``send`` and ``attach`` connect a ranking loss to autograd: the derivative of their result with respect to the logits is
+that of the update rule. For backward they keep the logits and tables of size P. Backward is a separate operator without
+a derivative, so differentiating twice raises an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .transforms import refuse_vmap
 
 
 def present(*tensors: Tensor | None) -> list[Tensor]:
-    """Those that are there, as operators take them."""
+    """The tensors that are not None, as operators take them."""
     return [tensor for tensor in tensors if tensor is not None]
 
 
@@ -40,8 +40,8 @@ def find(
     name: str,
     backend: str,
 ) -> list[Tensor]:
-    """The positives of this process: flat indices ``[P]``, logits ``[P]``, numbers, and with groups those ``[P]``; see
-    ``passes.Found``. Without numbers ``[2]``, these are ``[0]``."""
+    """The positives of this process: flat indices ``[P]``, logits ``[P]``, numbers, and with groups the groups ``[P]``;
+    see ``passes.Found``. Numbers are ``[2]``, or ``[0]`` if there are none."""
     found = passes_of(backend).find(Levels(logits, labels, groups), num_positives, ignore_index, name)
     if found.numbers is None or in_order:
         found = _put_in_order(found)
@@ -50,7 +50,7 @@ def find(
 
 
 def _put_in_order(found: Found) -> Found:
-    """By a sort, where there are too many positives to be compared, or they are to be sent to other processes."""
+    """By a sort, if there are too many positives to compare, or if other processes need them."""
     if found.numbers is None:
         return found
     number, invalid = found.numbers.unbind()
@@ -82,7 +82,7 @@ def _(
 @refuse_vmap
 @torch.library.custom_op("alrp_triton::highest_in_row", mutates_args=())
 def highest_in_row(logits: list[Tensor], labels: list[Tensor], pos_index: Tensor, ignore_index: int) -> Tensor:
-    """For each positive the highest logit along the last axis ``[P]`` (compute dtype); of logits ``[M]`` its own."""
+    """For each positive the highest logit along the last axis, ``[P]`` (compute dtype); for logits ``[M]`` its own."""
     from .passes.find import highest_in_row
 
     return highest_in_row(Levels(logits, labels), pos_index, ignore_index)
@@ -96,9 +96,9 @@ def _(logits: list[Tensor], labels: list[Tensor], pos_index: Tensor, ignore_inde
 @refuse_vmap
 @torch.library.custom_op("alrp_triton::place", mutates_args=())
 def place(index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float) -> list[Tensor]:
-    """The ramps of positives, by kernels: the totals of pass 1, still 0; thresholds, floors; where ramps begin and end.
-    With groups, the thresholds' and their number ``[1]``. Of positives in any order, those in flat order: indices,
-    logits, groups."""
+    """The ramps of positives, by kernels: the totals of pass 1, still 0; thresholds, floors; beginnings and ends of
+    ramps. With groups, the groups of the thresholds and their number ``[1]``. For positives in any order also those in
+    flat order: indices, logits, groups."""
     from .passes import gpu
 
     placed = gpu.place_positives(Found(index, logits, groups, numbers if len(numbers) else None), delta)
@@ -134,7 +134,7 @@ def count(
     ignore_index: int,
     backend: str,
 ) -> None:
-    """Pass 1; see ``passes.Passes.count``. ``own`` are logits and groups of this process's positives, and
+    """Pass 1; see ``passes.Passes.count``. ``own`` holds logits and groups of this process's positives, and
     ``num_logits`` is M of all processes."""
     levels, found = Levels(logits, labels, groups), Found(own[0], own[0], own[1] if len(own) > 1 else None)
     scale = 2.0 ** fraction_bits(num_logits)
@@ -189,7 +189,7 @@ def _(
 @refuse_vmap
 @torch.library.custom_op("alrp_triton::sums", mutates_args=())
 def sums(positives: list[Tensor], values: Tensor, poison: Tensor, delta: float, kind: str) -> Tensor:
-    """A sum over the positives, or the running maximum, for each of them, by kernels; see ``kernels.rank.sums``."""
+    """For each positive a sum over the positives, or the running maximum, by kernels; see ``kernels.rank.sums``."""
     from .passes import gpu
 
     return gpu.sums(positives, values, poison, kind, delta)
@@ -224,13 +224,13 @@ def send(
 
     Args:
         logits, labels, groups: the levels.
-        given: ``[P]``, with respect to which the last scalar has a derivative: the values of a formula that the kernels
-            know, or the errors of one that they do not.
+        given: ``[P]``, for which the last scalar has a derivative: the values, if the kernels have the formula,
+            otherwise the errors.
         index: flat indices of this process's positives.
-        positives, table: of all.
+        positives, table: of all processes.
         rows, poison: from :func:`rank`.
-        first_own: where this process's positives begin among all.
-        num_processes: what the derivatives with respect to scores are multiplied by.
+        first_own: index of this process's first positive among all.
+        num_processes: factor of the derivatives with respect to scores.
     """
     from .passes import gpu
 
@@ -288,15 +288,15 @@ def attach(
     ignore_index: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The scalars of a loss, with derivatives that have been computed elsewhere.
+    """The scalars of a loss, with derivatives that are already computed.
 
     Args:
-        first, second: the scalars; the first twice where there is one.
+        first, second: the scalars; the first twice if there is only one.
         logits, labels, groups: the levels.
-        given, derivative: ``[P]`` each: with respect to what the last scalar has which derivative.
+        given, derivative: ``[P]`` each: values, and the derivative of the last scalar with respect to them.
         table: of all positives.
         index: flat indices of this process's positives.
-        lines, own: see ``passes.Passes.write``. The first scalar sends, and each has its row of ``own``.
+        lines, own: see ``passes.Passes.write``. ``lines`` belong to the first scalar; each scalar has a row of ``own``.
     """
     return first.clone(), (first if second is None else second).clone()
 
@@ -354,7 +354,7 @@ def _keep_attached(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _keep(
     ctx: Any, inputs: tuple[Any, ...], lists: Sequence[list[Tensor]], tensors: Sequence[Tensor], given: Any, terms: int
 ) -> None:
-    # Of what nobody differentiates there is nothing to fill with zeros.
+    # Do not make zeros for results that are not differentiated.
     ctx.set_materialize_grads(False)
     ctx.inputs = [[None] * len(value) if isinstance(value, list) else None for value in inputs]
     ctx.lengths, ctx.terms, ctx.given_dtype = [len(tensors) for tensors in lists], terms, getattr(given, "dtype", None)
@@ -362,7 +362,7 @@ def _keep(
 
 
 def _differentiate(ctx: Any, first: Tensor | None, second: Tensor | None) -> tuple[Any, Any]:
-    """What the logits get, and what was given, for upstream gradients of the scalars."""
+    """The gradients of the logits and of the given values, for upstream gradients of the scalars."""
     saved, lists = list(ctx.saved_tensors), []
     for length in ctx.lengths:
         lists.append(saved[:length])
@@ -407,7 +407,7 @@ attach.register_autograd(_backward_attached, setup_context=_keep_attached)
 def sort_by_value(
     logits: Tensor, values: Tensor, groups: Tensor | None, share: Tensor, delta: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The sorting error of each positive, and its sorting gradient; see ``sorting.sort_by_value``."""
+    """Sorting error and sorting gradient of each positive; see ``sorting.sort_by_value``."""
     from .sorting import sort_by_value
 
     return sort_by_value(logits, values, groups, share, delta, eps)

@@ -1,5 +1,5 @@
-"""Functions of the difference of two scores, other than the ramp: in the place of H, or as the shares p(j|i) in which
-errors are spread. For these every pair of a positive and a score is looked at, in plain PyTorch, some at a time."""
+"""Functions of the difference of two scores that replace the ramp H or give the shares p(j|i) of errors. PyTorch
+evaluates them for every pair of a positive and a score, in blocks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .scans import unit_of
 from .transforms import refuse_twice
 
 PairFunction = Callable[[Tensor, float], Tensor]
-"""f(x, delta) of differences x = s_j - s_i, elementwise, with values in [0, 1]; what lies outside is clamped. For equal
-scores x is 0, also for equal infinities."""
+"""f(x, delta) of differences x = s_j - s_i, elementwise, clamped to [0, 1]. For equal scores x is 0, also for equal
+infinities."""
 
-# Logits looked at in one step, and pairs held at once.
+# Logits in one step, and pairs in one block.
 _PIECE, _PAIRS = 1 << 16, 1 << 20
 
 
 def values_of(function: PairFunction, s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
-    """f for all pairs, ``[I, J]``; 0 where a difference is NaN, and NaN where f makes one of a number."""
+    """f for all pairs, ``[I, J]``; 0 if the difference is NaN, and NaN if f returns NaN for a number."""
     x = differences(s_j, s_i)
     nan = x.isnan()
     values = function(x.masked_fill(nan, 0), delta)
@@ -39,17 +39,17 @@ def values_of(function: PairFunction, s_j: Tensor, s_i: Tensor, delta: float) ->
 
 
 class Pairs:
-    """A ranking by functions of pairs.
+    """A ranking by pair functions.
 
     Args:
-        smoothing: takes the place of the ramp, None for the ramp.
-        distribution: what p(j|i) is proportional to, None for what stands for the ramp.
+        smoothing: replaces the ramp; None for the ramp.
+        distribution: p(j|i) is proportional to it; None for the smoothing.
         placed: the positives.
         levels, delta, ignore_index: of the loss.
     """
 
     spread: Tensor
-    """``[P]``: the sum over the negatives of what p(j|i) is proportional to."""
+    """``[P]``: the sum of the distribution over the negatives."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Pairs:
         self.levels, self.delta, self.ignore_index = levels, delta, ignore_index
 
     def rank(self, num_logits: int, values: Sequence[Tensor], add: Callable[[Tensor], Tensor]) -> Ranks:
-        """The ranks of the positives; ``add`` makes totals those of all processes."""
+        """The ranks of the positives; ``add`` sums totals over all processes."""
         placed = self.placed
         unit = unit_of(num_logits, placed.logits.device)
         if self.smoothing is None:
@@ -83,8 +83,8 @@ class Pairs:
         return ranks
 
     def _count(self, function: PairFunction, unit: Tensor) -> Tensor:
-        """``[P + 1]`` int64: the sum of the function over the negatives for each positive, in units; and how many
-        negatives are NaN, those among them of which the function makes one."""
+        """``[P + 1]`` int64: the sum of the function over the negatives for each positive, in units; last, the number
+        of negatives that are NaN or for which the function is NaN."""
         placed = self.placed
         totals = torch.zeros(len(placed.logits) + 1, dtype=torch.int64, device=placed.logits.device)
         for scores, groups, negative, _ in self._pieces():
@@ -97,7 +97,7 @@ class Pairs:
         return totals
 
     def sums(self, values: Tensor, kind: str, poison: Tensor) -> Tensor:
-        """The sums ``"above"`` and ``"received"`` of ``placed.Sorted``, with what stands for the ramp."""
+        """The sums ``"above"`` and ``"received"`` of ``placed.Sorted``, with the smoothing as the ramp."""
         placed = self.placed
         if self.smoothing is None:
             return placed.sums(values, kind, poison)
@@ -112,13 +112,13 @@ class Pairs:
         return (torch.cat(rows) if kind == "above" else total) + poison
 
     def lines(self, weights: Tensor, poison: Tensor) -> Tensor:
-        """``[P + 1]``: weights, and what is added to all."""
+        """``[P + 1]``: weights, and a term that is added to all."""
         return torch.cat([weights, weights.new_zeros(1)]) + poison
 
     def attach(
         self, first: Tensor, given: Tensor | None, derivative: Tensor | None, index: Tensor, lines: Tensor, own: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See ``operators.attach``; of one scalar."""
+        """See ``operators.attach``; for one scalar."""
         levels = self.levels
         attached: Tensor = _Attached.apply(  # type: ignore[no-untyped-call]
             first, given, derivative, lines, own, index, self, *levels.logits
@@ -140,8 +140,8 @@ class Pairs:
         return gradients
 
     def _pieces(self, gradients: list[Tensor] | None = None) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-        """Scores ``[n]`` of each piece of the levels, their groups, which of them are negatives, and what is to be
-        written."""
+        """Scores ``[n]`` of each piece of the levels, their groups, a mask of the negatives, and the gradient to
+        write."""
         for k, (logits, labels, groups) in enumerate(self.levels.each()):
             per_class = logits.dim() != labels.dim()
             out = None if gradients is None else gradients[k]
@@ -157,7 +157,7 @@ class Pairs:
                 yield scores, group_ids, negative.reshape(-1), written
 
     def _blocks(self, function: PairFunction, scores: Tensor, groups: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some positives, and the function of them and all scores."""
+        """Some positives, and the function of their pairs with all scores."""
 
         def of_scores(s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
             return values_of(function, s_j, s_i, delta)

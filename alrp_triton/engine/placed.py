@@ -1,5 +1,5 @@
-"""What is P-sized, between the passes: positives placed, ranked, and what they send. By sorts and scans in PyTorch for
-any number of positives on any device, or by kernels that compare all of them with all."""
+"""The steps of size P between the passes: place, rank, send. They use sorts and scans in PyTorch for any number of
+positives on any device, or kernels that compare all positives with all."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from . import operators, scans
 from .knots import Table, false_positives, make_knots, ramp_coefficients, ramp_sums, received_sums
 
 MOST_COMPARED = 4096
-"""Kernels compare so many positives with one another; more are sorted: beyond, launches cost less than pairs."""
+"""Kernels compare at most this many positives with one another. More are sorted, because launches then cost less than
+pairs."""
 
 
 class Ranks(NamedTuple):
-    """Of each positive, ``[P]`` float64, with groups within its own; all NaN if a NaN takes part."""
+    """For each positive, ``[P]`` float64, within its group; all NaN if there is a NaN that is not ignored."""
 
     num_false_positives: Tensor
     rank_positive: Tensor
     rank: Tensor
     num_positives: Tensor
-    """How many are ranked together with it."""
+    """The number of positives in its ranking."""
     share: Tensor
-    """What makes a sum over all positives the mean over the groups of means over their positives."""
+    """With this factor a sum over all positives is the mean over the groups of means over their positives."""
     poison: Tensor
-    """A scalar, 0 or NaN, to be added to whatever follows, so that no NaN is hidden by a comparison."""
+    """A scalar, 0 or NaN. It is added to all later results, so that a comparison cannot hide a NaN."""
 
 
 class Sorted:
@@ -35,7 +36,7 @@ class Sorted:
 
     table: Table
     totals: Tensor
-    """Int64 zeros for what pass 1 counts; see ``passes.Passes.count``."""
+    """Int64 zeros for the counts of pass 1; see ``passes.Passes.count``."""
 
     def __init__(self, logits: Tensor, groups: Tensor | None, delta: float) -> None:
         self.logits, self.groups, self.delta = logits, groups, delta
@@ -44,12 +45,13 @@ class Sorted:
         self.totals = torch.zeros(2, 2 * logits.shape[0] + 2, dtype=torch.int64, device=logits.device)
 
     def rank(self, num_logits: int, values: Sequence[Tensor]) -> Ranks:
-        """From what pass 1 has counted among ``num_logits`` logits; a NaN in ``[P]`` values makes everything NaN."""
+        """The ranks from the counts of pass 1 among ``num_logits`` logits; a NaN in ``[P]`` values makes everything
+        NaN."""
         poison = poison_of(self.totals[0, -1], (self.logits, *values))
         return self.ranks(self._found(scans.unit_of(num_logits, self.logits.device)), poison)
 
     def ranks(self, found: Tensor, poison: Tensor, rank_positive: Tensor | None = None) -> Ranks:
-        """From N_FP, and rank+ unless it is the ramps' sum."""
+        """From N_FP, and from rank+ unless it is the sum of ramps."""
         found = found + poison
         if rank_positive is None:
             rank_positive = 1 + self.sums(torch.ones_like(found), "above", poison)
@@ -62,10 +64,10 @@ class Sorted:
         return false_positives(self.knots, counts, offsets * unit * (2 * self.delta))
 
     def sums(self, values: Tensor, kind: str, poison: Tensor) -> Tensor:
-        """A sum over the positives for each of them, ``[P] -> [P]`` float64, to which poison is added. Kinds:
-        ``"above"``, sum over k != i of v_k H(p_k - p_i), and its transpose ``"received"``; ``"sorted"``, over i itself
-        and what precedes it in descending order, of two equal ones the later, and its transpose ``"sorted_received"``;
-        and ``"running_max"``, the largest of i itself and of what follows it."""
+        """For each positive a sum over the positives plus poison, ``[P] -> [P]`` float64. Kinds: ``"above"``, sum over
+        k != i of v_k H(p_k - p_i), and its transpose ``"received"``; ``"sorted"``, over i and the positives before it
+        in descending order (the later of equal ones is first), and its transpose ``"sorted_received"``;
+        ``"running_max"``, the largest of i and the positives after it."""
         order, groups = self.knots.order, self.knots.order_groups
         if kind == "above":
             return ramp_sums(self.knots, values[None])[0] + poison
@@ -84,7 +86,7 @@ class Sorted:
         return ramp_coefficients(self.knots, weights) + poison
 
     def _sizes(self) -> tuple[Tensor, Tensor]:
-        """How many positives each positive's group has ``[P]``, and how many groups there are."""
+        """The number of positives in each positive's group ``[P]``, and the number of groups."""
         ordered, num_pos = self.knots.order_groups, self.logits.shape[0]
         if ordered is None or self.groups is None:
             like = self.logits.new_ones((), dtype=torch.float64)
@@ -94,11 +96,11 @@ class Sorted:
 
 
 class Paired(Sorted):
-    """The same, where passes compare every score with every positive instead of looking it up."""
+    """The same for passes that compare every score with every positive and use no table."""
 
     def __init__(self, logits: Tensor, groups: Tensor | None, delta: float) -> None:
         super().__init__(logits, groups, delta)
-        # The positives themselves take the place of the ends of their ramps.
+        # The positives replace the ends of their ramps.
         self.table = Table(logits, logits.new_empty(0), groups)
         self.totals = self.totals.new_zeros(logits.shape[0] + 1)
 
@@ -111,14 +113,14 @@ class Paired(Sorted):
 
 
 class Compared:
-    """By kernels that compare all positives with all, a launch each."""
+    """By kernels that compare all positives with all, with one launch each."""
 
     def __init__(
         self, logits: Tensor, groups: Tensor | None, delta: float, table: Table, totals: Tensor, ends: Sequence[Tensor]
     ) -> None:
         self.logits, self.groups, self.delta, self.table, self.totals = logits, groups, delta, table, totals
         begin, end, *num_groups = ends
-        #: As operators take them.
+        #: In the form that operators take.
         self.positives = operators.present(logits, begin, end, groups)
         self._num_groups = num_groups[0] if num_groups else None
 
@@ -151,7 +153,7 @@ class Compared:
     def sums(self, values: Tensor, kind: str, poison: Tensor) -> Tensor:
         """See :meth:`Sorted.sums`."""
         if kind == "running_max" and values.requires_grad:
-            # Rare enough for the other way, which knows the derivative.
+            # This is rare, so use the sorted form, which has the derivative.
             return Sorted(self.logits, self.groups, self.delta).sums(values, kind, poison)
         found: Tensor = operators.sums(self.positives, values.double(), poison, self.delta, kind)
         return found
@@ -160,7 +162,7 @@ class Compared:
 def compare(
     index: Tensor, logits: Tensor, numbers: Tensor, groups: Sequence[Tensor], delta: float
 ) -> tuple[Tensor, Compared]:
-    """Positives as ``operators.find`` gives them, in place, and their indices in flat order."""
+    """Placed positives from those of ``operators.find``, and their indices in flat order."""
     grouped, in_any_order = bool(groups), numbers.shape[0] > 0
     of_each = groups[0] if groups else None
     totals, thresholds, floors, *rest = operators.place(index, logits, numbers, of_each, delta)

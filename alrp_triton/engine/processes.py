@@ -1,13 +1,13 @@
-"""One ranking over the processes of a ``torch.distributed`` group, as exact as if their batches were one.
+"""One exact ranking over the processes of a ``torch.distributed`` group.
 
-What the processes must tell one another is small: the scores of all P positives, from which each makes the same knots,
-and the integers that the negatives of each add up to, whose sum does not depend on who is added first. So every process
-holds the statistics of the whole batch, bit for bit those of one process, and writes the gradient of its own logits.
-Nothing that is sent grows with the number of logits.
+The processes send little: the scores of all P positives, from which each makes the same knots, and the integer totals
+of their negatives, whose sum does not depend on the order. So every process holds the statistics of the whole batch,
+bit for bit those of one process, and writes the gradient of its own logits. Nothing that is sent grows with the number
+of logits.
 
-Every process then holds the same loss, a function of its own logits and of those of others. It backpropagates into its
-own alone, with the derivative times the number of processes: DistributedDataParallel, which takes the mean over the
-processes, arrives at the gradient of the whole.
+Every process then has the same loss, a function of the logits of all processes. It backpropagates only into its own
+logits, with the derivative times the number of processes. DistributedDataParallel takes the mean over the processes,
+which is the gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Processes:
 
     Raises:
         TypeError: ``group`` is neither.
-        ValueError: ``torch.distributed`` is not there or not initialised, or this process is not in the group.
+        ValueError: ``torch.distributed`` is not available or not initialised, or this process is not in the group.
     """
 
     def __init__(self, group: Any) -> None:
@@ -48,19 +48,19 @@ class Processes:
             raise TypeError(f"process_group: expected a process group, True or None, got {type(group).__name__}")
         self.group = dist.group.WORLD if group is True else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
-        # Until they have met, the others wait for this process.
+        # Until :meth:`meet`, the others wait for this process.
         self._awaited = True
 
     def meet(self, num_positives: int, num_logits: int, settings: dict[str, float]) -> Meeting:
-        """Tell the others how much there is here, and hear the same of them.
+        """Exchange the sizes with the other processes.
 
         Args:
             num_positives: P of this process.
             num_logits: M of this process.
-            settings: what has to be the same everywhere, by the names of the arguments.
+            settings: arguments that must be the same in all processes, by name.
 
         Raises:
-            RuntimeError: another process has raised an error, and will not come to rank.
+            RuntimeError: another process has raised an error.
             ValueError: the settings of two processes differ.
         """
         self._awaited = False
@@ -77,14 +77,14 @@ class Processes:
         return Meeting(self, [int(row[1]) for row in rows], sum(int(row[2]) for row in rows))
 
     def fail(self) -> None:
-        """Tell the others, if they still wait for this process in :meth:`meet`, that it will not come."""
+        """Tell the others that this process has failed, if they still wait for it in :meth:`meet`."""
         if self._awaited:
             self._awaited = False
             self._exchange([_FAILED])
 
     def _exchange(self, row: Sequence[float], length: int = 16) -> list[list[float]]:
-        """The rows of all processes. With NCCL the host waits for the device here; with a group that also has gloo it
-        does not, since these numbers are the host's."""
+        """The rows of all processes. With NCCL the host waits for the device here. With a group that also has gloo it
+        does not, because these numbers are on the host."""
         # Float64 holds counts up to 2^53 exactly.
         device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(self.group) == "nccl" else "cpu"
         mine = torch.zeros(length, dtype=torch.float64, device=device)
@@ -100,13 +100,13 @@ class Processes:
 
 
 def processes_of(group: Any) -> Processes | None:
-    """The processes of a group, which may be True for the default one, or None for no others; for one call of a loss,
-    within which they may be given instead of the group."""
+    """The processes of a group for one call of a loss. The group may be True for the default one, None for no others,
+    or already :class:`Processes`."""
     return group if group is None or isinstance(group, Processes) else Processes(group)
 
 
 class telling_failure:
-    """Where what is done inside raises before the processes have met, the others are told; None if there are none."""
+    """A context that tells the other processes if its body raises before the processes have met; None for no others."""
 
     def __init__(self, processes: Processes | None) -> None:
         self._processes = processes
@@ -120,8 +120,8 @@ class telling_failure:
 
 
 def among_processes(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorate a loss with an argument ``process_group``: where it raises before the processes have met, the others
-    are told; and it is kept :func:`outside_graphs`."""
+    """Decorate a loss with an argument ``process_group``: it tells the others if it raises before the processes have
+    met, and it stays :func:`outside_graphs`."""
 
     @wraps(function)
     def call_among_processes(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -135,9 +135,9 @@ def among_processes(function: Callable[_Arguments, _Result]) -> Callable[_Argume
 
 
 def outside_graphs(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorate a loss with an argument ``process_group``, or a method of a module that holds one: with a group
-    ``torch.compile`` breaks its graph around the call, which then runs as it would without. How large the tables are
-    is heard from the others, and no graph can wait for that."""
+    """Decorate a loss with an argument ``process_group``, or a method of a module that holds one. With a group
+    ``torch.compile`` breaks its graph around the call, which then runs as without compilation. The sizes of the tables
+    come from the other processes, and a graph cannot wait for them."""
 
     @wraps(function)
     def call_outside_graphs(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -146,7 +146,7 @@ def outside_graphs(function: Callable[_Arguments, _Result]) -> Callable[_Argumen
         if group is None or not torch.compiler.is_compiling():
             return function(*args, **kwargs)
         if function not in _eager:
-            # Not before, since it imports the compiler.
+            # Not earlier, because it imports the compiler.
             _eager[function] = torch.compiler.disable(function)
         result: _Result = _eager[function](*args, **kwargs)
         return result
@@ -155,34 +155,34 @@ def outside_graphs(function: Callable[_Arguments, _Result]) -> Callable[_Argumen
 
 
 class Meeting:
-    """The processes of one evaluation of a loss, who know how many positives each has."""
+    """The processes of one evaluation of a loss, with the number of positives of each."""
 
     def __init__(self, processes: Processes, counts: list[int], num_logits: int) -> None:
         self._processes, self._counts = processes, counts
-        #: How many processes there are.
+        #: The number of processes.
         self.size = processes.size
         #: M of all processes.
         self.num_logits = num_logits
         first = sum(counts[: processes.rank])
-        #: Where this process's positives are among those of all, which come process after process.
+        #: The positions of this process's positives among all, process after process.
         self.own = slice(first, first + counts[processes.rank])
 
     def gather(self, columns: Sequence[Tensor]) -> list[Tensor]:
-        """What all processes have for their positives, by one communication.
+        """The values of all processes for their positives, by one communication.
 
         Args:
             columns: ``[P]`` of this process each, of a floating-point dtype or int64.
 
         Returns:
-            ``[P]`` of all processes each, in the same dtypes. Differentiable: what reaches this process's part, times
-            the number of processes.
+            ``[P]`` of all processes each, in the same dtypes. Differentiable: the gradient of this process's part is
+            multiplied by the number of processes.
         """
         if not columns:
             return []
         longest = max(self._counts)
         mine = torch.zeros(len(columns), longest, dtype=torch.int64, device=columns[0].device)
         for row, column in zip(mine, columns):
-            # Bits, not numbers: what is sent is not changed on the way, NaN included.
+            # Send bits, not numbers, so that nothing changes, also for NaN.
             row[: len(column)] = column if column.dtype == torch.int64 else column.detach().double().view(torch.int64)
         everyone = self._processes._gather(mine)
         parts = [part[:, :count] for part, count in zip(everyone, self._counts)]
@@ -194,13 +194,13 @@ class Meeting:
         return found
 
     def add(self, totals: Tensor) -> Tensor:
-        """The sum over the processes of int64 totals of one shape, in their place."""
+        """Sum int64 totals of one shape over the processes, in place."""
         dist.all_reduce(totals, group=self._processes.group)
         return totals
 
 
 class _Joined(torch.autograd.Function):
-    """What all processes have, with a derivative with respect to what this one has."""
+    """The values of all processes, with a derivative for those of this process."""
 
     @staticmethod
     def forward(ctx: Any, column: Tensor, everyone: Tensor, meeting: Meeting) -> Tensor:

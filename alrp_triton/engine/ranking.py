@@ -1,4 +1,4 @@
-"""What the formula of a loss sees of a ranking of P positives among M logits."""
+"""The statistics that the formula of a loss reads, of a ranking of P positives among M logits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .knots import ramp_at_0
 
 
 class Statistics(Protocol):
-    """What the formula of a loss sees: of each positive, ``[P]`` float64; with groups, within its own.
+    """The statistics for a formula: for each positive, ``[P]`` float64, within its group.
 
-    :class:`Ranking` is one, and so is what the reference hands to formulas.
+    :class:`Ranking` is one, and so is the ranking of the reference.
     """
 
     num_false_positives: Tensor
@@ -23,22 +23,22 @@ class Statistics(Protocol):
     rank: Tensor
     """rank(i) = rank+(i) + N_FP(i)."""
     num_positives: Tensor
-    """P, as many positives as are ranked together with i."""
+    """P, the number of positives in the ranking of i."""
 
     def sums_above(self, values: Tensor) -> Tensor:
         """sum over k != i of v_k H(p_k - p_i)."""
 
     def sums_sorted(self, values: Tensor) -> Tensor:
-        """Sum of v_k over i itself and what precedes it in descending order; of two equal ones the later in flat order
-        comes first."""
+        """Sum of v_k over i and the positives before it in descending order; of equal ones the later in flat order is
+        first."""
 
     def running_max(self, values: Tensor) -> Tensor:
-        """The largest v_k among i itself and what follows it in that order."""
+        """The largest v_k among i and the positives after it in that order."""
 
 
 class Ranking:
-    """Per-positive statistics, all float64 ``[P]`` and without a derivative; sums of values are differentiable in
-    these."""
+    """Statistics of each positive, all float64 ``[P]`` and without a derivative; sums of values are differentiable for
+    the values."""
 
     def __init__(self, counted: Counted) -> None:
         self.counted, self.ranks = counted, counted.rank()
@@ -48,11 +48,11 @@ class Ranking:
 
     @property
     def height_at_0(self) -> float:
-        """H(0): what a positive's ramp gives its own score."""
+        """H(0), the ramp of a positive at its own score."""
         return ramp_at_0(self.counted.delta)
 
     def sums_above(self, values: Tensor) -> Tensor:
-        """sum over k != i of v_k H(p_k - p_i), for ``[P]`` float64 values: what stands above positive i."""
+        """sum over k != i of v_k H(p_k - p_i), for ``[P]`` float64 values."""
         return self._sums(values, "above")
 
     def sums_received(self, values: Tensor) -> Tensor:
@@ -60,16 +60,16 @@ class Ranking:
         return self._sums(values, "received")
 
     def sums_sorted(self, values: Tensor) -> Tensor:
-        """Sum of v_k over i itself and what precedes it in descending order; of two equal ones the later in flat order
-        comes first (a stable ascending sort, flipped)."""
+        """Sum of v_k over i and the positives before it in descending order; of equal ones the later in flat order is
+        first (a stable ascending sort, flipped)."""
         return self._sums(values, "sorted")
 
     def sums_sorted_received(self, values: Tensor) -> Tensor:
-        """Sum of v_i over k itself and what follows it in descending order: the transpose of :meth:`sums_sorted`."""
+        """Sum of v_i over k and the positives after it in descending order: the transpose of :meth:`sums_sorted`."""
         return self._sums(values, "sorted_received")
 
     def running_max(self, values: Tensor) -> Tensor:
-        """The largest value among i and the positives that follow it in descending order."""
+        """The largest value among i and the positives after it in descending order."""
         return self.counted.sums(values, "running_max", self.poison)
 
     def _sums(self, values: Tensor, kind: str) -> Tensor:
@@ -83,7 +83,7 @@ _TRANSPOSED = {"above": "received", "received": "above", "sorted": "sorted_recei
 
 
 class _Sum(autograd.Function):
-    """A sum with its transpose as the derivative, so that sums keep their order in backward."""
+    """A sum with its transpose as the derivative, so that backward also adds in a fixed order."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, ranking: Ranking, kind: str) -> Tensor:

@@ -1,8 +1,8 @@
-"""Sums whose bits do not depend on the device: scans of P-sized rows in a fixed order, and 64-bit fixed point, whose
-integers add up to the same bits in any order, on any number of threads or processes.
+"""Sums whose bits do not depend on the device: scans of rows of size P in a fixed order, and 64-bit fixed point. Sums
+of integers have the same bits in any order, on any number of threads or processes.
 
-With ``groups``, sorted integers ``[n]``, each run of equal ones is scanned by itself. Its sums are not differences of
-sums over the whole row, in which a group of small numbers would lose its digits to a group of large ones.
+``groups`` are sorted integers ``[n]``; each run of equal ones has its own scan. Differences of sums over the whole row
+would lose the digits of a group of small numbers after a group of large ones.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def fraction_bits(num_logits: int) -> int:
 
 
 def unit_of(num_logits: int, device: torch.device) -> Tensor:
-    """2 to the power of minus :func:`fraction_bits`, a float64 scalar, for a number that a graph does not know."""
-    # x = m 2^e with m in [1/2, 1), so that e is the length of a whole number.
+    """2 to the power of minus :func:`fraction_bits`, a float64 scalar, for a number that is symbolic in a graph."""
+    # x = m 2^e with m in [1/2, 1), so e is the bit length of an integer.
     length = torch.frexp(torch.full((), num_logits, dtype=torch.float64, device=device)).exponent
     return torch.ldexp(torch.ones_like(length, dtype=torch.float64), (length - 62).clamp(min=-_MOST_BITS))
 
@@ -35,8 +35,8 @@ def unit_of(num_logits: int, device: torch.device) -> Tensor:
 def prefix_sums(rows: Tensor, groups: Tensor | None = None) -> Tensor:
     """Sums up to each place: ``[K, n] -> [K, n + 1]``, float64 or int64, a 0 first.
 
-    On CUDA the scan of a one-dimensional tensor may add floats in another order each time; the scan along the inner
-    axis of a matrix of several rows does not. So a lone row gets a companion.
+    On CUDA the scan of a one-dimensional tensor may add floats in a different order each time; the scan along the inner
+    axis of a matrix of several rows does not. So a single row is duplicated.
     """
     if groups is not None:
         return F.pad(_scan(rows, groups, torch.add), (1, 0))
@@ -48,14 +48,13 @@ def prefix_sums(rows: Tensor, groups: Tensor | None = None) -> Tensor:
 def suffix_sums(rows: Tensor, groups: Tensor | None = None) -> Tensor:
     """Sums from each place to the end of the row, or of its group: ``[K, n] -> [K, n + 1]``, a 0 last.
 
-    Summed from the end, so that the small sums near it do not come out as differences of large ones.
+    Summed from the end, so that the small sums near it are not differences of large sums.
     """
     return prefix_sums(rows.flip(1), None if groups is None else groups.flip(0)).flip(1)
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of ``[n]`` float64, added up from the smallest on: the same bits in whatever order they come, and on any
-    number of threads."""
+    """The sum of ``[n]`` float64, added from the smallest on: the same bits for any order and any number of threads."""
     return prefix_sums(values.sort().values[None])[0, -1]
 
 
@@ -67,8 +66,8 @@ def running_max(values: Tensor, groups: Tensor | None = None) -> Tensor:
 
 
 def _scan(rows: Tensor, groups: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """In log2(n) steps, each of which doubles the reach of every place (Hillis and Steele). Tensors keep their shapes,
-    so that a graph with a symbolic n depends on the number of steps alone."""
+    """A scan in log2(n) steps; each step doubles the range of every place (Hillis and Steele). Tensors keep their
+    shapes, so a graph with a symbolic n depends only on the number of steps."""
     n, step = rows.shape[1], 1
     place = torch.arange(n, device=rows.device)
     while step < n:

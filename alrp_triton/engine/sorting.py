@@ -1,7 +1,6 @@
-"""How positives are ordered among themselves by their scores, against an order that a second value prescribes.
+"""The sorting error: the order of the positives by score, compared with their order by a second value.
 
-Ramps alone do not decide here but also which of two values is larger, so these sums are over pairs: O(P^2) work, in
-blocks.
+These sums depend on ramps and on the order of the values, so they are over pairs: O(P^2) work, in blocks.
 """
 
 from __future__ import annotations
@@ -15,32 +14,32 @@ from .blocks import differences, pair_blocks
 from .devices import is_asynchronous
 from .knots import inverse_width, sort_by_group
 
-# Pairs held at once: on the CPU they and their temporaries stay in the cache, on a GPU they hide the launches.
+# Pairs in one block: on the CPU they and their temporaries stay in the cache; on a GPU they hide the launch overhead.
 _PAIRS_PER_BLOCK, _PAIRS_PER_BLOCK_ON_DEVICE = 1 << 16, 1 << 22
 
 
 def sort_by_value(
     logits: Tensor, values: Tensor, groups: Tensor | None, share: Tensor, delta: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """How far positives of lower values stand above others of higher ones.
+    """The sorting error: positives of lower values above positives of higher values.
 
-    With h = H(p_k - p_i), positive i itself among all k: its error is the mean of 1 - v_k, weighted by h, over all
-    positives less that over those whose value is at least v_i. It passes its error on to the others, which stand above
-    it but should not, in proportion to h; with h of ``eps`` or less in all it passes nothing on.
+    With h = H(p_k - p_i), where k includes i: the error of i is the mean of 1 - v_k, weighted by h, over all positives,
+    minus that over the positives whose value is at least v_i. It is distributed over the other positives, which should
+    not be above i, in proportion to h. If their sum of h is ``eps`` or less, i sends nothing.
 
     Args:
         logits: ``[P]``.
         values: ``[P]``, of the dtype of ``logits``.
         groups: ``[P]`` int64, or None.
-        share: ``[P]`` float64, of each in the loss.
+        share: ``[P]`` float64, the share of each positive in the loss.
         delta: half width of the ramp H.
         eps: >= 0.
 
     Returns:
-        ``(errors [P], gradients [P])`` float64, times the share: the latter what each receives from others, less what
-        it passes on.
+        ``(errors [P], gradients [P])`` float64, times the share. A gradient is what a positive receives minus what it
+        sends.
     """
-    # By group, score and value: what is summed over positives in this order has the same bits whatever their order.
+    # By group, score and value: sums over positives in this order have the same bits for any flat order.
     by_value = values.argsort(stable=True)
     order = by_value[sort_by_group(logits[by_value], None if groups is None else groups[by_value])[1]]
     logits, values, groups = logits[order], values[order], None if groups is None else groups[order]
@@ -56,10 +55,10 @@ def sort_by_value(
 
 
 def sorting_sums(logits: Tensor, values: Tensor, groups: Tensor | None, delta: float) -> Tensor:
-    """Sums over what stands above each positive, itself included with H(0): ``[5, P]`` float64.
+    """Sums over the positives above each positive, itself included with H(0): ``[5, P]`` float64.
 
     With h = H(p_k - p_i): the sums of h and of h (1 - v_k) over all k; the same over the k whose value is at least v_i;
-    and the sum of h over the others, which stand above i but should not.
+    and the sum of h over the others, which should not be above i.
     """
     columns, below_1 = [], 1 - values.double()
     for i, heights in _blocks(logits, groups, delta):
@@ -76,6 +75,6 @@ def _blocks(logits: Tensor, groups: Tensor | None, delta: float) -> Iterator[tup
 
 
 def _ramps(s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
-    """H(s_j - s_i), ``[I, J]`` float64. Differences in the scores' own dtype, as the kernels have them."""
+    """H(s_j - s_i), ``[I, J]`` float64. Differences are in the scores' own dtype, as in the kernels."""
     x = differences(s_j, s_i).double()
     return (x * inverse_width(delta) + 0.5).clamp(0, 1) if delta else (x >= 0).double()

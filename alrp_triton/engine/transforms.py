@@ -1,8 +1,8 @@
-"""What of PyTorch's transforms a ranking loss cannot take part in, refused before it gives a wrong number.
+"""Refuses the transforms of PyTorch that a ranking loss cannot support, before they give a wrong number.
 
-The update rule of a ranking loss is no derivative of its value: there is no tangent to carry forward, and forward-mode
-differentiation, of which operators know nothing, would drop it and give 0. Under ``torch.func`` the operators see
-wrappers, in which they cannot read how many positives there are.
+The update rule of a ranking loss is not the derivative of its value, so there is no tangent. Forward-mode
+differentiation does not work with operators and would give 0. Under ``torch.func`` the operators get wrappers, in which
+they cannot read the number of positives.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _INSTEAD = (
 
 
 def refuse_transforms(name: str, tensors: Iterable[Tensor]) -> None:
-    """Check that tensors are their own values, without a tangent.
+    """Check that tensors are plain values without a tangent.
 
     Raises:
-        RuntimeError: for one within ``torch.func.vmap``, ``grad``, ``jvp`` or what is built on these, or a dual tensor
-            of ``torch.autograd.forward_ad``; naming the argument, and what to use instead.
+        RuntimeError: for a tensor within ``torch.func.vmap``, ``grad``, ``jvp`` or transforms built on these, or a dual
+            tensor of ``torch.autograd.forward_ad``; naming the argument and what to use instead.
     """
     compiling = torch.compiler.is_compiling()
-    # torch.compile loses tangents that come from outside, so that there a level is enough to refuse.
+    # torch.compile loses tangents from outside its graph, so it refuses at any level.
     if compiling and forward_ad._current_level >= 0:
         raise RuntimeError(f"{name}: expected no forward-mode differentiation around a compiled loss; {_INSTEAD}")
     for tensor in tensors:
-        # torch.compile cannot look into wrappers; from within it, the operators refuse them.
+        # torch.compile cannot look into wrappers; in a graph the operators refuse them.
         if not compiling and torch.func.debug_unwrap(tensor) is not tensor:
             raise RuntimeError(f"{name}: expected a tensor outside of torch.func's transforms; {_INSTEAD}")
         if forward_ad.unpack_dual(tensor).tangent is not None:
@@ -42,15 +42,15 @@ def refuse_transforms(name: str, tensors: Iterable[Tensor]) -> None:
 
 
 def refuse_vmap(operator: _Operator) -> _Operator:
-    """Make vectorising an operator raise, by ``torch.func.vmap`` or by ``is_grads_batched`` in backward; returns the
-    operator. Without a rule PyTorch says that it has none, or calls the operator in a loop and warns."""
+    """Make an operator raise under ``torch.func.vmap`` and ``is_grads_batched``; returns the operator. Without this
+    rule PyTorch says that it has none, or calls the operator in a loop and warns."""
     name: str = cast(Any, operator)._qualname
 
     def refuse(*given: Any) -> Any:
         raise RuntimeError(f"{name}: expected tensors outside of vmap; {_INSTEAD}")
 
     torch.library.register_vmap(cast(Any, operator), refuse)
-    # is_grads_batched has a vmap of its own. What an operator of this name, reloaded, had before has to go first.
+    # is_grads_batched has its own vmap. Remove the rule of a reloaded operator of the same name first.
     _libraries.pop(name, None)
     _libraries[name] = torch.library.Library("alrp_triton", "FRAGMENT")
     _libraries[name].impl(name.split("::")[1], refuse, "Batched")
@@ -58,7 +58,7 @@ def refuse_vmap(operator: _Operator) -> _Operator:
 
 
 class _Once(torch.autograd.Function):
-    """A gradient that depends on what it is the gradient of, in a way that nobody has defined."""
+    """A gradient whose own derivative is not defined."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, of: Tensor) -> Tensor:
@@ -70,6 +70,6 @@ class _Once(torch.autograd.Function):
 
 
 def refuse_twice(gradients: Iterable[Tensor], of: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients of an ``autograd.Function``, made to raise where they are differentiated, instead of being taken
-    for constants."""
+    """The gradients of an ``autograd.Function``, which raise if they are differentiated; otherwise they would be
+    constants."""
     return [_Once.apply(gradient, tensor) for gradient, tensor in zip(gradients, of)]  # type: ignore[no-untyped-call]

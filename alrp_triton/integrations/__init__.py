@@ -1,1 +1,1 @@
-"""Adapters that put the losses into existing detectors; each module imports its own framework."""
+"""Adapters for the losses in existing detectors; each module imports its own framework."""

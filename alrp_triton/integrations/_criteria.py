@@ -1,4 +1,4 @@
-"""What the adapters of all frameworks share: how they check a criterion and its options, and how they call it."""
+"""Functions for the adapters of all frameworks: check a criterion and its options, and call it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def takes_boxes(criterion: object) -> bool:
-    """Whether a criterion is called with boxes; one of your own says so by ``takes_boxes = True``."""
+    """Whether a criterion is called with boxes; your own sets ``takes_boxes = True``."""
     return getattr(criterion, "takes_boxes", False) is True
 
 
@@ -53,7 +53,7 @@ def image_of_each(labels: Tensor) -> Tensor:
 
 
 def open_balances(model: nn.Module) -> list[SelfBalance]:
-    """Those whose periods end by ``step_epoch()``, each once, in the same order in every process."""
+    """The modules whose periods end by ``step_epoch()``, each once, in the same order in every process."""
     return [part for part in model.modules() if isinstance(part, SelfBalance) and part.period is None]
 
 

@@ -1,4 +1,4 @@
-"""Ranking losses for Detectron2's RetinaNet: a meta-architecture of its own, chosen in the config.
+"""Ranking losses for Detectron2's RetinaNet: a meta-architecture that the config selects.
 
     from alrp_triton.integrations.detectron2 import add_alrp_config
 
@@ -9,11 +9,11 @@
     cfg.MODEL.ALRP.SELF_BALANCE_PERIOD = num_images // cfg.SOLVER.IMS_PER_BATCH  # iterations in an epoch
 
 Importing this module registers :class:`ALRPRetinaNet`. Anchors, matcher, box coder and inference are those of
-``RetinaNet``; of the anchors that the matcher leaves undecided the logits are ignored, as there. All levels and images
-of a batch are one ranking, in which the levels are not copied together.
+``RetinaNet``. As there, the logits of undecided anchors are ignored. All levels and images of a batch are one ranking;
+the levels are not copied together.
 
-The criterion is a submodule, so that the state of its self-balancing is in Detectron2's checkpoints and a resumed run
-goes on with it. Written for the interfaces of Detectron2 0.6, which are those of its main branch.
+The criterion is a submodule, so Detectron2's checkpoints have the state of its self-balancing, and a resumed run
+continues with it. Written for the interfaces of Detectron2 0.6, which are also those of its main branch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = ["ALRPRetinaNet", "add_alrp_config"]
 
 
 def add_alrp_config(cfg: Any) -> None:
-    """Add what :class:`ALRPRetinaNet` reads to a config, in place: ``cfg.MODEL.ALRP``, with these keys.
+    """Add the keys of :class:`ALRPRetinaNet` to a config, in place, under ``cfg.MODEL.ALRP``:
 
     | key | default | what it is |
     | --- | --- | --- |
@@ -65,15 +65,15 @@ def add_alrp_config(cfg: Any) -> None:
 
 @META_ARCH_REGISTRY.register()  # type: ignore[misc,unused-ignore]
 class ALRPRetinaNet(RetinaNet):  # type: ignore[misc,unused-ignore]
-    """Detectron2's RetinaNet with a ranking loss: aLRP, Rank & Sort, AP, NDCG or one of your own.
+    """Detectron2's RetinaNet with a ranking loss: aLRP, Rank & Sort, AP, NDCG or your own.
 
-    ``ALRPRetinaNet(cfg)`` reads ``cfg.MODEL.ALRP`` (see :func:`add_alrp_config`) besides what RetinaNet reads. With
+    ``ALRPRetinaNet(cfg)`` reads ``cfg.MODEL.ALRP`` (see :func:`add_alrp_config`) and the keys of RetinaNet. With
     explicit arguments, as in a LazyConfig, it takes those of RetinaNet and
 
     Args:
         criterion: a module of one of two kinds. ``logits`` is a list of the levels [N, R_l, K], ``labels`` of integers
-            [N, R_l] (0..K-1 positive, K background, -1 ignored). A ``SelfBalance`` in it should have a ``period``, in
-            iterations, since nothing in Detectron2 marks an epoch.
+            [N, R_l] (0..K-1 positive, K background, -1 ignored). A ``SelfBalance`` in it should have a ``period`` in
+            iterations, because Detectron2 has no epochs.
 
             - With ``criterion.takes_boxes = True``, as ``ALRPLoss`` and ``RankSortLoss``, it is called as
               ``criterion(logits, labels, pred_boxes, target_boxes)``, with the boxes [P, 4] of the P positives, level
@@ -81,8 +81,8 @@ class ALRPRetinaNet(RetinaNet):  # type: ignore[misc,unused-ignore]
               ``cls`` and ``loc``.
             - Otherwise, as ``APLoss``, it is called as ``criterion(logits, labels, num_positives=P)`` and returns a
               scalar.
-        per_image: one ranking for each image instead of one for the batch: the criterion is also given ``groups=``,
-            the image of each anchor, for each level.
+        per_image: one ranking for each image instead of one for the batch; the criterion also gets ``groups=``, the
+            image of each anchor, for each level.
 
     Raises:
         TypeError: ``criterion`` is not a module, or ``per_image`` not a bool.
@@ -98,7 +98,7 @@ class ALRPRetinaNet(RetinaNet):  # type: ignore[misc,unused-ignore]
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        """Arguments of the constructor for a config; part of Detectron2's way of building models."""
+        """Arguments of the constructor for a config; Detectron2 calls this."""
         settings = cfg.MODEL.ALRP
         arguments: dict[str, Any] = super().from_config(cfg)
         return {**arguments, "criterion": _criterion(settings), "per_image": settings.PER_IMAGE}
@@ -122,7 +122,7 @@ class ALRPRetinaNet(RetinaNet):  # type: ignore[misc,unused-ignore]
         image, anchor = torch.nonzero((labels >= 0) & (labels != self.num_classes), as_tuple=True)
 
         def boxes() -> tuple[Tensor, Tensor]:
-            # Criteria count level after level, and within a level image after image.
+            # Criteria expect positives level after level, and within a level image after image.
             ends = torch.tensor(list(accumulate(sizes)), device=anchor.device)
             order = torch.bucketize(anchor, ends, right=True).argsort(stable=True)
             at = image[order], anchor[order]
@@ -132,7 +132,7 @@ class ALRPRetinaNet(RetinaNet):  # type: ignore[misc,unused-ignore]
         groups = [image_of_each(level) for level in levels] if self.per_image else None
         cls, loc = losses_of(self.criterion, pred_logits, levels, len(image), boxes, groups)
         if loc is None:
-            # RetinaNet computes both parts at once; of its own classification loss no graph is kept.
+            # RetinaNet computes both parts at once; no graph of its classification loss is kept.
             scores = [logits.detach() for logits in pred_logits]
             loc = super().losses(anchors, scores, gt_labels, pred_anchor_deltas, gt_boxes)["loss_box_reg"]
         else:

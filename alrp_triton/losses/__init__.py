@@ -1,4 +1,4 @@
-"""The losses: for each its formula, its function and its module, side by side."""
+"""The losses, each with its formula, its function and its module."""
 
 from .alrp import ALRPLoss, ALRPLossOutput, alrp_loss
 from .ap import APLoss, ap_loss

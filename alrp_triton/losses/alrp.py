@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
 
 LOC_RANKINGS = ("sorted", "smooth")
-# Stands for a new SelfBalance(): one written into the signature would be shared by all losses.
+# Stands for a new SelfBalance(); all losses would share one in the signature.
 _NEW: Any = object()
 
 
@@ -46,18 +46,18 @@ def lrp_error(ranking: Statistics, loc_errors: Tensor) -> Tensor:
 
 
 def lrp_target(ranking: Statistics, loc_errors: Tensor) -> Tensor:
-    """l*(i), what is left of it when nothing stands above i (equation 13), ``[P]``."""
+    """l*(i), the error that is left if nothing is above i (equation 13), ``[P]``."""
     return loc_errors / ranking.rank
 
 
 def lrp_excess(ranking: Statistics, loc_errors: Tensor) -> Tensor:
-    """l(i) - l*(i), in which i's own error cancels: what i sends to its false positives (equation 14), ``[P]``."""
+    """l(i) - l*(i), in which i's own error cancels; i sends it to its false positives (equation 14), ``[P]``."""
     return (ranking.num_false_positives + ranking.sums_above(loc_errors)) / ranking.rank
 
 
 def loc_weights(ranking: Ranking, loc_ranking: str) -> Tensor:
-    """The derivative of ``loc``, which is linear in the errors: E_k counts once for k itself and once for each positive
-    that k stands above, each time over the rank of that positive; ``[P]``."""
+    """The derivative of ``loc``, which is linear in the errors. E_k counts for k itself and for each positive below k,
+    each time divided by the rank of that positive; ``[P]``."""
     each = ranking.share / ranking.rank
     if loc_ranking == "smooth":
         return each + ranking.sums_received(each)
@@ -76,7 +76,7 @@ def _reference(
     logits: Tensor, labels: Tensor, values: dict[str, Tensor], eps: float, loc_ranking: str, **settings: Any
 ) -> Exact:
     result = reference.alrp(logits, labels, values["loc_errors"], eps=eps, loc_ranking=loc_ranking, **settings)
-    # A NaN in the logits may be hidden from the weights.
+    # The weights may not show a NaN in the logits.
     loc = (values["loc_errors"].double() * result.grad_loc_errors).sum() + 0 * result.loc
     nothing = torch.zeros_like(result.grad_logits)
     of_values = {"loc_errors": result.grad_loc_errors}
@@ -100,7 +100,7 @@ def alrp_loss(
     r"""aLRP Loss (equation 9), exact, in O(M log P) time for M logits and P positives.
 
     With the ramp H(x) = clamp(x / (2 delta) + 1/2, 0, 1), N_FP(i) the sum of H(n_j - p_i) over negatives j, and
-    rank(i) = 1 + sum_{k != i} H(p_k - p_i) + N_FP(i), both over all levels and images that are passed together::
+    rank(i) = 1 + sum_{k != i} H(p_k - p_i) + N_FP(i), both over all levels and images of the call::
 
         cls = mean_i N_FP(i) / rank(i)
         loc = mean_i (E_i + sum of E_k over the positives k above i) / rank(i)
@@ -112,36 +112,35 @@ def alrp_loss(
             ignored), or without the last axis (a class index 0..C-1, C for background, ``ignore_index`` ignored).
         loc_errors: ``[P]``, >= 0: localisation error of each positive, in the flat (row-major, level after level)
             order of the positives.
-        delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step H(x) = [x >= 0]. The method's one
-            hyperparameter.
+        delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step H(x) = [x >= 0]; the only hyperparameter.
         eps: a positive with at most this many false positives sends no score gradient.
         loc_ranking: which positives are above i in ``loc``: ``"sorted"``, those that precede it in descending order
             (the authors' code), or ``"smooth"``, each k != i by H(p_k - p_i) (equation 11).
-        groups: integer tensor(s) that say which ranking each logit, or each row, belongs to: of the shape of
-            ``logits``, or without the last axis; any integers. Each group is ranked by itself, and the loss is the mean
+        groups: integer tensor(s) with the ranking of each logit, or of each row: of the shape of ``logits``, or without
+            the last axis; any integers. Each group is a separate ranking, and the loss is the mean
             over the groups that have a positive. For one ranking per image of ``[B, A, C]`` logits:
             ``torch.arange(B)[:, None].expand(B, A)``. None for one ranking of all.
-        ignore_index: the label of logits that take part in nothing.
-        backend: ``"auto"`` (triton on a GPU and numba on the CPU, where they are installed, else torch), ``"torch"``,
+        ignore_index: the label of ignored logits.
+        backend: ``"auto"`` (triton on a GPU and numba on a CPU if they are installed, otherwise torch), ``"torch"``,
             ``"numba"``, ``"triton"``, ``"pairwise"`` or ``"reference"``.
         process_group: a ``torch.distributed`` process group, or True for the default one: rank the logits of all its
-            processes together, exactly, as if they were passed at once, process after process. All have to call, with
-            the same settings; any may be without positives, negatives, or logits. ``cls`` and ``loc`` are then those of
-            all, the same in each process, and ``rank`` has this process's positives. Gradients come multiplied by the
+            processes together, exactly as in one call with the logits of all, process after process. All must call with
+            the same settings; a process may have no positives, negatives, or logits. ``cls`` and ``loc`` are then those
+            of all, the same in each process, and ``rank`` has this process's positives. Gradients are multiplied by the
             number of processes, so that the mean that DistributedDataParallel takes is the gradient of the whole. Not
             with ``"reference"``. None for this process alone.
 
     Returns:
         ``ALRPLossOutput(cls, loc, rank)``. Float64 for float64 logits, else float32; score gradients have the logits'
-        dtype. Without positives both components are 0 and attached to the graph. A NaN among logits that take part,
+        dtype. Without positives both components are 0 and attached to the graph. A NaN in logits that are not ignored,
         or in ``loc_errors``, makes everything NaN.
 
     Raises:
         TypeError, ValueError: for a wrong type, shape, device, dtype or value, naming the argument. A wrong number of
             ``loc_errors`` or a label out of range raises on the CPU; on a GPU it makes the loss NaN, or raises with the
             environment variable ``ALRP_TRITON_DEBUG=1``.
-        RuntimeError: when differentiated twice with respect to the logits; within ``torch.func.vmap``, ``grad`` and
-            the like, and in forward-mode differentiation, saying what to use instead.
+        RuntimeError: if differentiated twice with respect to the logits; within ``torch.func.vmap``, ``grad`` and
+            similar transforms, and in forward-mode differentiation, saying what to use instead.
     """
     levels = check_inputs(
         logits,
@@ -176,7 +175,7 @@ class ALRPLoss(Criterion):
         box_error: ``"iou"``, ``"giou"``, ``"diou"``, ``"ciou"``, or a callable of predicted and target boxes that
             returns the ``[P]`` localisation errors, see :func:`alrp_triton.boxes.box_error`.
         self_balance: a :class:`SelfBalance`, a constant weight >= 0 for the localisation component, or None for 1. By
-            default a new ``SelfBalance()``, whose ``step_epoch()`` is to be called after each epoch.
+            default a new ``SelfBalance()``; call its ``step_epoch()`` after each epoch.
         eps, loc_ranking, ignore_index, backend, process_group: see :func:`alrp_loss`. With ``process_group`` the
             self-balancing weight is common to all its processes.
 
@@ -237,7 +236,7 @@ class ALRPLoss(Criterion):
             target_boxes: ``[P, 4]`` ground-truth boxes of the positives.
 
         Returns:
-            ``ALRPLossOutput``; ``loc`` comes multiplied by the self-balancing weight. Train on ``cls + loc``.
+            ``ALRPLossOutput``; ``loc`` is multiplied by the self-balancing weight. Train on ``cls + loc``.
         """
         with telling_failure(processes_of(self.process_group)):
             errors = box_error(pred_boxes, target_boxes, self.box_error, self.tau)
@@ -254,7 +253,7 @@ class ALRPLoss(Criterion):
             process_group=self.process_group,
         )
         if isinstance(self.self_balance, SelfBalance):
-            # Another process may have positives; where none has, there is no ratio to be counted.
+            # Another process may have positives; if none has, there is no ratio to count.
             loc = loc * self.self_balance(cls, loc, errors.shape[0] > 0 or self.process_group is not None)
         elif self.self_balance is not None:
             loc = loc * self.self_balance

@@ -23,14 +23,15 @@ if TYPE_CHECKING:  # not everywhere there
 
 
 def ap_error(ranking: Statistics, interpolated: bool) -> Tensor:
-    """l(i): one minus the precision at positive i, or minus the largest among i and the positives below it; ``[P]``."""
+    """l(i): one minus the precision at positive i, or one minus the largest among i and the positives below it;
+    ``[P]``."""
     error = ranking.num_false_positives / ranking.rank
     return -ranking.running_max(-error) if interpolated else error
 
 
 @torch.no_grad()
 def _evaluate(ranking: Ranking, interpolated: bool) -> Evaluated:
-    # Its target is 0: what a positive adds, it sends.
+    # The target is 0, so a positive sends its whole error.
     error = ap_error(ranking, interpolated) * ranking.share
     return Evaluated((error,), error)
 
@@ -71,10 +72,10 @@ def ap_loss(
     Args:
         logits, labels, groups, ignore_index, backend, process_group: see :func:`alrp_loss`.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step.
-        interpolated: take for the precision at i the largest among i and the positives below it, as the published code
-            does and as the AP of detection benchmarks is defined.
-        num_positives: P, where the caller knows it. Otherwise the positives are counted, for which the host has to wait
-            for a GPU, and which ``torch.compile(fullgraph=True)`` and ``torch.export`` refuse.
+        interpolated: use the largest precision among i and the positives below it as the precision at i, as in the
+            published code and the AP of detection benchmarks.
+        num_positives: P, if the caller knows it. Otherwise the positives are counted; the host waits for a GPU, and
+            ``torch.compile(fullgraph=True)`` and ``torch.export`` raise.
 
     Returns:
         A scalar: float64 for float64 logits, else float32. 0, attached to the graph, without positives.

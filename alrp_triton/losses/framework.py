@@ -1,4 +1,4 @@
-"""From a formula to a loss: the only way from one to the other, which all losses of the package take."""
+"""From a formula to a loss. All losses of the package use this module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # not everywhere there
 
 
 class Exact(NamedTuple):
-    """A loss as :mod:`alrp_triton.reference` computes it, of flat float64 tensors."""
+    """A loss from :mod:`alrp_triton.reference`, computed from flat float64 tensors."""
 
     scalars: Sequence[Tensor]
     of_logits: Sequence[Tensor]
@@ -30,7 +30,7 @@ class Exact(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """What makes a loss of a ranking."""
+    """The definition of a loss."""
 
     evaluate: Callable[..., Evaluated]
     """Called with a :class:`Ranking` and the values, ``[P]`` float64."""
@@ -39,22 +39,22 @@ class Definition(NamedTuple):
     eps: float = 0.0
     """A positive with at most this many false positives sends nothing."""
     in_kernels: str = ""
-    """The name of its twin in ``kernels.formulas``, where it has one."""
+    """The name of the formula in ``kernels.formulas``, if it is there."""
     smoothing: PairFunction | None = None
     distribution: PairFunction | None = None
 
 
 class Loss(NamedTuple):
-    """A loss, and what it ranked."""
+    """A loss, and the positives that it ranked."""
 
     scalars: tuple[Tensor, Tensor]
-    """In the compute dtype, with their derivatives; of a loss of one scalar, twice that."""
+    """In the compute dtype, with their derivatives; a single scalar twice."""
     rank: Tensor
     """``[P]`` of this process, in the compute dtype and detached."""
     indices: Tensor
     """``[P]`` int64: flat indices of this process's positives."""
     gather: Callable[..., Sequence[Tensor]]
-    """``[P]`` numbers of all processes from those of this one."""
+    """Gathers ``[P]`` numbers of all processes from those of this one."""
 
 
 def evaluate(
@@ -72,8 +72,8 @@ def evaluate(
     Args:
         definition: of the loss.
         levels: as ``check_inputs`` returns them.
-        values: by the names of the arguments, ``[P]`` each, that the formula takes.
-        num_positives: P, known on the host where there are values; None to count them.
+        values: arguments of the formula by name, ``[P]`` each.
+        num_positives: P, known on the host if there are values; None to count the positives.
         delta, ignore_index, backend: see :func:`alrp_triton.alrp_loss`.
     """
     by_pairs = definition.smoothing is not None or definition.distribution is not None
@@ -111,7 +111,7 @@ def _exactly(
     delta: float,
     ignore_index: int,
 ) -> Loss:
-    """The loss of :mod:`alrp_triton.reference`, given back to the levels."""
+    """The loss of :mod:`alrp_triton.reference`, attached to the levels."""
     logits, labels, groups = flatten_levels(levels, ignore_index)
     index = (labels == 1).nonzero().squeeze(1)
     expected = len(index) if num_positives is None else num_positives
@@ -125,7 +125,7 @@ def _exactly(
 
 
 class Criterion(nn.Module):
-    """A loss as a module that holds its settings: attributes by the names of the function's arguments."""
+    """A loss as a module. Its settings are attributes with the names of the function's arguments."""
 
     takes_boxes = False
     """Whether ``forward`` takes predicted and target boxes."""
@@ -168,7 +168,7 @@ def score_loss(
     backend: str,
     process_group: ProcessGroup | bool | None,
 ) -> Tensor:
-    """A loss that needs nothing but scores and labels: a scalar."""
+    """A loss that needs only scores and labels; returns a scalar."""
     levels = check_inputs(
         logits,
         labels,

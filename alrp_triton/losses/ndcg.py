@@ -36,19 +36,19 @@ def ndcg_error(ranking: Statistics) -> Tensor:
 
 
 def ndcg_target(ranking: Statistics) -> Tensor:
-    """l*(i) = Z/P - 1 / log2(1 + rank+(i)): the error that is left when no negative stands above i; ``[P]``."""
+    """l*(i) = Z/P - 1 / log2(1 + rank+(i)): the error that is left if no negative is above i; ``[P]``."""
     return ideal_gain(ranking) / ranking.num_positives - 1 / (1 + ranking.rank_positive).log2()
 
 
 def ndcg_excess(ranking: Statistics) -> Tensor:
-    """l(i) - l*(i), written so that a small N_FP(i) is not lost in the difference of two logarithms; ``[P]``."""
+    """l(i) - l*(i), without a difference of two logarithms, which would lose a small N_FP(i); ``[P]``."""
     behind, rank = 1 + ranking.rank_positive, 1 + ranking.rank
     return (ranking.num_false_positives / behind).log1p() / math.log(2) / (behind.log2() * rank.log2())
 
 
 @torch.no_grad()
 def _evaluate(ranking: Ranking) -> Evaluated:
-    # Z takes the place of P.
+    # Z replaces P.
     share = ranking.share * ranking.num_positives / ideal_gain(ranking)
     return Evaluated((ndcg_error(ranking) * share,), ndcg_excess(ranking) * share)
 
@@ -79,8 +79,9 @@ def ndcg_loss(
         loss = 1 - sum_i 1 / log2(1 + rank(i)) / Z,    Z = sum_{r = 1..P} 1 / log2(1 + r)
 
     The gradient is error-driven: each positive sends ``(1 / log2(1 + rank+(i)) - 1 / log2(1 + rank(i))) / Z``, the gain
-    that its false positives cost it, to these. What remains when no negative stands above a positive has no gradient: 0
-    for ``delta=0`` without ties, else what the smoothed ranks of positives closer than delta leave of the ideal gain.
+    that it loses by its false positives, to these. The loss that remains if no negative is above a positive has no
+    gradient. It is 0 for ``delta=0`` without ties; otherwise it comes from the smoothed ranks of positives closer than
+    delta.
 
     Args:
         logits, labels, groups, ignore_index, backend, process_group: see :func:`alrp_loss`.

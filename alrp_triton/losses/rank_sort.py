@@ -22,7 +22,7 @@ from .framework import Criterion, Definition, Exact, Loss, evaluate
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
 
-# What adds up to less than this sends no gradient, as in the published code.
+# Sums below this send no gradient, as in the published code.
 _EPS = 1e-10
 
 
@@ -30,13 +30,13 @@ class RankSortOutput(NamedTuple):
     """The two errors of Rank & Sort Loss, scalars. ``ranking + sorting`` is the loss."""
 
     ranking: Tensor
-    """How far negatives stand above positives."""
+    """The error of negatives above positives."""
     sorting: Tensor
-    """How far positives of lower IoU stand above those of higher IoU."""
+    """The error of positives of lower IoU above those of higher IoU."""
 
 
 class RankSortLossOutput(NamedTuple):
-    """What :class:`RankSortLoss` returns, scalars. ``cls + loc`` is the loss."""
+    """The result of :class:`RankSortLoss`, scalars. ``cls + loc`` is the loss."""
 
     ranking: Tensor
     sorting: Tensor
@@ -63,8 +63,9 @@ def rank_sort_loss(
 ) -> RankSortOutput:
     r"""Rank & Sort Loss, exact, in O(M log P + P^2) time for M logits and P positives.
 
-    Here rank+(i) is the sum of H(p_k - p_i) over all positives, i itself included with H(0): 1/2, or 1 for ``delta=0``,
-    as published. With N_FP(i) the sum of H(n_j - p_i) over the negatives and t the IoUs (equations 7 and 8)::
+    Here rank+(i) is the sum of H(p_k - p_i) over all positives, including i with H(0), which is 1/2, or 1 for
+    ``delta=0``, as published. With N_FP(i) the sum of H(n_j - p_i) over the negatives and t the IoUs (equations 7 and
+    8)::
 
         ranking = mean_i N_FP(i) / (rank+(i) + N_FP(i))
         sorting = mean_i (a(i) - a*(i))
@@ -75,8 +76,9 @@ def rank_sort_loss(
 
     Args:
         logits, labels, groups, ignore_index, backend, process_group: see :func:`alrp_loss`.
-        ious: ``[P]``, usually in [0, 1]: of each positive with its object, in the flat order of the positives. Taken as
-            constants, and compared in float32 unless the logits are float64. A positive of IoU 0 remains a positive.
+        ious: ``[P]``, usually in [0, 1]: the IoU of each positive with its object, in the flat order of the positives.
+            They are constants, and compared in float32 unless the logits are float64. A positive with IoU 0 is still a
+            positive.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step.
 
     Returns:
@@ -131,7 +133,7 @@ def _rank_sort(
         per_positive={"ious": ious},
         process_group=process_group,
     )
-    # Constants, compared in the dtype of scores.
+    # IoUs are constants, compared in the dtype of the scores.
     values = {"ious": ious.detach().to(levels.compute_dtype)}
     settings: dict[str, Any] = {"delta": delta, "ignore_index": ignore_index, "backend": backend}
     return evaluate(_DEFINITION, levels, values, ious.shape[0], **settings), levels
@@ -141,7 +143,7 @@ class RankSortLoss(Criterion):
     """Rank & Sort Loss on logits and boxes.
 
     The localisation loss is the mean error of the positives' boxes, weighted by the highest score of each one's row,
-    and then by ``(ranking + sorting) / loc`` of the same batch, as its authors publish it: no state, no hyperparameter.
+    and then by ``(ranking + sorting) / loc`` of the same batch, as published. It has no state and no hyperparameter.
 
     Args:
         delta: half width of the ramp, see :func:`rank_sort_loss`.
@@ -207,7 +209,7 @@ class RankSortLoss(Criterion):
         weight = scores.sum()
         loc = (errors * scores).sum() / weight.masked_fill(weight < _EPS, 1.0)
         if self.self_balance:
-            # Where there is nothing to balance, neither is there a ratio.
+            # Without a loss to balance there is no ratio.
             nothing = loc.detach() == 0
             loc = loc * ((ranking + sorting).detach() / loc.detach().masked_fill(nothing, 1.0))
         return RankSortLossOutput(ranking, sorting, loc.to(ranking.dtype))

@@ -1,4 +1,4 @@
-"""Self-balancing: the weight that keeps the localisation part of the aLRP loss in step with the classification part."""
+"""Self-balancing: a weight that gives the localisation part of the aLRP loss the scale of the classification part."""
 
 from collections.abc import Callable
 
@@ -14,38 +14,39 @@ _tracker = ModuleTracker()
 
 
 def _recomputes() -> bool:
-    """Whether this runs within a backward pass. torch.compile, which cannot look, never calls one from there."""
+    """Whether this runs within a backward pass. False under torch.compile, which cannot tell and never calls this from
+    backward."""
     return not torch.compiler.is_compiling() and _tracker.is_bw
 
 
 class SelfBalance(nn.Module):
-    """Weight of the localisation loss, set from the losses of the period before.
+    """Weight of the localisation loss, set from the losses of the previous period.
 
-    While scores are poor the ranks are large, so that `cls` is near 1 and `loc` near 0: a detector would hardly learn
-    to localise. Multiplying `loc` by the mean of (cls + loc)/loc over the previous epoch undoes this, and settles by
-    itself as the scores improve. See "self-balancing" in section 4 of Oksuz, Cam, Akbas and Kalkan, "A Ranking-based,
+    While scores are poor the ranks are large, so `cls` is near 1 and `loc` near 0, and a detector would hardly learn to
+    localise. The mean of (cls + loc)/loc over the previous epoch as the weight of `loc` corrects this, and becomes
+    smaller as the scores improve. See "self-balancing" in section 4 of Oksuz, Cam, Akbas and Kalkan, "A Ranking-based,
     Balanced Loss Function Unifying Classification and Localisation in Object Detection", NeurIPS 2020
     (arXiv:2009.13592).
 
         balance = SelfBalance(period=3665)
         loss = cls + balance(cls, loc, has_positives) * loc
 
-    An iteration counts if it has positives, the module is in training mode, and (cls + loc)/loc is finite: neither an
-    iteration whose loss overflowed under mixed precision nor one with `loc` = 0 leaves a trace. Nor does activation
-    checkpointing count one twice: what runs within a backward pass is a recomputation, and gets the weight there is.
+    An iteration counts if it has positives, the module is in training mode, and (cls + loc)/loc is finite: an iteration
+    whose loss overflowed under mixed precision, or with `loc` = 0, does not count. Activation checkpointing does not
+    count an iteration twice: a call within a backward pass is a recomputation and gets the current weight.
 
-    The state is three buffers (`weight`, float32; `sums`, float64 `[2]`, numerator and denominator of the running
-    period's average; `count`, int64, its counted iterations), so it goes into checkpoints, and a run resumed within a
-    period gives the same bits as one that never stopped. The buffers move with the module, but `.half()`,
-    `.bfloat16()`, `.to(dtype)` and the like, on the module or on a model around it, leave their dtypes alone: a sum
-    over an epoch does not survive in half precision. On the first call with losses on another device the state moves
-    there; call `.to(device)` oneself before `torch.compile` or the capture of a CUDA graph.
+    The state is three buffers (`weight`, float32; `sums`, float64 `[2]`, numerator and denominator of the current
+    period's average; `count`, int64, its counted iterations). So checkpoints have it, and a run resumed within a period
+    gives the same bits as a run without a stop. The buffers move with the module, but `.half()`, `.bfloat16()`,
+    `.to(dtype)` and similar calls, on the module or on a model around it, do not change their dtypes: half precision
+    cannot hold a sum over an epoch. On the first call with losses on another device the state moves there. Call
+    `.to(device)` yourself before `torch.compile` or the capture of a CUDA graph.
 
-    Nothing waits for the device: the state is read and written by tensor operations only.
+    The host does not wait for the device: only tensor operations read and write the state.
 
     Args:
         init: weight of the first period, > 0 and finite.
-        period: counted iterations in a period, >= 1. None: a period is what lies between two calls of `step_epoch`.
+        period: counted iterations in a period, >= 1. None: a period ends with each call of `step_epoch`.
         average: `"ratios"`, the mean of (cls + loc)/loc (the paper), or `"means"`, (mean of cls + mean of loc) / mean
             of loc (the authors' code).
 
@@ -74,13 +75,13 @@ class SelfBalance(nn.Module):
         self.period = period
         self.average = average
         self.register_buffer("weight", torch.tensor(self.init, dtype=torch.float32))
-        # float64, so that the sum of a long epoch does not stop growing. One tensor of two, since torch.compile (2.12)
-        # takes a 0-dimensional float64 CPU tensor for a Python number and drops what is written to it.
+        # float64, so that the sum of a long epoch does not stop growing. One tensor of two elements, because
+        # torch.compile (2.12) treats a 0-dimensional float64 CPU tensor as a Python number and drops writes to it.
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, cls: Tensor, loc: Tensor, has_positives: bool) -> Tensor:
-        """Takes note of this iteration's losses and returns the weight to use in it.
+        """Records the losses of this iteration and returns the weight for it.
 
         With a set `period`, the iteration that completes a period already uses the new weight, as in the authors' code.
         In evaluation mode, and without positives, the weight is returned and nothing changes.
@@ -99,19 +100,19 @@ class SelfBalance(nn.Module):
         """
         self._check(cls, loc, has_positives)
         if self.weight.device != loc.device:
-            # Happens once. A copy to the GPU need not be waited for; one from it must be.
+            # This happens once. The host need not wait for a copy to the GPU, but must wait for one from it.
             self.to(loc.device, non_blocking=is_asynchronous(loc.device))
         with torch.no_grad():
             if self.training and has_positives and not _recomputes():
                 self._count(cls.double(), loc.double())
-            # Not the buffer itself: autograd may keep the result for backward, and the buffer is written again.
+            # Not the buffer itself: autograd may keep the result for backward, and the buffer changes later.
             return self.weight.clone()
 
     def step_epoch(self) -> None:
-        """Ends a period: from here on the weight is the average over it. With no counted iteration the weight stays.
+        """Ends a period: from now on the weight is the average over it. Without counted iterations the weight stays.
 
         Raises:
-            RuntimeError: this object has a set `period`, and ends its periods itself.
+            RuntimeError: this object has a `period` and ends its periods itself.
         """
         if self.period is not None:
             raise RuntimeError(
@@ -127,9 +128,9 @@ class SelfBalance(nn.Module):
     def _count(self, cls: Tensor, loc: Tensor) -> None:
         total = cls + loc
         ratio = total / loc
-        # Finite in float32, the weight's dtype: an average of such ratios is finite as well.
+        # Finite in float32, the dtype of the weight, so the average of such ratios is finite too.
         counts = torch.isfinite(ratio.float())
-        # Either average is a quotient of two sums: ratios over their number, or losses over localisation losses.
+        # Each average is a quotient of two sums: ratios by their number, or losses by localisation losses.
         terms = (ratio, torch.ones_like(ratio)) if self.average == "ratios" else (total, loc)
         self.sums.add_(torch.stack(terms).masked_fill(~counts, 0.0))
         self.count.add_(counts)
@@ -137,14 +138,14 @@ class SelfBalance(nn.Module):
             self._end_period(self.count >= self.period)
 
     def _end_period(self, ends: Tensor) -> None:
-        """Where `ends` (0-dimensional bool): set the weight and start the sums again."""
+        """If `ends` (0-dimensional bool): set the weight and reset the sums."""
         average = (self.sums[0] / self.sums[1]).float()
         self.weight.copy_(torch.where(ends, average, self.weight))
         self.sums.masked_fill_(ends, 0.0)
         self.count.masked_fill_(ends, 0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SelfBalance":
-        # Every conversion of a module goes through here. One that changes a dtype is replaced by the move alone.
+        # Every conversion of a module calls this. If it changes a dtype, only the move is kept.
         before = {name: getattr(self, name) for name in self._buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
@@ -165,5 +166,5 @@ class SelfBalance(nn.Module):
         if cls.device != loc.device:
             raise ValueError(f"loc: expected the device of cls, {cls.device}, got {loc.device}")
         if isinstance(has_positives, Tensor):
-            # Its truth value would have to be fetched from the device.
+            # The host would have to wait for its truth value.
             raise TypeError("has_positives: expected a bool, got a tensor")

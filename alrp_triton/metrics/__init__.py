@@ -1,4 +1,4 @@
-"""LRP: what a detector gets wrong, from COCO-format ground truth and detections."""
+"""LRP, the errors of a detector, from COCO-format ground truth and detections."""
 
 from .evaluation import COCO_AREA_RANGES, evaluate
 from .lrp import LRPResult, average_precision, lrp, optimal_lrp, rank_correlation

@@ -1,4 +1,4 @@
-"""COCO-format ground truth and detections, from files or Python objects, checked and copied."""
+"""Reads, checks and copies COCO-format ground truth and detections from files or Python objects."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Record = dict[str, Any]
 
 
 class Dataset(NamedTuple):
-    """Copies, one level deep, of what the caller passed: changes in them do not reach the caller's objects."""
+    """Copies of the caller's objects, one level deep. Changes in them do not affect the caller's objects."""
 
     images: list[Record]
     categories: list[Record]
     objects: list[Record]
-    """Annotations, with ``iscrowd`` and, for boxes, ``area`` filled in where they were missing."""
+    """Annotations, with missing ``iscrowd`` and, for boxes, missing ``area`` filled in."""
     detections: list[Record]
 
 
 def read_dataset(ground_truth: Any, detections: Any, iou_type: str) -> Dataset:
-    """Both inputs of :func:`alrp_triton.metrics.evaluate`, whose docstring says what they may be and what is raised."""
+    """Both inputs of :func:`alrp_triton.metrics.evaluate`; its docstring describes them and the errors."""
     truth = _load("ground_truth", ground_truth)
     if not isinstance(truth, Mapping):
         raise TypeError(f"ground_truth: expected a COCO dataset, which is a dict, got {type(truth).__name__}")
@@ -73,7 +73,7 @@ def read_dataset(ground_truth: Any, detections: Any, iou_type: str) -> Dataset:
 
 
 def _number_images(images: list[Record]) -> dict[Any, int]:
-    """Give images the ids 0, 1, ... in the order that COCO's evaluation goes by, that of their ids; by the old ids."""
+    """New ids 0, 1, ... of images by their old ids, in the order of COCO's evaluation, which is that of the old ids."""
     for i, image in enumerate(images):
         _check_id(f"ground_truth['images'][{i}]['id']", image["id"], text=True)
     ids = {image["id"] for image in images}
@@ -89,7 +89,7 @@ def _load(name: str, source: Any) -> Any:
     if isinstance(source, (str, os.PathLike)):
         try:
             return json.loads(Path(source).read_text(encoding="utf-8"))
-        except ValueError as error:  # of the decoder, of UTF-8 or of JSON
+        except ValueError as error:  # from the decoder of UTF-8 or of JSON
             raise ValueError(f"{name}: expected JSON, got {os.fspath(source)}: {error}") from None
     # A pycocotools COCO object.
     return getattr(source, "dataset", source)

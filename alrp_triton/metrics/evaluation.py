@@ -24,10 +24,10 @@ __all__ = ["COCO_AREA_RANGES", "evaluate"]
 COCO_AREA_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 )
-"""COCO's ranges, in square pixels; both bounds belong to the range."""
+"""COCO's ranges, in square pixels, including both bounds."""
 
 _EVERYTHING = (0.0, 1e10)
-# The bits that COCO has: its 0.9 is one unit in the last place below 0.9.
+# The same bits as in COCO: its 0.9 is one unit in the last place below 0.9.
 _COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _UNDEFINED = LRPResult(math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
 
@@ -43,31 +43,31 @@ def evaluate(
     score_threshold: float | Mapping[int, float] | None = None,
     area_ranges: Mapping[str, tuple[float, float]] = COCO_AREA_RANGES,
 ) -> DetectionMetrics:
-    """AP, AP50, AP75, AP90, optimal LRP with its components, and rho, of every class and on average.
+    """AP, AP50, AP75, AP90, optimal LRP with its components, and rho, for every class and on average.
 
-    Detections are matched to objects by pycocotools, under COCO's rules: in each image and class the best
-    ``max_detections`` take, best first, the free object of the highest IoU; detections on crowds are ignored, as are
-    those outside of an area range that match nothing in it. A class without objects counts in no mean. Nothing is
-    printed, and no input is changed.
+    pycocotools matches detections to objects by COCO's rules. In each image and class the best ``max_detections`` take,
+    best first, the free object of the highest IoU. Detections on crowds are ignored, and so are detections outside an
+    area range that match nothing in it. A class without objects does not count in a mean. The function prints nothing
+    and changes no input.
 
     Args:
         ground_truth: a COCO dataset with ``images``, ``annotations`` and ``categories``, as a file, a dict or a
-            pycocotools ``COCO`` object. Ids of annotations are not needed. Where missing, ``iscrowd`` is 0, ``area``
-            that of the box or mask, and ``categories`` those of the annotations.
+            pycocotools ``COCO`` object. Ids of annotations are not needed. Defaults are 0 for ``iscrowd``, that of the
+            box or mask for ``area``, and those of the annotations for ``categories``.
         detections: COCO results, a list of dicts with ``image_id``, ``category_id``, ``score`` and ``bbox`` (x, y,
-            width, height) or ``segmentation``; as a file, a list or a ``COCO`` object; may be empty. Those of a
+            width, height) or ``segmentation``; as a file, a list or a ``COCO`` object; may be empty. Detections of a
             category that the dataset does not list are left out.
         iou_type: ``"bbox"`` or ``"segm"``.
         tau: the IoU from which a detection is a true positive, for LRP and rho; in (0, 1).
-        max_detections: how many detections of one class count in one image.
-        iou_thresholds: further thresholds of AP, in (0, 1], found again in ``ap_at``, whose keys have nine decimals.
-        score_threshold: also give LRP at this score threshold, or at one for each category id, which may lack some.
-        area_ranges: by name, lowest and highest area of the objects of a row in ``by_area``; ``{}`` saves their time.
+        max_detections: number of detections of one class that count in one image.
+        iou_thresholds: further thresholds of AP, in (0, 1]; ``ap_at`` has them, by keys with nine decimals.
+        score_threshold: also give LRP at this score threshold, or at one for each category id; some ids may be missing.
+        area_ranges: by name, lowest and highest area of the objects of a row in ``by_area``; ``{}`` skips them.
 
     Raises:
         ImportError: pycocotools is not installed.
         OSError: a file cannot be read.
-        TypeError, ValueError: an argument or a part of the data is not as it should be; the message says which.
+        TypeError, ValueError: an argument or a part of the data is wrong; the message says which.
     """
     thresholds, keys = _iou_thresholds(iou_thresholds, tau)
     _check_settings(iou_type, max_detections)
@@ -100,7 +100,7 @@ def _class_metrics(
 ) -> ClassMetrics:
     scores, hits, ious, num_ground_truth, ap = matches
     best = optimal_lrp(scores, hits, ious, num_ground_truth, tau=tau)
-    # A class without objects has no error, whatever is detected.
+    # A class without objects has no error for any detections.
     at_limit = _UNDEFINED
     if limit is not None and num_ground_truth:
         at_limit = lrp(scores, hits, ious, num_ground_truth, tau=tau, threshold=limit)
@@ -135,7 +135,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _iou_thresholds(further: Iterable[float], tau: float) -> tuple[NDArray[np.float64], list[float]]:
-    """COCO's IoU thresholds, the further ones and tau, each once; and the keys of ``ap_at`` that they go by."""
+    """COCO's IoU thresholds, the further ones and tau, each once; and their keys in ``ap_at``."""
     if not is_number(tau):
         raise TypeError(f"tau: expected a number in (0, 1), got {type(tau).__name__}")
     if not 0 < tau < 1:

@@ -1,8 +1,8 @@
-"""LRP, its optimum over score thresholds, AP and rank correlation, from matched detections of one class in numpy.
+"""LRP, its optimum over score thresholds, AP and rank correlation, from matched detections of one class, in numpy.
 
 These functions take one class's detections after matching: the score of each, whether it is a true positive (matched
-to an object of its own by an IoU of at least tau), and the IoU with that object. Detections that are to be ignored are
-left out by the caller; objects that nothing matched show in ``num_ground_truth`` alone.
+to an object of its own by an IoU of at least tau), and the IoU with that object. The caller leaves out ignored
+detections. Unmatched objects count only in ``num_ground_truth``.
 
 Sources: K. Oksuz, B. C. Cam, E. Akbas, S. Kalkan, "Localization Recall Precision (LRP): A New Performance Metric for
 Object Detection", ECCV 2018; the same, "One Metric to Measure Them All: Localisation Recall Precision (LRP) for
@@ -26,16 +26,16 @@ _ROUNDING = 1e-6
 
 
 class LRPResult(NamedTuple):
-    """LRP of the detections that a score threshold leaves, its components and counts. NaN where undefined."""
+    """LRP of the detections that a score threshold keeps, with components and counts. NaN if undefined."""
 
     lrp: float
-    """In [0, 1], 0 for a perfect detector: the total matching error over the largest it could be."""
+    """In [0, 1], 0 for a perfect detector: the total matching error divided by its largest possible value."""
     loc: float
     """1 - IoU averaged over true positives, in [0, 1 - tau]; not divided by 1 - tau. NaN without true positives."""
     fp: float
-    """Share of the detections that are false, 1 - precision. NaN without detections."""
+    """Share of false detections, 1 - precision. NaN without detections."""
     fn: float
-    """Share of the objects that are missed, 1 - recall. NaN without ground truth."""
+    """Share of missed objects, 1 - recall. NaN without ground truth."""
     threshold: float
     """Detections with this score or a higher one are kept."""
     num_true_positives: int
@@ -52,25 +52,25 @@ def lrp(
     tau: float = 0.5,
     threshold: float = -math.inf,
 ) -> LRPResult:
-    """LRP of the detections that score ``threshold`` or more:
+    """LRP of the detections with a score of at least ``threshold``:
 
         LRP = (sum over true positives of (1 - IoU)/(1 - tau) + N_FP + N_FN) / (N_TP + N_FP + N_FN)
 
     Args:
         scores: [N], in any order; infinities are allowed.
         is_true_positive: [N], bool.
-        ious: [N], of true positives in [tau, 1]; the others' are not looked at.
-        num_ground_truth: how many objects there are, at least as many as true positives.
+        ious: [N], in [tau, 1] for true positives; the others are not used.
+        num_ground_truth: number of objects, at least the number of true positives.
         tau: the IoU from which a detection counts as a true positive, in [0, 1).
-        threshold: lowest score to keep; by default everything is kept.
+        threshold: lowest score to keep; by default all are kept.
 
     Returns:
-        Where there are objects and nothing is kept LRP is 1; where there are neither it is NaN.
+        LRP is 1 if there are objects but no kept detections, and NaN if there are neither.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: different or wrong shapes, NaN scores, an IoU outside of its range, fewer objects than true
-            positives, ``tau`` outside [0, 1) or a NaN ``threshold``.
+        ValueError: different or wrong shapes, NaN scores, an IoU outside its range, fewer objects than true positives,
+            ``tau`` outside [0, 1) or a NaN ``threshold``.
     """
     values, hits, overlaps = _checked(scores, is_true_positive, ious, num_ground_truth, tau)
     if not is_number(threshold):
@@ -87,12 +87,12 @@ def lrp(
 def optimal_lrp(
     scores: ArrayLike, is_true_positive: ArrayLike, ious: ArrayLike, num_ground_truth: int, *, tau: float = 0.5
 ) -> LRPResult:
-    """oLRP: the least LRP over all score thresholds, with the threshold that reaches it.
+    """oLRP: the lowest LRP over all score thresholds, with its threshold.
 
-    A threshold is one of the scores, so equal scores are kept or dropped together. Of thresholds that do equally well
-    the highest is returned. Where there is no true positive every threshold has an LRP of 1, so that none is the best:
-    ``threshold``, ``loc`` and ``fp`` are NaN, ``fn`` is 1 and no detection is counted. Without ground truth everything
-    but the counts is NaN.
+    A threshold is one of the scores, so equal scores are kept or dropped together. If several thresholds have the same
+    LRP, the highest is returned. Without a true positive every threshold has an LRP of 1, so none is the best:
+    ``threshold``, ``loc`` and ``fp`` are NaN, ``fn`` is 1 and no detection counts. Without ground truth everything
+    except the counts is NaN.
 
     Arguments and errors are those of :func:`lrp`.
     """
@@ -100,7 +100,7 @@ def optimal_lrp(
     if num_ground_truth == 0 or not hits.any():
         missed = 1.0 if num_ground_truth else math.nan
         return LRPResult(missed, math.nan, math.nan, missed, math.nan, 0, 0, num_ground_truth)
-    # Only what stands at the end of its run of equal scores is a set that a threshold leaves.
+    # A threshold keeps whole runs of equal scores, so only the ends of runs are candidates.
     order, ends = _descending(values)
     num_true = np.cumsum(hits[order])[ends]
     num_false = ends + 1 - num_true
@@ -114,7 +114,7 @@ def optimal_lrp(
 def average_precision(
     scores: ArrayLike, is_true_positive: ArrayLike, num_ground_truth: int, *, recall_points: int | None = None
 ) -> float:
-    """AP, from interpolated precision: at each recall the highest precision that is reached at this recall or above.
+    """AP from interpolated precision: at each recall the highest precision at this recall or above.
 
     Args:
         scores, is_true_positive, num_ground_truth: as for :func:`lrp`.
@@ -126,7 +126,7 @@ def average_precision(
         one, in the order of the file.
 
     Raises:
-        TypeError, ValueError: as :func:`lrp`, or ``recall_points`` is no integer, or below 2.
+        TypeError, ValueError: as :func:`lrp`, or ``recall_points`` is not an integer or is below 2.
     """
     values, hits, _ = _checked(scores, is_true_positive, None, num_ground_truth, 0.0)
     if recall_points is not None:
@@ -147,7 +147,8 @@ def average_precision(
 
 
 def rank_correlation(scores: ArrayLike, ious: ArrayLike) -> float:
-    """rho: Spearman's correlation of two quantities, 1 where both order the true positives alike, -1 where inversely.
+    """rho: Spearman's correlation of score and IoU: 1 if both give the same order of the true positives, -1 if the
+    inverse.
 
     Equal values share the mean of their ranks; rho is the linear correlation of the ranks.
 
@@ -156,7 +157,7 @@ def rank_correlation(scores: ArrayLike, ious: ArrayLike) -> float:
         ious: [N], their IoUs.
 
     Returns:
-        In [-1, 1]; NaN for fewer than two, or where all scores or all IoUs are equal.
+        In [-1, 1]; NaN for fewer than two, or if all scores or all IoUs are equal.
 
     Raises:
         TypeError: not numbers.
@@ -194,10 +195,10 @@ def _ratio(numerator: float, denominator: int) -> float:
 
 
 def _descending(values: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The order of descending scores, and the places in it at which a run of equal ones ends."""
+    """The order of descending scores, and the positions of the ends of runs of equal scores."""
     order = np.argsort(-values, kind="stable")
     ordered = values[order]
-    # Compared, not subtracted: two infinities are equal.
+    # Compared, not subtracted, so that two infinities are equal.
     return order, np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)])
 
 
@@ -223,7 +224,7 @@ def _vector(name: str, values: ArrayLike) -> Floats:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real number, of Python or numpy, and not a bool."""
+    """Whether it is a real number of Python or numpy and not a bool."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -234,7 +235,7 @@ def _kind(values: Any) -> str:
 def _checked(
     scores: ArrayLike, is_true_positive: ArrayLike, ious: ArrayLike | None, num_ground_truth: int, tau: float
 ) -> tuple[Floats, NDArray[np.bool_], Floats]:
-    """All inputs as arrays, or an error that names the one at fault; IoUs are 0 where none are given."""
+    """All inputs as arrays, or an error that names the wrong one; IoUs are 0 if not given."""
     values = _vector("scores", scores)
     hits = np.asarray(is_true_positive)
     if hits.dtype != np.bool_ and hits.size:

@@ -21,7 +21,7 @@ __all__ = ["Matches", "match"]
 
 
 class Matches(NamedTuple):
-    """The detections of one class and area range that are true or false, by those with objects that count."""
+    """The detections of one class and area range that count as true or false, and the matches of the true ones."""
 
     scores: NDArray[np.float64]
     """[N]"""
@@ -42,7 +42,7 @@ def match(
     max_detections: int,
     area_ranges: Mapping[str, tuple[float, float]],
 ) -> dict[tuple[int, str], Matches]:
-    """What COCO's evaluation makes of each class, by category id and name of the area range."""
+    """The result of COCO's evaluation for each class, by category id and name of the area range."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on every step
         evaluation = COCOeval(*_coco_objects(data, iou_type), iou_type)
         params = evaluation.params
@@ -57,7 +57,7 @@ def match(
     ap = np.where(precision < 0, np.nan, precision).mean(axis=1)
     at_tau = int(np.argmin(np.abs(iou_thresholds - tau)))
     columns = _columns(data.objects)
-    # One entry for each class, area range and image, in this order; None where there is nothing.
+    # One entry for each class, area range and image, in this order; None if there is nothing.
     images = iter(evaluation.evalImgs)
     found = {}
     for k, category in enumerate(params.catIds):
@@ -68,7 +68,7 @@ def match(
 
 
 def _columns(objects: list[Record]) -> NDArray[np.intp]:
-    """Which of its class in its image each object is, by id: its column in the table of their IoUs."""
+    """The column of each object in the table of IoUs of its class and image, by id."""
     counts: Counter[tuple[int, int]] = Counter()
     columns = np.zeros(len(objects) + 1, dtype=np.intp)
     for record in objects:
@@ -84,10 +84,11 @@ def _matches(
     at_tau: int,
     columns: NDArray[np.intp],
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64], int]:
-    """Scores, true or false, and IoUs of the detections that count in one class and area range; how many objects do."""
+    """Scores, true or false, and IoUs of the detections that count in one class and area range; number of objects that
+    count."""
     if not entries:
         return np.zeros(0), np.zeros(0, dtype=np.bool_), np.zeros(0), 0
-    # Ids of objects; 0 where there is none.
+    # Ids of objects; 0 if there is none.
     matched = np.concatenate([entry["dtMatches"][at_tau] for entry in entries]).astype(np.intp)
     counts = np.concatenate([entry["dtIgnore"][at_tau] for entry in entries]) == 0
     ends = np.cumsum([len(entry["dtIds"]) for entry in entries])
@@ -103,7 +104,7 @@ def _matches(
 
 
 def _coco_objects(data: Dataset, iou_type: str) -> tuple[COCO, COCO]:
-    """Both sides for COCOeval. Ids are given anew, in order from 1: it takes an object with id 0 for none."""
+    """Both sides for COCOeval, with new ids in order from 1, because it treats id 0 as no object."""
     truth, found = COCO(), COCO()
     for coco, records in ((truth, data.objects), (found, data.detections)):
         coco.dataset = {"images": data.images, "categories": data.categories, "annotations": records}
@@ -125,17 +126,17 @@ def _coco_objects(data: Dataset, iou_type: str) -> tuple[COCO, COCO]:
 
 
 def _encode(name: str, coco: COCO, records: list[Record]) -> None:
-    """Polygons and uncompressed run lengths become COCO's compressed ones."""
+    """Convert polygons and uncompressed run lengths to COCO's compressed run lengths."""
     for i, record in enumerate(records):
         runs = record["segmentation"]
         try:
-            # pycocotools never comes to an end on run lengths that do not cover the image.
+            # pycocotools does not terminate on run lengths that do not cover the image.
             if isinstance(runs, Mapping) and isinstance(runs["counts"], list):
                 height, width = runs["size"]
                 if sum(runs["counts"]) != height * width:
                     raise ValueError(f"{sum(runs['counts'])} pixels in runs, {height} x {width} in 'size'")
             record["segmentation"] = coco.annToRLE(record)
-        except Exception as error:  # pycocotools raises nothing more specific on some
+        except Exception as error:  # pycocotools raises no more specific error for some
             problem = f"no {error}" if isinstance(error, KeyError) else error
             place = f"{name}[{i}]['segmentation']"
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What an evaluation returns: numbers, not tensors; NaN where a number is not defined."""
+"""The results of an evaluation: numbers, not tensors; NaN if a number is not defined."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Scores:
     ap_at: Mapping[float, float]
     """AP by IoU threshold: COCO's ten, tau and those asked for; as in COCO, interpolated and read at 101 recalls."""
     olrp: float
-    """Optimal LRP: the lowest LRP error of all score thresholds. In [0, 1], 0 for a perfect detector."""
+    """Optimal LRP: the lowest LRP error over all score thresholds. In [0, 1], 0 for a perfect detector."""
     olrp_loc: float
     """1 - IoU, averaged over the true positives at the optimal threshold; in [0, 1 - tau]."""
     olrp_fp: float
@@ -40,7 +40,7 @@ class Scores:
     rho: float
     """Spearman's correlation of score and IoU over the true positives; in [-1, 1]."""
     lrp: float = math.nan
-    """LRP at ``score_threshold``; this and its three components are NaN where no threshold was given."""
+    """LRP at ``score_threshold``; this and its three components are NaN without a threshold."""
     lrp_loc: float = math.nan
     lrp_fp: float = math.nan
     lrp_fn: float = math.nan
@@ -63,7 +63,7 @@ class Scores:
         return self.ap_at[0.9]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything by its name, in what JSON can hold: dicts with keys of text, ``None`` for NaN and infinities."""
+        """All numbers by name, ready for JSON: dicts with text keys, ``None`` for NaN and infinities."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         averages = {name: getattr(self, name) for name in ("ap", "ap50", "ap75", "ap90")}
         return {name: _plain(value) for name, value in {**averages, **values}.items()}
@@ -71,14 +71,14 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMetrics(Scores):
-    """The metrics of one class: all NaN, which no mean counts, where the class has no object to find."""
+    """The metrics of one class: all NaN if the class has no object to find; means leave out NaN."""
 
     category_id: int
     name: str
     num_ground_truth: int
-    """Objects to find, without crowds."""
+    """Number of objects to find, without crowds."""
     num_detections: int
-    """Detections that count, true or false."""
+    """Number of detections that count, true or false."""
     olrp_threshold: float
     """The score that reaches oLRP: keep detections with this score or a higher one. NaN without true positives."""
 
@@ -97,7 +97,8 @@ class DetectionMetrics(Scores):
     """Means over classes for the objects of each area range."""
 
     def table(self, *, per_class: bool = False) -> str:
-        """A row for all objects, one for each area range and, if asked for, one for each class; as aligned text."""
+        """Aligned text with a row for all objects, one for each area range and, with ``per_class``, one for each
+        class."""
         columns = COLUMNS if self.score_threshold is None else COLUMNS | AT_THRESHOLD
         scores: list[tuple[str, Scores]] = [("all", self), *self.by_area.items()]
         if per_class:
@@ -114,7 +115,7 @@ class DetectionMetrics(Scores):
 
 
 def _text(value: float | None) -> str:
-    """Blank where there is no such number, a dash where it is undefined."""
+    """Blank if there is no such number, a dash if it is undefined."""
     if value is None:
         return ""
     return "-" if math.isnan(value) else f"{value:.4f}"

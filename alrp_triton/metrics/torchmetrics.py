@@ -40,14 +40,14 @@ _PER_CLASS = ("ap", "olrp", "olrp_threshold", "rho")
 class LocalisationRecallPrecision(Metric):  # type: ignore[misc]  # without types where it is not installed
     """AP, optimal LRP and rank correlation of boxes, in TorchMetrics' format of detections.
 
-    ``compute()`` gives a dict of scalars, float64, NaN where undefined: ``ap``, ``ap50``, ``ap75``, ``ap90``, ``olrp``,
+    ``compute()`` returns a dict of float64 scalars, NaN if undefined: ``ap``, ``ap50``, ``ap75``, ``ap90``, ``olrp``,
     ``olrp_loc``, ``olrp_fp``, ``olrp_fn``, ``rho``; ``ap_at_0.65`` for 0.65 among ``iou_thresholds``; ``ap_small`` and
     ``olrp_small`` for each area range; with ``score_threshold`` also ``lrp``, ``lrp_loc``, ``lrp_fp``, ``lrp_fn``.
     With ``class_metrics`` also ``classes`` [K], the labels that occur on either side, in ascending order, and for these
-    [K] each ``ap_per_class``, ``olrp_per_class``, ``olrp_threshold_per_class`` and ``rho_per_class``; of one class
-    TorchMetrics makes scalars. What the numbers mean says :class:`~alrp_triton.metrics.DetectionMetrics`.
+    [K] each ``ap_per_class``, ``olrp_per_class``, ``olrp_threshold_per_class`` and ``rho_per_class``; TorchMetrics
+    makes scalars if there is only one class. :class:`~alrp_triton.metrics.DetectionMetrics` explains the numbers.
 
-    TorchMetrics gathers the states of a distributed run; processes may differ in how many images they have seen.
+    TorchMetrics gathers the states of a distributed run; processes may have different numbers of images.
 
     Args:
         box_format: ``"xyxy"``, ``"xywh"`` or ``"cxcywh"``, in pixels.
@@ -57,7 +57,7 @@ class LocalisationRecallPrecision(Metric):  # type: ignore[misc]  # without type
 
     Raises:
         ImportError: pycocotools is not installed.
-        TypeError, ValueError: an argument is not as it should be; the message says which.
+        TypeError, ValueError: an argument is wrong; the message says which.
     """
 
     is_differentiable = False
@@ -92,21 +92,21 @@ class LocalisationRecallPrecision(Metric):  # type: ignore[misc]  # without type
             "max_detections": max_detections,
             "iou_thresholds": tuple(iou_thresholds),
             "score_threshold": score_threshold,
-            # A plain dict, since the default cannot be pickled.
+            # A plain dict, because the default cannot be pickled.
             "area_ranges": dict(area_ranges),
         }
-        # Wrong settings are told here, not after an epoch.
+        # Raise for wrong settings here, not after an epoch.
         evaluate({"images": [], "annotations": []}, [], **self.settings)
         for state in _STATES:
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
     def update(self, preds: Sequence[Mapping[str, Tensor]], target: Sequence[Mapping[str, Tensor]]) -> None:
-        """Add images. Values are looked at by ``compute()`` alone, so that no device is waited for.
+        """Add images. Only ``compute()`` reads values, so this does not wait for a device.
 
         Args:
             preds: for each image ``boxes`` [N, 4], ``scores`` [N] and integer ``labels`` [N]; N may be 0.
             target: for each image ``boxes`` [G, 4] and integer ``labels`` [G]; optionally ``iscrowd`` [G], 0 or 1, and
-                ``area`` [G] in place of that of the boxes; G may be 0.
+                ``area`` [G] instead of that of the boxes; G may be 0.
 
         Raises:
             TypeError, ValueError: the message says which entry of which image is wrong.
@@ -117,7 +117,7 @@ class LocalisationRecallPrecision(Metric):  # type: ignore[misc]  # without type
         if len(preds) != len(target):
             raise ValueError(f"target: expected as many images as preds, {len(preds)}, got {len(target)}")
         detections = [self._rows(f"preds[{i}]", item, {"scores": None}) for i, item in enumerate(preds)]
-        # NaN stands for the area of the box.
+        # NaN means the area of the box.
         optional = {"iscrowd": 0.0, "area": torch.nan}
         objects = [self._rows(f"target[{i}]", item, optional) for i, item in enumerate(target)]
         if preds:
@@ -127,7 +127,7 @@ class LocalisationRecallPrecision(Metric):  # type: ignore[misc]  # without type
             self._append("counts", torch.tensor(sizes, device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """All numbers of the images so far; see the class."""
+        """The numbers for all images so far; see the class."""
         detections, objects, counts = (self._table(state) for state in _STATES)
         truth: list[dict[str, Any]] = []
         found: list[dict[str, Any]] = []
@@ -166,14 +166,14 @@ class LocalisationRecallPrecision(Metric):  # type: ignore[misc]  # without type
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the states of all processes, as TorchMetrics does."""
-        # For a process without images it would send what has neither the columns nor the dtype of the others' rows.
+        # For a process without images TorchMetrics would send a tensor of other shape and dtype than the others' rows.
         for state in _STATES:
             if len(getattr(self, state)) == 0:
                 self._append(state, self._table(state))
         super().sync(*args, **kwargs)
 
     def _rows(self, name: str, item: Mapping[str, Tensor], others: Mapping[str, float | None]) -> Tensor:
-        """One row for each box: label, ``others`` (by name, with what stands for them, unless required), x, y, w, h."""
+        """One row for each box: label, ``others`` (by name, with a default unless required), x, y, w, h."""
         if not isinstance(item, Mapping):
             raise TypeError(f"{name}: expected a dict, got {type(item).__name__}")
         for key in ("boxes", "labels", *others):
@@ -207,7 +207,7 @@ class LocalisationRecallPrecision(Metric):  # type: ignore[misc]  # without type
         return torch.cat([*leading, first, second], dim=1)
 
     def _append(self, state: str, rows: Tensor) -> None:
-        # Once gathered, a state is one tensor.
+        # After gathering, a state is one tensor.
         value = getattr(self, state)
         setattr(self, state, [*([value] if isinstance(value, Tensor) else value), rows])
 

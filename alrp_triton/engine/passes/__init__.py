@@ -1,8 +1,8 @@
-"""The passes over all logits, find, count and write, and the one place that chooses who does them.
+"""The passes over all logits (find, count and write), and the choice of the backend that runs them.
 
-``torch`` (:mod:`.eager`), ``numba`` (:mod:`.numba`) and ``triton`` (:mod:`.gpu`) look every score up in a sorted table
-of ramps; ``pairwise`` compares every score with every positive, by tiles. ``reference`` has no passes: it computes
-losses whole, in :mod:`alrp_triton.reference`.
+``torch`` (:mod:`.eager`), ``numba`` (:mod:`.numba`) and ``triton`` (:mod:`.gpu`) search every score in a sorted table
+of ramps; ``pairwise`` compares every score with every positive, by tiles. ``reference`` has no passes:
+:mod:`alrp_triton.reference` computes the whole loss.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = [
 BACKENDS = ("torch", "numba", "triton", "pairwise", "reference")
 _OF_TRITON = ("triton", "pairwise")
 
-# Found once, since torch.compile cannot look; found, not imported.
+# Evaluated once, because torch.compile cannot do it. This does not import the packages.
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _NUMBA_INSTALLED = importlib.util.find_spec("numba") is not None
 
 
 def passes_of(backend: str) -> Passes:
-    """Who does the passes of a backend; imports it."""
+    """The passes of a backend; imports them."""
     if backend == "torch":
         from . import eager
 
@@ -60,12 +60,12 @@ def passes_of(backend: str) -> Passes:
 
 
 def has_passes(backend: str) -> bool:
-    """Whether a backend does passes; the reference computes losses whole."""
+    """Whether a backend has passes; the reference has none."""
     return backend != "reference"
 
 
 def compares_positives(backend: str) -> bool:
-    """Whether kernels do what is P-sized, for as many positives as can be compared with one another."""
+    """Whether kernels run the steps of size P, if there are few enough positives to compare."""
     return backend == "triton"
 
 
@@ -75,7 +75,7 @@ def looks_at_pairs(backend: str) -> bool:
 
 
 def runs_triton(backend: str) -> bool:
-    """Whether kernels do the passes of a backend."""
+    """Whether kernels run the passes of a backend."""
     return backend in _OF_TRITON
 
 
@@ -109,8 +109,8 @@ def why_unavailable(backend: str, device: Device) -> str | None:
 
 
 def choose(backend: str, device: Device, alone: bool = True) -> str:
-    """The backend that ``backend`` asks for: ``"auto"`` takes triton on a GPU and numba on the CPU, where they are
-    installed, else torch. ``alone``: there are no other processes to rank with.
+    """The backend for the argument ``backend``: ``"auto"`` takes triton on a GPU and numba on a CPU if they are
+    installed, otherwise torch. ``alone``: no other processes rank with this one.
 
     Raises:
         ValueError: for an unknown name, or a backend that cannot run here (saying why).
@@ -129,7 +129,7 @@ def choose(backend: str, device: Device, alone: bool = True) -> str:
 
 
 def choose_for_pairs(backend: str, device: Device, alone: bool = True) -> str:
-    """:func:`choose` for a loss with functions of pairs, which are in PyTorch; so is what goes with them."""
+    """:func:`choose` for a loss with pair functions, which run in PyTorch."""
     if runs_triton(backend):
         raise ValueError(f"backend: expected 'torch' or 'reference' with smoothing or distribution, got {backend!r}")
     chosen = choose(backend, device, alone)

@@ -1,8 +1,7 @@
-"""The linear form in plain torch: both passes stream the logits in pieces, so the workspace is fixed.
+"""The linear form in PyTorch operations: both passes stream the logits in pieces, so the workspace is fixed.
 
-Pass 1 counts every logit that is not ignored, positives included, and then takes the positives out again, exactly,
-since all sums are integers; so no mask over the classes of an anchor is ever made. Pass 2 overwrites the positives
-last.
+Pass 1 counts every logit that is not ignored, including positives, and then subtracts the positives. This is exact
+because all sums are integers, and it needs no mask over the classes of an anchor. Pass 2 overwrites the positives last.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ from .find import find, local_indices, place_of
 from .protocol import Found, Own
 from .tables import UNSEEN, Seen, Sums, Tables, TablesByGroup, look_up
 
-# On the CPU a piece and its temporaries stay in the cache; on a GPU it must be large enough to hide the launches.
+# On the CPU a piece and its temporaries stay in the cache; on a GPU it must be large enough to hide the launch
+# overhead.
 _PIECE, _PIECE_ON_DEVICE = 1 << 17, 1 << 21
-# Where few scores reach a ramp, one comparison picks them out of so many pieces; all else is done for those few alone.
+# If few scores reach a ramp, one comparison selects them from this many pieces; the other operations run only on them.
 _SPAN = 4
 
 
@@ -63,7 +63,7 @@ class Eager:
         ignore_index: int,
     ) -> list[Tensor]:
         tables_of = TablesByGroup(table, delta)
-        # No -0, whatever the sign of the factor.
+        # No -0 for any sign of the factor.
         lines = (lines * factors[0].double() + 0.0).to(levels.compute_dtype)
         rows: dict[Tables, Tensor] = {}
         gradients = [torch.empty_like(logits) for logits in levels.logits]
@@ -87,7 +87,7 @@ class Eager:
 def _walk(
     levels: Levels, tables_of: TablesByGroup, gradients: list[Tensor] | None = None
 ) -> Iterator[tuple[Tables, Piece, bool]]:
-    """All pieces, with their tables, and whether a look says that few of their scores reach a ramp."""
+    """All pieces, with their tables, and whether a sample says that few of their scores reach a ramp."""
     for i, (logits, labels, groups) in enumerate(levels.each()):
         out = None if gradients is None else gradients[i]
         if groups is None and not is_asynchronous(logits.device) and logits.is_contiguous() and logits.numel():
@@ -105,7 +105,7 @@ def _walk(
 
 
 class _Counter:
-    """What has been counted into the buckets of some tables; after those, NaN; last, what is ignored."""
+    """The counts of the buckets of some tables, then of NaN, then of ignored scores."""
 
     def __init__(self, tables: Tables, scale: float) -> None:
         self.tables, self.scale = tables, scale
@@ -119,7 +119,7 @@ class _Counter:
         return torch.stack([self.counts.total(), self.units.total()])
 
     def add(self, scores: Tensor, ignored: Tensor | None, groups: Tensor | None, picks: bool) -> None:
-        """Count ``[n]`` scores, ``[rows]`` of which may be ignored, by their groups ``[n]``."""
+        """Count ``[n]`` scores by their groups ``[n]``; ``ignored`` is for rows."""
         tables = self.tables
         seen = UNSEEN if picks else tables.peek(scores)
         if seen.bucket == 0:
@@ -194,8 +194,8 @@ def overwrite_positives(gradients: list[Tensor], own: Own, factors: Sequence[Ten
 
 
 def _overwrite_without_sync(gradient: Tensor, local: Tensor, inside: Tensor, values: Tensor) -> None:
-    """Write positives whose number in this level the host does not know. Those of other levels all go to element 0,
-    with the value it is to have in any case, so that the order of writing does not matter."""
+    """Write positives without knowing on the host how many this level has. Those of other levels write the final value
+    of element 0 to element 0, so the order of writing does not matter."""
     where = place_of(local, gradient.shape)
     values = values.to(gradient.dtype)
     at_0 = inside & (local == 0)
@@ -205,7 +205,7 @@ def _overwrite_without_sync(gradient: Tensor, local: Tensor, inside: Tensor, val
 
 
 def _ignored_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
-    """Which labels are ignored; None where none is, if one may look."""
+    """A mask of the ignored labels; None if there is none and the host may read them."""
     if is_asynchronous(labels.device):
         return equals(labels, ignore_index)
     if len(labels) == 0 or (ignore_index < 0 and bool(labels.amin() >= 0)):

@@ -1,5 +1,5 @@
-"""The passes by Triton kernels, and what is P-sized, too, for positives few enough to compare each with all. The one
-module that imports :mod:`alrp_triton.kernels`."""
+"""The passes by Triton kernels, and the steps of size P if there are few enough positives to compare each with all.
+Only this module imports :mod:`alrp_triton.kernels`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .protocol import Found, Own
 
 
 class Linear:
-    """The linear form: each score is looked up."""
+    """The linear form: search each score in the table."""
 
     def find(self, levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
         walks, dtype = _walks(levels), levels.compute_dtype
@@ -54,8 +54,9 @@ class Linear:
 
 
 class Pairwise(Linear):
-    """The direct form: each score is compared with each positive, whose logits take the place of thresholds. Totals are
-    ``[P + 1]``, N_FP in units and the number of NaN; lines ``[P + 1]``, weights, and what is added to all."""
+    """The direct form: compare each score with each positive, whose logits replace the thresholds. Totals are
+    ``[P + 1]``: N_FP in units, and the number of NaN. Lines are ``[P + 1]``: weights, and a term that is added to
+    all."""
 
     def count(
         self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
@@ -84,13 +85,13 @@ def _walks(levels: Levels) -> list[Walk]:
 
 
 def _to_write(levels: Levels) -> tuple[list[Walk], list[Tensor]]:
-    """Walks over the levels, and gradients for them."""
+    """Layouts of the levels, and gradients for them."""
     walks = _walks(levels)
     return walks, [torch.empty_like(walk.logits) for walk in walks]
 
 
 def _written(levels: Levels, gradients: list[Tensor]) -> list[Tensor]:
-    """Gradients with the strides that ``empty_like`` gives; those of levels that were copied have others."""
+    """Gradients with the strides of ``empty_like``; gradients of levels that were copied have other strides."""
     like = [torch.empty_like(logits, device="meta").stride() for logits in levels.logits]
     return [
         gradient if gradient.stride() == stride else torch.empty_like(logits).copy_(gradient)
@@ -104,7 +105,7 @@ def _factors(factors: Sequence[Tensor]) -> write.Factors:
 
 
 def formula_of(name: str) -> Formula:
-    """A formula that the kernels know."""
+    """A formula that the kernels have."""
     return FORMULAS[name]
 
 

@@ -1,4 +1,4 @@
-"""What the passes over all logits take and give, whoever does them."""
+"""Arguments and results of the passes over all logits, for every backend."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Found(NamedTuple):
     indices: Tensor
     """``[P]`` int64: flat indices (row-major, level after level)."""
     logits: Tensor
-    """``[P]`` in the compute dtype; NaN, all of them, where the host was not to be told of a mistake."""
+    """``[P]`` in the compute dtype; all NaN if there is a mistake and the host does not wait to learn of it."""
     groups: Tensor | None
     """``[P]`` int64"""
     numbers: Tensor | None = None
-    """None for positives in flat order. Else they come in any order, their logits as they are: ``[2]`` int64, how many
-    there are, and whether (> 0) any label is out of range."""
+    """None for positives in flat order. Otherwise positives are in any order with their actual logits, and this is
+    ``[2]`` int64: their number, and whether (> 0) a label is out of range."""
 
 
 class Own(NamedTuple):
-    """What the scores of the positives of this process get."""
+    """The gradients of the scores of this process's positives."""
 
     indices: Tensor
     """``[P]`` int64: flat indices, ascending."""
@@ -35,19 +35,19 @@ class Own(NamedTuple):
 
 
 class Passes(Protocol):
-    """Who does the passes."""
+    """The passes of a backend."""
 
     def find(self, levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
-        """The positives. Without their number the host waits to hear it. A wrong number of them, or a label out of
-        range, raises ``ValueError`` where the host may look; ``name`` is the argument that said the number."""
+        """The positives. Without their number the host waits for it. A wrong number, or a label out of range, raises
+        ``ValueError`` if the host may read the labels; ``name`` is the argument that gives the number."""
 
     def count(
         self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
     ) -> None:
-        """Add up the negatives in ``totals``, int64 zeros in ``scale`` units to 1, of the form that the table's maker
-        gave them. In the linear form ``[2, 2P + 2]``: for each bucket how many negatives it has, and the sum of their
-        offsets from its floor over 2 delta; in the last column the number of NaN. Of bucket 0 nothing is ever asked.
-        ``own`` are the positives of this process."""
+        """Add up the negatives in ``totals``, int64 zeros with ``scale`` units to 1. In the linear form they are
+        ``[2, 2P + 2]``: for each bucket the number of its negatives, and the sum of their offsets from its floor
+        divided by 2 delta; the last column has the number of NaN. Bucket 0 is not used. ``own`` are the positives of
+        this process."""
 
     def write(
         self,
@@ -59,6 +59,7 @@ class Passes(Protocol):
         delta: float,
         ignore_index: int,
     ) -> list[Tensor]:
-        """The gradient of every logit, in the logits' dtype and layout: in the linear form ``lines`` ``[2, 2P + 1]``,
-        level and slope of each bucket, times the first of the upstream gradients; for positives the sum over K of each
-        one's own times its factor; 0 for what is ignored."""
+        """The gradient of every logit, in the logits' dtype and layout. In the linear form ``lines`` are
+        ``[2, 2P + 1]``, level and slope of each bucket; they are multiplied by the first upstream gradient. The
+        gradient of a positive is the sum over K of its own derivatives times their factors. It is 0 for ignored
+        logits."""

@@ -1,8 +1,7 @@
-"""What the passes in plain torch look up for a score: its bucket, and its offset in it.
+"""Bucket and offset of each score, for the passes in PyTorch operations.
 
-On the CPU, PyTorch shares the rows of a matrix out among its threads, but leaves a vector to one of them. So vectors
-are folded into as many rows as there are threads. What is summed is integers, so that the rows' sums add up to the same
-bits whatever their number.
+On the CPU, PyTorch distributes the rows of a matrix over its threads, but processes a vector on one thread. So vectors
+are folded into one row per thread. The sums are integers, so they have the same bits for any number of rows.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from torch import Tensor
 from ..devices import is_asynchronous
 from ..knots import Table, bucket_floors, buckets_of, inverse_width
 
-# Cells of the grid: enough that few hold more than one knot, few enough that those of some thousand stay in the cache.
+# Cells of the grid: few cells hold more than one knot, and the grid of some thousand knots stays in the cache.
 _CELLS, _CELLS_PER_KNOT, _MOST_CELLS = 1 << 15, 2, 1 << 20
-# Entries at most of a table of groups.
+# Largest number of entries of a table of groups.
 _MOST_ENTRIES = 1 << 20
-# Scores of a piece that are looked at, and the part of them below all ramps that makes it pay to leave those out.
+# Scores of a piece that are sampled, and the share below all ramps from which selecting the others is faster.
 _SAMPLE, _MOSTLY_BELOW = 256, 0.6
 
 
@@ -48,7 +47,7 @@ class Sums:
 
     def add(self, place: Tensor, values: Tensor) -> None:
         """Add ``[n]`` int64 values at ``[n]`` int64 places."""
-        # A thread of autograd may have another number of threads than the one that made the sums.
+        # A thread of autograd may have another number of threads than the thread that made the sums.
         rows = min(_rows(place), len(self._by_row))
         rows = rows if len(place) % rows == 0 else 1
         self._by_row[:rows].scatter_add_(1, place.view(rows, -1), values.view(rows, -1))
@@ -63,7 +62,7 @@ class Sums:
 
 
 class Grid(NamedTuple):
-    """Where cells of equal width lie."""
+    """A grid of cells of equal width."""
 
     low: float
     cells_per_unit: float
@@ -71,10 +70,10 @@ class Grid(NamedTuple):
 
 
 def grid_over(thresholds: Tensor) -> Grid | None:
-    """Over the range of sorted thresholds; None where that is not finite or they are too many."""
+    """A grid over the range of sorted thresholds; None if it is not finite or there are too many."""
     finite = thresholds[thresholds.isfinite()]
     limits = torch.finfo(thresholds.dtype)
-    # Buckets are counted in the thresholds' dtype, whose comparisons a CPU does fastest where they result in it.
+    # Buckets are counted in the thresholds' dtype, because a CPU compares fastest into the same dtype.
     if len(finite) == 0 or len(thresholds) >= min(1 / limits.eps, 1 << 31):
         return None
     low = float(finite[0])
@@ -88,10 +87,10 @@ def grid_over(thresholds: Tensor) -> Grid | None:
 class BucketSearch:
     """Counts, for each score, the thresholds at or below it.
 
-    A binary search takes log2(2P) dependent steps, most of them branches that a CPU mispredicts. There a uniform grid
-    over the thresholds' range comes first: the map from scores to cells is monotone in floating point, so all
-    thresholds in lower cells lie at or below the score, all in higher cells above it, and only those of its own cell
-    are compared.
+    A binary search takes log2(2P) dependent steps, most of them branches that a CPU mispredicts. So on a CPU a uniform
+    grid over the thresholds' range comes first. The map from scores to cells is monotone in floating point: thresholds
+    in lower cells are at or below the score, those in higher cells are above it, and only those of its own cell are
+    compared.
     """
 
     def __init__(self, thresholds: Tensor) -> None:
@@ -100,17 +99,17 @@ class BucketSearch:
         if self.grid is None:
             return
         cells = self._cells(thresholds.masked_fill(thresholds.isnan(), torch.inf))
-        # By one thread each: others of PyTorch would wait for more work, at the cost of who has some.
+        # On one thread: PyTorch's other threads would spin while they wait for work.
         in_cell = cells.bincount(minlength=self.grid.cells)
         self.first = F.pad(in_cell.cumsum(0)[:-1], (1, 0)).to(thresholds.dtype)
         crowd = int(in_cell.max())
-        # Steps of a binary search among the thresholds of one cell.
+        # Steps of a binary search in the thresholds of one cell.
         self.steps = [1 << k for k in reversed(range(crowd.bit_length()))]
         padded = F.pad(thresholds, (0, sum(self.steps)), value=torch.nan)
         self.probes = [padded[step - 1 :] for step in self.steps]
 
     def __call__(self, scores: Tensor, groups: Tensor | None = None) -> Tensor:
-        """``[n]`` scores other than NaN to ``[n]`` int64 buckets; whatever their groups."""
+        """``[n]`` scores other than NaN to ``[n]`` int64 buckets; groups are not used."""
         if self.grid is None:
             return buckets_of(scores, self.thresholds)
         bucket = look_up(self.first, self._cells(scores))
@@ -124,23 +123,23 @@ class BucketSearch:
 
 
 def _as_index(whole: Tensor) -> Tensor:
-    """int64 of floats below 2^31: a CPU is twice as fast by way of int32."""
+    """int64 of floats below 2^31; on a CPU the conversion through int32 is twice as fast."""
     return whole.int().long()
 
 
 class GroupedSearch:
-    """Counts, for each score, the thresholds of lower groups and those of its own group at or below it; 0 where the
-    latter are none.
+    """Counts, for each score, the thresholds of lower groups and those of its own group at or below it; 0 if its own
+    group has none at or below it.
 
-    A threshold is at or below a score just if the number of thresholds of any group at or below it is at most that of
-    the score. So the search by group and score is one by group and such a number, in one integer. On the CPU, where one
-    may look how many groups there are, the answers for all numbers stand in a table, unless it would be too large.
+    Let the number of a value be the number of thresholds of all groups at or below it. A threshold is at or below a
+    score if and only if its number is at most that of the score. So the search uses group and number in one integer. On
+    the CPU the host may read the number of groups, and a table has the results for all numbers unless it is too large.
     """
 
     def __init__(self, thresholds: Tensor, threshold_groups: Tensor) -> None:
         self.groups = threshold_groups
         self.regardless = BucketSearch(thresholds.sort().values)
-        # NaN stand above all scores.
+        # NaN are above all scores.
         self.radix = len(thresholds) + 2
         number = self.regardless(thresholds.masked_fill(thresholds.isnan(), 0))
         number = number.masked_fill(thresholds.isnan(), self.radix - 1)
@@ -152,7 +151,7 @@ class GroupedSearch:
     def _tabulate(self) -> None:
         distinct = self.groups.unique_consecutive()
         self.low, self.high = int(distinct[0]) - 1, int(distinct[-1]) + 1
-        # One row more, of zeros, for the groups that have no thresholds.
+        # One more row of zeros, for groups without thresholds.
         at_the_end_of_int64 = max(-self.low, self.high) > 1 << 62
         if at_the_end_of_int64 or max((len(distinct) + 1) * self.radix, self.high - self.low + 1) > _MOST_ENTRIES:
             return
@@ -180,27 +179,27 @@ class GroupedSearch:
 
 
 class Seen(NamedTuple):
-    """What a look at a piece's extremes tells; on a GPU nobody looks."""
+    """The result of reading a piece's extremes; on a GPU they are not read."""
 
     bucket: int | None
-    """The bucket that holds all scores, where one does and all are finite. Early in training that is the rule, and late
-    in training many pieces lie below all ramps."""
+    """The bucket that holds all scores, if there is one and all are finite. This is usual early in training; late in
+    training many pieces lie below all ramps."""
     finite: bool
     nan: bool
 
 
 UNSEEN = Seen(None, False, True)
-"""What is known of scores that nobody has looked at."""
+"""The default for scores that are not read."""
 
 
 class Tables:
-    """The buckets of one group, or, with ``threshold_groups``, of all. Buckets are numbered within the tables.
+    """The buckets of one group, or, with ``threshold_groups``, of all groups. Buckets are numbered within the tables.
 
     Args:
         thresholds: ``[n]`` sorted knots, float32 or float64.
         delta: half width of the ramp.
-        threshold_groups: ``[n]`` int64, sorted: scores are then located by their groups, too.
-        first: the place of ``thresholds[0]`` among those of all groups.
+        threshold_groups: ``[n]`` int64, sorted; the search then also uses the groups of the scores.
+        first: the index of ``thresholds[0]`` among the thresholds of all groups.
     """
 
     def __init__(
@@ -214,7 +213,7 @@ class Tables:
         self.own = slice(first + 1, first + 1 + len(thresholds))
         self.largest = torch.finfo(thresholds.dtype).max
         self.inverse_width = inverse_width(delta)
-        # For bisection by single scores; the NaN at the top stand above all.
+        # For bisection by single scores; the NaN at the top are above all.
         may_look = not is_asynchronous(thresholds.device)
         self.sorted = [t for t in thresholds.tolist() if t == t] if threshold_groups is None and may_look else None
         self.lowest = (
@@ -224,7 +223,7 @@ class Tables:
         )
 
     def peek(self, scores: Tensor) -> Seen:
-        """Look at the extremes of a piece."""
+        """Read the extremes of a piece."""
         if is_asynchronous(scores.device) or len(scores) == 0:
             return UNSEEN
         low, high = (float(extreme) for extreme in scores.aminmax())
@@ -236,16 +235,15 @@ class Tables:
         return Seen(bucket if bucket == bisect_right(self.sorted, high) else None, True, False)
 
     def mostly_below(self, scores: Tensor) -> bool:
-        """Whether scores of any dtype that are below all thresholds are the rule, from a look at some of them; on a GPU
-        nobody looks."""
+        """Whether most scores, of any dtype, are below all thresholds, from a sample; False on a GPU."""
         if is_asynchronous(scores.device):
             return False
-        # In steps of an odd number, so that they meet all classes.
+        # With an odd step, so that the sample has all classes.
         sample = scores[:: len(scores) // _SAMPLE | 1].to(self.floors.dtype)
         return int((sample < self.lowest).sum()) >= _MOSTLY_BELOW * len(sample)
 
     def reaching(self, scores: Tensor) -> Tensor:
-        """Indices of the scores that are not below all thresholds, NaN among them: ``[few]`` int64."""
+        """Indices of the scores that are not below all thresholds, including NaN: ``[few]`` int64."""
         return (scores < self.lowest).logical_not_().nonzero().squeeze(1)
 
     def offset(self, finite: Tensor, floor: Tensor) -> Tensor:
@@ -258,7 +256,7 @@ class Tables:
         self, scores: Tensor, seen: Seen, groups: Tensor | None, past_end: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Buckets and offsets of scores ``[n]`` in groups ``[n]``; NaN goes to bucket ``past_end``, by default one past
-        the last. Offsets in bucket 0 mean nothing."""
+        the last. Offsets in bucket 0 have no meaning."""
         if seen.finite:
             bucket = self.search(scores, groups)
             return bucket, self.offset(scores, look_up(self.floors, bucket))
@@ -277,7 +275,7 @@ class Tables:
 
 
 class TablesByGroup:
-    """The tables to use for a piece of the logits."""
+    """The tables for each piece of the logits."""
 
     def __init__(self, table: Table, delta: float) -> None:
         num_thresholds = len(table.floors) - 1
@@ -287,7 +285,7 @@ class TablesByGroup:
         self.known: dict[int, Tables] = {}
 
     def __call__(self, groups: Tensor | None) -> Tables:
-        """Those of the piece's one group, where it has one and the host may look; else those of all groups."""
+        """Those of the piece's group, if it has only one and the host may read it; otherwise those of all groups."""
         if groups is None or self.threshold_groups is None or is_asynchronous(groups.device):
             return self.all
         for axis, step in enumerate(groups.stride()):

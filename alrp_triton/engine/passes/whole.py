@@ -1,4 +1,4 @@
-"""Gradients that have been computed whole, for the reference: there is nothing left but to write them."""
+"""For the reference, which computes the gradients itself: only write remains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranking losses for MMDetection 3.x: losses, heads and a hook that configuration files name.
+"""Ranking losses for MMDetection 3.x: losses, heads and a hook for configuration files.
 
     custom_imports = dict(imports=["alrp_triton.integrations.mmdet"], allow_failed_imports=False)
     custom_hooks = [dict(type="SelfBalanceHook")]
@@ -9,10 +9,10 @@ Importing this module registers, in MMDetection's ``MODELS``,
 
 - the losses ``ALRPLoss``, ``RankSortLoss``, ``APLoss`` and ``NDCGLoss``, see :mod:`.criteria`;
 - the heads ``RankingRetinaHead``, ``RankingATSSHead``, ``RankingFoveaHead``, ``RankingRPNHead`` and
-  ``RankingShared2FCBBoxHead``: MMDetection's own, but for the loss, which ranks all levels and images together;
+  ``RankingShared2FCBBoxHead``: MMDetection's heads with a loss that ranks all levels and images together;
 
-and ``SelfBalanceHook`` in MMEngine's ``HOOKS``. The mixins make ranking heads of others. MMDetection's own heads and
-losses stay as they are.
+and ``SelfBalanceHook`` in MMEngine's ``HOOKS``. The mixins make ranking heads from other heads. MMDetection's own heads
+and losses do not change.
 """
 
 try:

@@ -17,14 +17,14 @@ __all__ = ["RankingBBoxMixin", "RankingShared2FCBBoxHead"]
 
 
 class RankingBBoxMixin(RankingHeadMixin):
-    """A ranking loss for the regions of all images; to be mixed in front of a subclass of MMDetection's ``BBoxHead``.
+    """A ranking loss for the regions of all images; mix it in before a subclass of MMDetection's ``BBoxHead``.
 
-    The head has one logit for each class and none for the background. Scores are sigmoids, in training and inference:
-    MMDetection's protocol for losses with an activation of their own. Arguments and errors: see
+    The head has one logit for each class and none for the background. Scores are sigmoids in training and inference, by
+    MMDetection's protocol for losses with their own activation. Arguments and errors: see
     :class:`~.heads.RankingHeadMixin`; the head must have both a classification and a regression branch.
     """
 
-    # MMDetection's properties of these names ask the loss, which cannot tell: dense heads do not follow this protocol.
+    # MMDetection's properties of these names ask the loss, which has no such attributes because of the dense heads.
     custom_cls_channels = True
     custom_activation = True
 
@@ -39,7 +39,7 @@ class RankingBBoxMixin(RankingHeadMixin):
     def _get_targets_single(
         self, pos_priors: Tensor, neg_priors: Tensor, pos_gt_bboxes: Tensor, *more: Any, **options: Any
     ) -> Any:
-        # MMDetection's proposals are half precision under autocast, and it would round true boxes to that.
+        # Under autocast MMDetection's proposals are half precision, and it would round true boxes to that.
         dtype = torch.promote_types(pos_priors.dtype, torch.float32)
         arguments = (boxes.to(dtype) for boxes in (pos_priors, neg_priors, pos_gt_bboxes))
         return super()._get_targets_single(*arguments, *more, **options)  # type: ignore[misc]
@@ -55,12 +55,12 @@ class RankingBBoxMixin(RankingHeadMixin):
         bbox_weights: Tensor,
         reduction_override: str | None = None,
     ) -> dict[str, Tensor]:
-        """The scalars ``loss_cls`` and ``loss_bbox`` of all N regions; arguments as ``BBoxHead.loss`` takes them.
+        """The scalars ``loss_cls`` and ``loss_bbox`` of all N regions; arguments as in ``BBoxHead.loss``.
 
         ``cls_score`` are logits ``[N, C]``, ``labels`` class indices ``[N]``, C for background.
 
         Raises:
-            ValueError: ``reduction_override`` with a criterion that takes boxes, which has no other reduction.
+            ValueError: ``reduction_override`` is given with a criterion that takes boxes, which has no other reduction.
         """
         if takes_boxes(self.loss_cls) and reduction_override is not None:
             name = type(self.loss_cls).__name__
@@ -68,7 +68,7 @@ class RankingBBoxMixin(RankingHeadMixin):
         labels = ignore_unweighted(labels, label_weights, self.loss_cls.ignore_index)
         (index,) = find_positives([labels], self.num_classes)[0]
         column = labels.new_zeros(len(index)) if self.reg_class_agnostic else labels[index]
-        # Under autocast both may be half precision, too coarse for coordinates in pixels.
+        # Under autocast both may be half precision, which is too coarse for coordinates in pixels.
         deltas = bbox_pred.unflatten(1, (-1, 4))[index, column].to(bbox_targets.dtype)
         pred_boxes, true = deltas, bbox_targets[index]
         if self.reg_decoded_bbox:

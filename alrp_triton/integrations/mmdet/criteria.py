@@ -1,4 +1,4 @@
-"""The losses as MMDetection builds them: ``loss_cls`` of a head, from the numbers and strings of a configuration file.
+"""The losses for ``loss_cls`` of a head, built by MMDetection from a configuration file.
 
 loss_cls=dict(type="ALRPLoss", tau=0.7, self_balance=dict(init=50.0), loss_weight=0.2)
 """
@@ -24,23 +24,23 @@ __all__ = ["ALRPLoss", "APLoss", "NDCGLoss", "RankSortLoss", "RankingCriterion"]
 
 
 class RankingCriterion(nn.Module):
-    """What a head of this package asks of its ``loss_cls``; to be mixed into a loss, in front of it.
+    """The interface of ``loss_cls`` for the heads of this package; mix it in before a loss.
 
-    A loss of your own becomes one so::
+    For your own loss::
 
         @MODELS.register_module()
         class LogRankLoss(RankingCriterion, RankingLoss):
             def __init__(self, **settings):
                 super().__init__(lambda ranking: (ranking.rank / ranking.rank_positive).log(), **settings)
 
-    With ``takes_boxes = True`` it is called as :class:`alrp_triton.ALRPLoss` and trains the boxes as well. Otherwise it
-    is called as :class:`alrp_triton.APLoss`, and the head's ``loss_bbox`` goes on training the boxes.
+    With ``takes_boxes = True`` it is called like :class:`alrp_triton.ALRPLoss` and also trains the boxes. Otherwise it
+    is called like :class:`alrp_triton.APLoss`, and the head's ``loss_bbox`` trains the boxes.
 
     Args:
-        loss_weight: what the head multiplies the results by, finite and >= 0; self-balancing does not see it.
+        loss_weight: factor of the results, finite and >= 0; it does not affect self-balancing.
         per_image: one ranking for each image instead of one for the batch.
-        use_sigmoid: always True, since ranking losses have no background class; dense heads pass it.
-        settings: what the loss itself takes.
+        use_sigmoid: always True, because ranking losses have no background class; dense heads pass it.
+        settings: arguments of the loss itself.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -64,12 +64,12 @@ class RankingCriterion(nn.Module):
         self.loss_weight, self.per_image = loss_weight, per_image
 
     def get_cls_channels(self, num_classes: int) -> int:
-        """How many scores a second stage has: none for the background."""
+        """The number of scores of a second stage, without one for the background."""
         return num_classes
 
     def get_activation(self, cls_score: Tensor) -> Tensor:
         """Scores of a second stage's logits ``[N, C]``: their sigmoid, and 0 for the background, ``[N, C + 1]``."""
-        # In half precision the best scores could not be told from one another.
+        # In half precision the best scores would be equal.
         scores = cls_score.to(torch.promote_types(cls_score.dtype, torch.float32)).sigmoid()
         return torch.cat([scores, scores.new_zeros(len(scores), 1)], dim=1)
 

@@ -1,7 +1,7 @@
 """Heads with anchors: RetinaNet, ATSS and the proposal head.
 
-MMDetection calls a head's losses level by level. A ranking needs all levels at once, so that these heads override
-``loss_by_feat``, from which on they do it themselves: forward passes, assignment and prediction are MMDetection's.
+MMDetection calls a head's losses level by level. A ranking needs all levels at once, so these heads override
+``loss_by_feat``. Forward passes, assignment and prediction are MMDetection's.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ class AnchorTargets(NamedTuple):
     labels: list[Tensor]
     """Class indices, ``num_classes`` for background; ignored ones marked."""
     positives: list[tuple[Tensor, ...]]
-    """Of each level the indices of its positives."""
+    """For each level the indices of its positives."""
     priors: Tensor
     """Anchors of the positives ``[P, 4]``."""
     boxes: Tensor
-    """Their targets ``[P, 4]``: true boxes if the head's ``reg_decoded_bbox`` is set, else deltas."""
+    """Their targets ``[P, 4]``: true boxes if the head's ``reg_decoded_bbox`` is set, otherwise deltas."""
     weights: Tensor
     """Their weights ``[P, 4]``."""
     avg_factor: float
-    """What MMDetection divides sums over the positives by."""
+    """MMDetection's divisor of sums over the positives."""
 
     def at_positives(self, levels: list[Tensor]) -> Tensor:
-        """Of predictions ``[B, H, W, A, n]`` of each level those of the positives, ``[P, n]``."""
+        """From predictions ``[B, H, W, A, n]`` of each level, those of the positives, ``[P, n]``."""
         return torch.cat([level[index] for level, index in zip(levels, self.positives)])
 
 
 class RankingAnchorMixin(RankingHeadMixin):
-    """A ranking loss for a head with anchors; to be mixed in front of a subclass of MMDetection's ``AnchorHead``.
+    """A ranking loss for a head with anchors; mix it in before a subclass of MMDetection's ``AnchorHead``.
 
     Arguments and errors: see :class:`~.heads.RankingHeadMixin`.
     """
@@ -65,7 +65,7 @@ class RankingAnchorMixin(RankingHeadMixin):
         batch_img_metas: list[dict[str, Any]],
         batch_gt_instances_ignore: list[Any] | None = None,
     ) -> AnchorTargets:
-        """What the head's own assigner and sampler make of the batch."""
+        """The targets of the batch by the head's own assigner and sampler."""
         sizes = [level.shape[-2:] for level in cls_scores]
         anchors, valid = self.get_anchors(sizes, batch_img_metas, device=cls_scores[0].device)  # type: ignore[attr-defined]
         priors = [get_box_tensor(level) for level in anchors[0]]  # those of all images
@@ -93,7 +93,7 @@ class RankingAnchorMixin(RankingHeadMixin):
         self, cls_scores: list[Tensor], bbox_preds: list[Tensor], targets: AnchorTargets
     ) -> dict[str, Tensor]:
         """The loss of these predictions for these targets."""
-        # Under autocast deltas may be half precision, too coarse for coordinates in pixels.
+        # Under autocast deltas may be half precision, which is too coarse for coordinates in pixels.
         deltas = targets.at_positives(split_channels(bbox_preds, 4)).to(targets.priors.dtype)
         pred_boxes = deltas
         if self.reg_decoded_bbox:
@@ -107,7 +107,7 @@ class RankingAnchorMixin(RankingHeadMixin):
         )
 
     def box_loss(self, pred_boxes: Tensor, targets: AnchorTargets) -> Tensor:
-        """The head's own localisation loss, for a criterion on scores alone: of all positives at once."""
+        """The head's own localisation loss of all positives, for a criterion on scores alone."""
         loss: Tensor = self.loss_bbox(pred_boxes, targets.boxes, targets.weights, avg_factor=targets.avg_factor)
         return loss
 
@@ -121,7 +121,7 @@ class RankingRetinaHead(RankingAnchorMixin, RetinaHead):  # type: ignore[misc]
     :class:`~.heads.RankingHeadMixin`.
     """
 
-    # MMDetection tells ATSSAssigner the sizes of the levels in ATSSHead alone: its methods are borrowed.
+    # Only ATSSHead of MMDetection gives ATSSAssigner the sizes of the levels, so these are its methods.
     get_num_level_anchors_inside = ATSSHead.get_num_level_anchors_inside
 
     def get_targets(self, *args: Any, **options: Any) -> Any:
@@ -139,8 +139,8 @@ class RankingRetinaHead(RankingAnchorMixin, RetinaHead):  # type: ignore[misc]
 class RankingRPNHead(RankingAnchorMixin, RPNHead):  # type: ignore[misc]
     """The proposal head of Faster R-CNN with a ranking loss.
 
-    The paper trains it without sampling (``sampler=dict(type="PseudoSampler")``), with tau = 0.7, the IoU from which
-    an anchor is a positive here, and weighs it by 0.2. Arguments: see ``RPNHead`` and
+    The paper trains it without sampling (``sampler=dict(type="PseudoSampler")``), with a weight of 0.2 and tau = 0.7,
+    which is also the IoU from which an anchor is a positive here. Arguments: see ``RPNHead`` and
     :class:`~.heads.RankingHeadMixin`.
     """
 
@@ -156,8 +156,8 @@ class RankingATSSHead(RankingAnchorMixin, ATSSHead):  # type: ignore[misc]
 
     Args:
         loss_centerness: configuration of the loss of the centre-ness. With None, the default, the head has no
-            centre-ness: a ranking loss that takes boxes says by the score alone how well a box fits, and the score is
-            the only thing by which detections are then ranked.
+            centre-ness: with a ranking loss that takes boxes the score itself shows how well a box fits, and detections
+            are ranked only by the score.
         settings: see ``ATSSHead`` and :class:`~.heads.RankingHeadMixin`.
     """
 
@@ -168,7 +168,7 @@ class RankingATSSHead(RankingAnchorMixin, ATSSHead):  # type: ignore[misc]
         super().__init__(*args, loss_centerness=built, **settings)
         if loss_centerness is None:
             self.loss_centerness = None
-            # MMDetection's forward calls it in any case: without parameters, none waits for a gradient.
+            # MMDetection's forward always calls it. Without parameters, no gradient is missing.
             self.atss_centerness = nn.Identity()
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], ...]:
@@ -181,7 +181,7 @@ class RankingATSSHead(RankingAnchorMixin, ATSSHead):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         """The scalars ``loss_cls``, ``loss_bbox`` and, with centre-ness, ``loss_centerness``.
 
-        Arguments as ``AnchorHead.loss_by_feat`` takes them, with what :meth:`forward` gives in front.
+        Arguments as in ``AnchorHead.loss_by_feat``, after the results of :meth:`forward`.
         """
         if self.loss_centerness is None:
             return super().loss_by_feat(cls_scores, bbox_preds, *batch, **options)
@@ -189,7 +189,7 @@ class RankingATSSHead(RankingAnchorMixin, ATSSHead):  # type: ignore[misc]
         targets = self.anchor_targets(cls_scores, *batch, **options)
         losses = self.anchor_losses(cls_scores, bbox_preds, targets)
         logits = targets.at_positives(split_channels(centernesses, 1)).squeeze(1)
-        # Every process takes part in the mean, also one without positives.
+        # Every process contributes to the mean, also without positives.
         avg_factor = reduce_mean(logits.new_tensor(targets.avg_factor, dtype=torch.float32)).item()
         if len(logits):
             centerness = self.centerness_target(targets.priors, targets.boxes)
@@ -199,7 +199,7 @@ class RankingATSSHead(RankingAnchorMixin, ATSSHead):  # type: ignore[misc]
         return losses
 
     def box_loss(self, pred_boxes: Tensor, targets: AnchorTargets) -> Tensor:
-        """ATSS's own: weighted by the centre-ness."""
+        """ATSS's own loss, weighted by the centre-ness."""
         if len(pred_boxes):
             weights = self.centerness_target(targets.priors, targets.boxes)
             loss = self.loss_bbox(pred_boxes, targets.boxes, weight=weights, avg_factor=1.0)

@@ -31,7 +31,7 @@ class RankingFoveaHead(RankingHeadMixin, FoveaHead):  # type: ignore[misc]
         left, top, right and bottom side, in the units of the level's ``base_edge_list``.
         """
         batch, sizes = len(cls_scores[0]), [level.shape[-2:] for level in cls_scores]
-        # In float32, also under autocast: half precision is too coarse for coordinates in pixels.
+        # In float32 also under autocast: half precision is too coarse for coordinates in pixels.
         points = self.prior_generator.grid_priors(sizes, dtype=torch.float32, device=cls_scores[0].device)
         all_labels, all_targets = self.get_targets(batch_gt_instances, sizes, points)  # level after level
         counts = [batch * len(level) for level in points]
@@ -53,6 +53,6 @@ class RankingFoveaHead(RankingHeadMixin, FoveaHead):  # type: ignore[misc]
 
 
 def _boxes(logs: Tensor, centres: Tensor, edges: Tensor) -> Tensor:
-    """Boxes ``[P, 4]`` around points ``[P, 2]``; not clipped to the image, so that one outside of it is pulled back."""
+    """Boxes ``[P, 4]`` around points ``[P, 2]``; not clipped to the image, so that a box outside it gets a gradient."""
     distances = logs.exp() * edges
     return torch.cat([centres - distances[:, :2], centres + distances[:, 2:]], dim=1)

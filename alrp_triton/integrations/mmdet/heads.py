@@ -1,4 +1,4 @@
-"""What the heads share: their losses in the configuration, and the positives of a batch."""
+"""Common parts of the heads: their losses in the configuration, and the positives of a batch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["RankingHeadMixin", "find_positives", "ignore_unweighted", "split_cha
 
 
 class RankingHeadMixin:
-    """A head whose ``loss_cls`` is a ranking loss; to be mixed in front of a head of MMDetection.
+    """A head whose ``loss_cls`` is a ranking loss; mix it in before a head of MMDetection.
 
     Args:
-        loss_cls: configuration of a :class:`~.criteria.RankingCriterion`; ``ALRPLoss`` with its defaults, if None.
-        loss_bbox: None where ``loss_cls`` takes the boxes; else the configuration of MMDetection's loss for them.
+        loss_cls: configuration of a :class:`~.criteria.RankingCriterion`; ``ALRPLoss`` with its defaults if None.
+        loss_bbox: None if ``loss_cls`` takes the boxes, otherwise the configuration of MMDetection's loss for them.
 
     Raises:
-        TypeError: ``loss_cls`` is no dict or names another kind of loss.
+        TypeError: ``loss_cls`` is not a dict, or names another kind of loss.
         ValueError: ``loss_bbox`` is given and would not be used, or is missing.
     """
 
@@ -53,14 +53,14 @@ class RankingHeadMixin:
             raise ValueError(f"loss_bbox: expected a loss, since {name} is one of the scores alone, got None")
         super().__init__(  # type: ignore[call-arg]
             *args,
-            # MMDetection's constructors build both losses, and read use_sigmoid: they are given what is built already.
+            # MMDetection's constructors build both losses and read use_sigmoid, so they get built losses.
             loss_cls={"type": lambda **_: criterion, "use_sigmoid": True},
             loss_bbox={"type": nn.Identity} if loss_bbox is None else loss_bbox,
             **settings,
         )
         if boxes_trained:
             self.loss_bbox = None
-            # MMDetection's get_targets then gives the true boxes themselves.
+            # MMDetection's get_targets then returns the true boxes.
             self.reg_decoded_bbox = True
 
     def ranking_losses(
@@ -74,10 +74,10 @@ class RankingHeadMixin:
         """``loss_cls`` and ``loss_bbox`` of a batch.
 
         Args:
-            logits: ``[..., C]``, or the levels' in a list.
+            logits: ``[..., C]``, or a list of the levels.
             labels: class indices ``[...]``, C for background, ``ignore_index`` ignored.
-            images: which image each row belongs to, ``[...]``.
-            boxes: predicted and true ones of the positives, ``[P, 4]`` each.
+            images: the image of each row, ``[...]``.
+            boxes: predicted and true boxes of the positives, ``[P, 4]`` each.
             own_box_loss: the head's own loss of the boxes, for a criterion on scores alone.
         """
         criterion, weight = self.loss_cls, self.loss_cls.loss_weight
@@ -97,5 +97,5 @@ def ignore_unweighted(labels: Tensor, label_weights: Tensor, ignore_index: int) 
 
 
 def find_positives(labels: list[Tensor], num_classes: int) -> list[tuple[Tensor, ...]]:
-    """Of each level its positives, as indices into all axes of its labels, in row-major order."""
+    """The positives of each level, as indices into all axes of its labels, in row-major order."""
     return [((level >= 0) & (level < num_classes)).nonzero(as_tuple=True) for level in labels]

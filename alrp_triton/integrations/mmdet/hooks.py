@@ -19,11 +19,11 @@ __all__ = ["SelfBalanceHook"]
 class SelfBalanceHook(Hook):  # type: ignore[misc]
     """Ends the period of every :class:`alrp_triton.SelfBalance` in the model after each epoch.
 
-    In training by iterations an epoch is as many of them as it takes to see as many images as the data set has. With
-    several processes, what each of them noted in the period is added up first, so that all go on with one weight.
-    It runs before a checkpoint is written, at its default priority: a resumed run goes on with the same weight.
+    In training by iterations an epoch is the number of iterations that use as many images as the data set has. With
+    several processes, the sums of all processes are added first, so that all continue with one weight. At its default
+    priority it runs before a checkpoint is written, so a resumed run continues with the same weight.
 
-    Those with a ``period`` of their own end it themselves, and are left alone.
+    It does not affect a ``SelfBalance`` with a ``period``, which ends its periods itself.
 
     Args:
         interval: iterations in a period, >= 1; None for an epoch.
@@ -41,7 +41,7 @@ class SelfBalanceHook(Hook):  # type: ignore[misc]
         self._iterations = interval
 
     def before_train(self, runner: Any) -> None:
-        """Says when there is nothing to do, and how long an epoch is in training by iterations."""
+        """Warns if there is nothing to do, and sets the length of an epoch in training by iterations."""
         if not open_balances(runner.model):
             runner.logger.warning(
                 "SelfBalanceHook: the model has no SelfBalance(period=None), so that this hook does nothing"
@@ -55,12 +55,12 @@ class SelfBalanceHook(Hook):  # type: ignore[misc]
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Ends a period of a number of iterations."""
+        """Ends a period that is a number of iterations."""
         if self._iterations is not None and self.every_n_train_iters(runner, self._iterations):
             self._step(runner)
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Ends a period of an epoch."""
+        """Ends a period that is an epoch."""
         if self._iterations is None:
             self._step(runner)
 

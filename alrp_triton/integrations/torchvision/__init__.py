@@ -4,21 +4,21 @@
     losses = model(images, targets)  # {"classification": ..., "bbox_regression": ...}
     sum(losses.values()).backward()
 
-:func:`use_loss` takes any criterion, and :func:`use_alrp` and its like take a new one of their own. A criterion that
-takes boxes replaces both parts of the loss. One on scores alone replaces the classification part: the regression part
-stays the model's own, and Faster R-CNN refuses it. What else each detector does, and what its own options mean, is said
-in its module: :mod:`~.retinanet`, :mod:`~.fcos`, :mod:`~.faster_rcnn`.
+:func:`use_loss` takes any criterion; :func:`use_alrp` and the other functions make a new one. A criterion that takes
+boxes replaces both parts of the loss. A criterion on scores alone replaces the classification part; the regression part
+stays the model's own, and Faster R-CNN refuses it. The modules :mod:`~.retinanet`, :mod:`~.fcos` and
+:mod:`~.faster_rcnn` describe each detector and its options.
 
-In training mode ``model(images, targets)`` goes on returning the scalars that it returned, by the same names; their sum
-is the loss to minimise. Nothing is patched globally: the instance's head (of Faster R-CNN the instance's ``rpn`` and
-``roi_heads``) becomes one of a class derived from its own. The models run eagerly; TorchScript, which has to read a
-model's source, is not supported after the call.
+In training mode ``model(images, targets)`` still returns the same scalars by the same names; their sum is the loss to
+minimise. Nothing is patched globally: the instance's head (``rpn`` and ``roi_heads`` of a Faster R-CNN) gets a class
+that is derived from its own. The models run eagerly. TorchScript is not supported after the call, because it reads a
+model's source.
 
 The criterion becomes the submodule ``model.head.ranking_criterion`` (``model.rpn.ranking_criterion`` and
 ``model.roi_heads.ranking_criterion``): it moves with the model, and its state is part of ``state_dict()``. So load
-pretrained weights before the call, and a checkpoint of a training with the loss after it. A second call, of the same
-function or another, replaces the criterion and all options. Deep copies and pickles of the model keep the loss, each
-with a criterion of its own.
+pretrained weights before the call, and a checkpoint of a training with the loss after it. A second call of any of these
+functions replaces the criterion and all options. Deep copies and pickles of the model keep the loss, each with its own
+criterion.
 """
 
 from __future__ import annotations
@@ -76,28 +76,27 @@ def use_loss(
               ``criterion(logits, labels, num_positives=P)``, P being an int, and returns a scalar.
               ``"bbox_regression"`` remains the model's own, of the anchors that ``assigner`` matches.
 
-            The second stage of Faster R-CNN gives it [N, C] and [N], of the N proposals of all images, and class 0 is
+            The second stage of Faster R-CNN passes [N, C] and [N] for the N proposals of all images, and class 0 is
             torchvision's label 1. After each epoch call ``step_epoch()`` of an ``ALRPLoss``'s ``self_balance``.
-        per_image: one ranking for each image instead of one for the batch: the criterion is also given
-            ``groups=``, the image of each anchor [B, A], a view of B numbers (or of each proposal [N]).
-        assigner: RetinaNet only: what takes the place of its matcher, such as
-            :class:`alrp_triton.assigners.ATSS`; called for each image with the anchors of each level, a list of
-            [A_l, 4], and the image's boxes [G, 4], it returns the object of each anchor [A], -1 for background and -2
-            for ignored. ``None`` for the matcher.
-        centerness: FCOS only: ``"keep"`` (the default) trains the centre-ness branch as before and leaves it in the
-            score, ``"drop"`` does neither and freezes the branch; see :mod:`~.fcos`.
-        rpn_criterion: Faster R-CNN only, which needs it: another ``criterion`` for the proposal network, which has one
-            class, such as ``ALRPLoss(tau=0.7)``.
-        rpn_weight: Faster R-CNN only: what both parts of the proposal network's loss are multiplied by, >= 0;
-            ``None`` means 0.20, as published.
+        per_image: one ranking for each image instead of one for the batch; the criterion also gets ``groups=``, the
+            image of each anchor [B, A], a view of B numbers (or of each proposal [N]).
+        assigner: RetinaNet only: replaces its matcher, for example :class:`alrp_triton.assigners.ATSS`. It is called
+            for each image with the anchors of each level, a list of [A_l, 4], and the image's boxes [G, 4]. It returns
+            the object of each anchor [A], -1 for background and -2 for ignored. ``None`` for the matcher.
+        centerness: FCOS only: ``"keep"`` (the default) trains the centre-ness branch as before and uses it in the
+            score; ``"drop"`` does neither and freezes the branch; see :mod:`~.fcos`.
+        rpn_criterion: required by Faster R-CNN only: another ``criterion`` for the proposal network, which has one
+            class, for example ``ALRPLoss(tau=0.7)``.
+        rpn_weight: Faster R-CNN only: factor of both parts of the proposal network's loss, >= 0; ``None`` means 0.20,
+            as published.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        TypeError: ``model``, or its head, is none of torchvision's, an option does not apply to it, a criterion does
-            not suit it, or an option has the wrong type.
-        ValueError: an option has the wrong value, or both stages are given the same criterion.
+        TypeError: ``model`` or its head is not torchvision's, an option does not apply to it, a criterion does not suit
+            it, or an option has the wrong type.
+        ValueError: an option has the wrong value, or both stages get the same criterion.
     """
     kind = next((kind for kind in _DETECTORS if isinstance(model, kind)), None)
     if kind is None:

@@ -1,4 +1,4 @@
-"""What the detectors share: how a part of an existing model comes to compute another loss."""
+"""Common code of the detectors: give a part of an existing model another loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Targets = list[dict[str, Tensor]]
 
 
 class RankingPart(nn.Module):
-    """Mixed into the class of one instance by :func:`mix_in`: a part of a detector that has a ranking criterion."""
+    """A part of a detector with a ranking criterion; :func:`mix_in` adds it to the class of one instance."""
 
     ranking_criterion: nn.Module
     ranking_per_image: bool
@@ -26,7 +26,7 @@ class RankingPart(nn.Module):
     def ranking_losses(
         self, logits: Tensor, labels: Tensor, num: int, boxes: Callable[[], tuple[Tensor, Tensor]], images: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """As :func:`losses_of`; ``images`` says which image each row of the labels belongs to."""
+        """As :func:`losses_of`; ``images`` gives the image of each row of the labels."""
         groups = images if self.ranking_per_image else None
         return losses_of(self.ranking_criterion, logits, labels, num, boxes, groups)
 
@@ -35,7 +35,7 @@ class RankingPart(nn.Module):
         return getattr(self.ranking_criterion, "ignore_index", -1)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The combined class has no name by which pickle could import it.
+        # pickle cannot import the combined class by name.
         return _empty, type(self).__bases__, self.__dict__
 
 
@@ -45,7 +45,8 @@ class DenseHead(RankingPart):
     decode: Callable[[Tensor, Tensor], Tensor]
     """Boxes [P, 4] of the deltas and anchors [P, 4] of the positives."""
     kept_losses: Callable[..., dict[str, Tensor]]
-    """What remains the model's own loss, by name; its first argument says whether the criterion trains the boxes."""
+    """The losses that remain the model's own, by name; the first argument says whether the criterion trains the
+    boxes."""
 
     def compute_loss(
         self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: list[Tensor]
@@ -54,14 +55,15 @@ class DenseHead(RankingPart):
         logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]  # [B, A, C], [B, A, 4]
         gt_labels, gt_boxes = (torch.cat([target[key] for target in targets]) for key in ("labels", "boxes"))  # of G
         matched = torch.stack(matched_idxs)  # [B, A], an index into the image's own objects or a Matcher code
-        positives = torch.nonzero(matched >= 0, as_tuple=True)  # row-major, the order in which the losses count
+        positives = torch.nonzero(matched >= 0, as_tuple=True)  # row-major, the order that the losses expect
         objects = matched[positives] + first_objects(targets)[positives[0]]  # [P], of all G
 
         labels = torch.where(matched == Matcher.BETWEEN_THRESHOLDS, self.ranking_ignored, logits.shape[-1])
         labels[positives] = gt_labels[objects].to(labels.dtype)
 
         def boxes() -> tuple[Tensor, Tensor]:
-            # Under autocast the deltas are half precision, too coarse for pixel coordinates: decode as the boxes are.
+            # Under autocast the deltas are half precision, which is too coarse for pixels: decode in the dtype of the
+            # boxes.
             at_positives = deltas[positives].to(gt_boxes.dtype), torch.stack(anchors)[positives]
             return self.decode(*at_positives), gt_boxes[objects]
 
@@ -71,7 +73,7 @@ class DenseHead(RankingPart):
 
 
 def first_objects(targets: Targets) -> Tensor:
-    """Where the objects of each image begin among those of all images, [B]."""
+    """The index of the first object of each image among those of all images, [B]."""
     counts = torch.tensor([len(target["boxes"]) for target in targets], device=targets[0]["boxes"].device)
     return counts.cumsum(0) - counts
 
@@ -83,11 +85,11 @@ def check_part(model: nn.Module, name: str, kind: type) -> None:
 
 
 def mix_in(part: nn.Module, mixin: type[RankingPart], criterion: nn.Module, per_image: bool, **settings: Any) -> None:
-    """Give ``part`` the methods of ``mixin``, and in place of any before a criterion and settings, ``ranking_...``."""
+    """Give ``part`` the methods of ``mixin``, and replace its criterion and settings, ``ranking_...``."""
     if not isinstance(part, mixin):
-        # torchvision offers no hook here: the instance changes its class, which also holds in copies and replicas.
+        # torchvision has no hook here, so the instance changes its class. This also works for copies and replicas.
         part.__class__ = _combined(mixin, type(part))  # type: ignore[arg-type]
-    # A new criterion is on the CPU; the model may already live elsewhere.
+    # A new criterion is on the CPU; the model may be on another device.
     settings |= {"criterion": criterion.to(next(part.parameters()).device), "per_image": per_image}
     for name, value in settings.items():
         setattr(part, f"ranking_{name}", value)
@@ -95,7 +97,7 @@ def mix_in(part: nn.Module, mixin: type[RankingPart], criterion: nn.Module, per_
 
 @cache
 def _combined(mixin: type, base: type) -> type:
-    """``base`` with what ``mixin`` adds; the same class for the same two, as a class statement gives."""
+    """``base`` with ``mixin``; the same class for the same arguments."""
     return type(f"Ranking{base.__name__}", (mixin, base), {"__module__": __name__})
 
 

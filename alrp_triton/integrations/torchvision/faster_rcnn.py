@@ -1,14 +1,14 @@
 """Faster R-CNN: both stages by ranking, as published with aLRP Loss.
 
-In training, both stages change alike. Nothing is sampled: all anchors and all proposals that the matcher does not
-ignore take part. Scores are ranked instead of going through a sigmoid or softmax. Boxes are trained decoded, by the
-criterion's errors (GIoU by default), instead of by their deltas. As published, the proposal network takes tau = 0.7,
-the IoU from which its matcher calls an anchor a positive, and its loss a weight of 0.20. The second stage sees the
-proposals as they come: the boxes of the objects are not added to them.
+In training, both stages change in the same way. There is no sampling: all anchors and proposals are used that the
+matcher does not ignore. Scores are ranked, without sigmoid or softmax. The criterion's errors (GIoU by default) train
+decoded boxes, not deltas. As published, the proposal network has tau = 0.7, the IoU from which its matcher makes an
+anchor a positive, and its loss has a weight of 0.20. The boxes of the objects are not added to the proposals of the
+second stage.
 
-In training and inference, scores of the second stage are sigmoids of their own for each class instead of a softmax.
-Both leave out the predictor's column 0, torchvision's background; it stays so that pretrained weights fit. Everything
-else, anchors, matchers, numbers of proposals, box coders and thresholds, remains the model's.
+In training and inference, the second stage has a sigmoid for each class instead of a softmax. Both ignore the
+predictor's column 0, torchvision's background; it stays so that pretrained weights fit. Anchors, matchers, numbers of
+proposals, box coders and thresholds are those of the model.
 
 Source: K. Oksuz et al., NeurIPS 2020 (aLRP Loss), and the configuration of the authors' Faster R-CNN.
 """
@@ -53,15 +53,15 @@ def use_criterion(
 
 
 class RankingRPN(RankingPart):
-    """What is added to the class of a model's ``RegionProposalNetwork``."""
+    """Mixin for the class of a model's ``RegionProposalNetwork``."""
 
     box_coder: Any  # typed so, since torchvision has no type hints of its own
     ranking_weight: float
 
     def assign_targets_to_anchors(self, anchors: list[Tensor], targets: Targets) -> tuple[Any, list[Tensor]]:
-        """As in ``RegionProposalNetwork``, with more than the labels for :meth:`compute_loss`."""
+        """As in ``RegionProposalNetwork``, with more data than the labels for :meth:`compute_loss`."""
         labels, matched = super().assign_targets_to_anchors(anchors, targets)  # type: ignore[misc]
-        # torchvision gives compute_loss neither anchors nor true boxes: they reach it with the labels.
+        # torchvision does not pass anchors and true boxes to compute_loss, so they are passed with the labels.
         return (labels, anchors, matched), matched
 
     def compute_loss(self, objectness: Tensor, deltas: Tensor, assignment: Any, _: Any) -> tuple[Tensor, Any]:
@@ -80,7 +80,7 @@ class RankingRPN(RankingPart):
 
 
 class RankingRoIHeads(RankingPart):
-    """What is added to the class of a model's ``RoIHeads``."""
+    """Mixin for the class of a model's ``RoIHeads``."""
 
     # Typed so, since torchvision has no type hints of its own.
     box_coder: Any
@@ -93,7 +93,7 @@ class RankingRoIHeads(RankingPart):
     detections_per_img: int
 
     def add_gt_proposals(self, proposals: list[Tensor], gt_boxes: list[Tensor]) -> list[Tensor]:
-        """The proposals as they are."""
+        """Return the proposals without additions."""
         return list(proposals)
 
     def subsample(self, labels: list[Tensor]) -> list[Tensor]:
@@ -104,7 +104,7 @@ class RankingRoIHeads(RankingPart):
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """As in ``RoIHeads``."""
-        # torchvision's matcher refuses images with objects and no proposals: here there is nothing to match.
+        # torchvision's matcher refuses images with objects but no proposals; here there is nothing to match.
         boxes = [b if len(p) else b[:0] for p, b in zip(proposals, gt_boxes)]
         matched, labels = super().assign_targets_to_proposals(proposals, boxes, gt_labels)  # type: ignore[misc]
         return matched, labels
@@ -117,7 +117,7 @@ class RankingRoIHeads(RankingPart):
         targets: Targets | None = None,
     ) -> Any:
         """As in ``RoIHeads``: detections, or in training the parts of the loss."""
-        # torchvision offers no hook here: its forward calls a function for the loss.
+        # torchvision has no hook here: its forward calls a function for the loss.
         if not self.training or targets is None:
             return super().forward(features, proposals, image_shapes, targets)
         proposals, matched, label_list, _ = self.select_training_samples(proposals, targets)
@@ -129,7 +129,8 @@ class RankingRoIHeads(RankingPart):
         logits = class_logits[:, 1:]
 
         def boxes() -> tuple[Tensor, Tensor]:
-            # Targets as they were given: torchvision converts them to the dtype of proposals, maybe half precision.
+            # Use the original targets: torchvision converts them to the dtype of proposals, which may be half
+            # precision.
             gt_boxes = torch.cat([target["boxes"] for target in targets])
             objects = torch.cat(matched)[positives] + first_objects(targets)[images[positives]]
             own = deltas.view(*class_logits.shape, 4)[positives, labels[positives]]  # those of the object's class
@@ -150,7 +151,7 @@ class RankingRoIHeads(RankingPart):
         """Boxes, scores and labels of each image; arguments and thresholds as in ``RoIHeads``."""
         sizes = [len(boxes) for boxes in proposals]
         all_boxes = self.box_coder.decode(box_regression, proposals)[:, 1:]  # [N, C, 4]
-        # Not in half precision, in which the best scores would be equal.
+        # Not in half precision: the best scores would be equal.
         all_scores = class_logits[:, 1:].to(torch.promote_types(class_logits.dtype, torch.float32)).sigmoid()
         kept: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for boxes, scores, shape in zip(all_boxes.split(sizes), all_scores.split(sizes), image_shapes):

@@ -1,13 +1,13 @@
 """FCOS: both parts of the loss, or the classification alone; the centre-ness branch is kept or dropped.
 
-The points of all levels and images are ranked together. FCOS itself says which of them are positives: those near the
-centre of an object of the level's size. The others are background; none is ignored.
+The points of all levels and images are ranked together. FCOS itself chooses the positives: the points near the centre
+of an object of the level's size. The others are background; no point is ignored.
 
-Centre-ness was made to press down the scores of badly placed boxes. aLRP and Rank & Sort Loss teach this to the scores
-themselves. ``"keep"`` trains the branch by its own binary cross-entropy and leaves it in the score of a detection, the
-square root of its product with the class probability. ``"drop"`` takes it out of both: the branch has no loss and its
-parameters are frozen, and at inference the centre-ness is 1, so that the score is the square root of the class
-probability. Detections are then ranked by the class scores alone. ``model.score_thresh`` applies to that root.
+Centre-ness reduces the scores of badly placed boxes. aLRP and Rank & Sort Loss train the scores to do this themselves.
+``"keep"`` trains the branch by its own binary cross-entropy; the score of a detection is the square root of centre-ness
+times class probability. ``"drop"`` removes the loss of the branch and freezes its parameters. At inference the
+centre-ness is then 1, so the score is the square root of the class probability, and detections are ranked only by the
+class scores. ``model.score_thresh`` applies to this root.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def use_criterion(model: FCOS, criterion: nn.Module, per_image: bool, centerness
     branch = dict(model.head.regression_head.bbox_ctrness.named_parameters())
     for name in getattr(model.head, "ranking_frozen", ()):  # by an earlier call
         branch[name].requires_grad_()
-    # DistributedDataParallel waits for the gradient of every parameter that is not frozen.
+    # DistributedDataParallel waits for the gradient of each parameter that is not frozen.
     frozen = [name for name, value in branch.items() if value.requires_grad and centerness == "drop"]
     for name in frozen:
         branch[name].requires_grad_(False)
@@ -43,14 +43,14 @@ def use_criterion(model: FCOS, criterion: nn.Module, per_image: bool, centerness
 
 
 class RankingFCOSHead(DenseHead):
-    """What is added to the class of a model's ``FCOSHead``."""
+    """Mixin for the class of a model's ``FCOSHead``."""
 
     box_coder: Any  # typed so, since torchvision has no type hints of its own
     ranking_centerness: str
     ranking_frozen: tuple[str, ...]
 
     def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
-        """As in ``FCOSHead``; at inference a dropped centre-ness is 1, the sigmoid of infinity."""
+        """As in ``FCOSHead``; a dropped centre-ness is 1 at inference, the sigmoid of infinity."""
         outputs: dict[str, Tensor] = super().forward(x)
         if self.ranking_centerness == "drop" and not self.training:
             outputs = {**outputs, "bbox_ctrness": torch.full_like(outputs["bbox_ctrness"], torch.inf)}
@@ -68,7 +68,7 @@ class RankingFCOSHead(DenseHead):
             kept.append("bbox_ctrness")
         if not kept:
             return {}
-        # torchvision's FCOS computes its three parts at once: its focal loss, not asked for, is given a single class.
+        # torchvision's FCOS computes its three parts at once. Its focal loss is not needed and gets only one class.
         outputs = {**head_outputs, "cls_logits": head_outputs["cls_logits"][..., :1].detach()}
         single = [{**target, "labels": torch.zeros_like(target["labels"], dtype=torch.int64)} for target in targets]
         own = super(DenseHead, self).compute_loss(single, outputs, *assignment)  # type: ignore[misc]

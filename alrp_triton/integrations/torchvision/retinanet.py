@@ -18,8 +18,8 @@ from ._parts import DenseHead, Targets, check_part, mix_in
 __all__ = ["Assigner", "use_criterion"]
 
 Assigner = Callable[[list[Tensor], Tensor], Tensor]
-"""Of the anchors of each level [A_l, 4] and an image's boxes [G, 4]: the object of each anchor [A], -1 for background
-and -2 for ignored; such as :class:`alrp_triton.assigners.ATSS`."""
+"""Takes the anchors of each level [A_l, 4] and an image's boxes [G, 4]; returns the object of each anchor [A], -1 for
+background and -2 for ignored. An example is :class:`alrp_triton.assigners.ATSS`."""
 
 _SIZES = "num_anchors_per_level"
 
@@ -33,7 +33,7 @@ def use_criterion(model: RetinaNet, criterion: nn.Module, per_image: bool, assig
 
 
 class RankingRetinaNetHead(DenseHead):
-    """What is added to the class of a model's ``RetinaNetHead``."""
+    """Mixin for the class of a model's ``RetinaNetHead``."""
 
     regression_head: Any  # typed so, since torchvision has no type hints of its own
     ranking_assigner: Assigner | None
@@ -42,7 +42,7 @@ class RankingRetinaNetHead(DenseHead):
         """As in ``RetinaNetHead``."""
         outputs: dict[str, Any] = super().forward(x)
         if self.training and self.ranking_assigner is not None:
-            # torchvision gives compute_loss all levels in a row: their sizes reach it with the outputs.
+            # torchvision concatenates all levels for compute_loss, so their sizes are passed with the outputs.
             places = [features.shape[-2] * features.shape[-1] for features in x]
             at_each = outputs["cls_logits"].shape[1] // sum(places)
             outputs = {**outputs, _SIZES: [at_each * number for number in places]}

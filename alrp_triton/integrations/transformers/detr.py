@@ -4,14 +4,14 @@
     outputs = model(pixel_values=pixel_values, labels=labels)
     outputs.loss.backward()
 
-Supported are the models with a sigmoid for each class: Conditional DETR, Deformable DETR, DAB-DETR, RT-DETR, RT-DETRv2
-and D-FINE (``...ForObjectDetection``, and classes derived from these). The model's own Hungarian matcher goes on
-assigning queries to objects; what changes is the loss that the assignment is given to, :class:`DetrRankingLoss`.
+It supports the models with a sigmoid for each class: Conditional DETR, Deformable DETR, DAB-DETR, RT-DETR, RT-DETRv2
+and D-FINE (``...ForObjectDetection``, and classes derived from these). The model's own Hungarian matcher still assigns
+queries to objects. Only the loss changes, to :class:`DetrRankingLoss`.
 
-It becomes ``model.loss_function``, where the framework looks for a loss, as a part of the model: it moves with it, its
-state is in ``state_dict()`` and so in the checkpoints of ``Trainer``. Call ``use_...`` before a checkpoint with that
-state is loaded; ``from_pretrained`` makes a new model, which has its framework's loss again and reports the state as
-unexpected. Inference does not change. A second call, of the same function or another, replaces the loss.
+The loss becomes ``model.loss_function``, which the framework calls. It is a part of the model: it moves with the model,
+and its state is in ``state_dict()`` and in the checkpoints of ``Trainer``. Call ``use_...`` before you load a
+checkpoint with that state. ``from_pretrained`` makes a new model with its framework's loss and reports the state as
+unexpected. Inference does not change. A second call of any of these functions replaces the loss.
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 def use_loss(model: Model, criterion: nn.Module, *, l1_weight: float | None = None, per_image: bool = False) -> Model:
     """Make a DETR train with a ranking loss.
 
-    It takes the place of the focal (or varifocal) loss and, if it takes boxes, of the GIoU loss, with their weights.
-    The L1 loss of the boxes stays: a query has no anchor to start from, and a GIoU of boxes far apart says little about
-    where to go.
+    It replaces the focal (or varifocal) loss and, if it takes boxes, the GIoU loss, with their weights. The L1 loss of
+    the boxes stays: a query has no anchor to start from, and the GIoU of distant boxes has little information.
 
     Args:
-        model: a model that the module's description names; changed in place. Wrap it for distributed training, or
-            give it to ``Trainer``, after this call.
+        model: one of the models above; changed in place. Wrap it for distributed training, or give it to ``Trainer``,
+            after this call.
         criterion: a module of one of two kinds, with ``logits`` [B, Q, C] and integer ``labels`` [B, Q] (0..C-1 for
-            matched queries, C background). Each supervised layer but the last has a copy of it, see
+            matched queries, C background). Each supervised layer except the last has a copy of it, see
             :class:`DetrRankingLoss`.
 
             - With ``criterion.takes_boxes = True``, as ``ALRPLoss`` and ``RankSortLoss``, it is called as
@@ -55,9 +54,9 @@ def use_loss(model: Model, criterion: nn.Module, *, l1_weight: float | None = No
 
             The self-balancing period of an ``ALRPLoss`` ends with each call of ``model.loss_function.step_epoch()``
             (see :class:`SelfBalanceCallback`).
-        l1_weight: weight of the L1 loss, >= 0; ``None`` for that of the model's config (5 in most).
-        per_image: one ranking for each image instead of one for the batch: the criterion is also given ``groups=``,
-            the image of each query [B, Q].
+        l1_weight: weight of the L1 loss, >= 0; ``None`` for that of the model's config (5 in most models).
+        per_image: one ranking for each image instead of one for the batch; the criterion also gets ``groups=``, the
+            image of each query [B, Q].
 
     Returns:
         ``model`` itself.
@@ -77,8 +76,8 @@ def use_loss(model: Model, criterion: nn.Module, *, l1_weight: float | None = No
     supervised = int(model.config.decoder_layers) + family.has_proposals
     criteria = [criterion, *(copy.deepcopy(criterion) for _ in range(supervised - 1))]
     loss = DetrRankingLoss(family, criteria, l1_weight=l1_weight, per_image=per_image)
-    # transformers' setter of model.loss_function does this; torch.nn.Module, which takes modules first, bypasses it.
-    # A new criterion is on the CPU; the model may already live elsewhere.
+    # transformers' setter of model.loss_function does this, but torch.nn.Module bypasses it for modules.
+    # A new criterion is on the CPU; the model may be on another device.
     model._loss_function = loss.train(model.training).to(next(model.parameters()).device)
     return model
 

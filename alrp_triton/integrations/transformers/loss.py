@@ -1,4 +1,4 @@
-"""A ranking loss in the place of a DETR's own: what ``model.loss_function`` becomes."""
+"""The ranking loss that replaces ``model.loss_function`` of a DETR."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["DetrRankingLoss"]
 class DetrRankingLoss(nn.Module):
     """The loss of a DETR, with the framework's matching and signature and a ranking loss for its terms.
 
-    Of each supervised output, all queries and classes of the batch are one ranking. Its positives are the queries that
-    the model's Hungarian matcher assigns to an object, each at the object's class; every other logit is a negative.
+    In each supervised output, all queries and classes of the batch are one ranking. The positives are the queries that
+    the model's Hungarian matcher assigns to an object, each at the object's class. All other logits are negatives.
 
-    Each decoder layer, and the encoder's proposals where there are such, have a criterion of their own: a layer that
-    sees poorer boxes needs another weight between classification and localisation, and self-balancing measures
-    iterations of one layer. ``criteria[0]`` is the last layer's, the others follow in the order of the layers, with the
-    proposals at the end. They are used where ``config.auxiliary_loss`` is on.
+    Each decoder layer, and the encoder's proposals if there are any, have their own criterion. A layer with poorer
+    boxes needs another weight between classification and localisation, and self-balancing measures iterations of one
+    layer. ``criteria[0]`` belongs to the last layer; the others follow in the order of the layers, with the proposals
+    at the end. They are used if ``config.auxiliary_loss`` is on.
 
-    Denoising queries (RT-DETR and what derives from it) keep the model's own loss: they are made from the objects
-    themselves, in known groups, and have no part in inference; ranked with the others, they would take the top.
+    Denoising queries (RT-DETR and its successors) keep the model's own loss. They are made from the objects themselves,
+    in known groups, and inference has none. In a common ranking they would be at the top.
 
-    Made by :func:`use_loss`, to which the arguments belong.
+    :func:`use_loss` makes it and describes the arguments.
     """
 
     criteria: nn.ModuleList
@@ -57,19 +57,19 @@ class DetrRankingLoss(nn.Module):
             logits: [B, Q, C] of the last layer.
             labels: for each image ``"class_labels"`` [G] and ``"boxes"`` [G, 4], as (centre x, centre y, width,
                 height) in units of the image.
-            device: where the criterion works; the framework's argument.
+            device: device of the criterion; the framework's argument.
             pred_boxes: [B, Q, 4] of the last layer, as the boxes of ``labels``.
             config: the model's.
             layers: logits and boxes of all layers, for auxiliary losses.
-            others: what the model's own loss takes besides.
+            others: further arguments of the model's own loss.
 
         Returns:
-            The loss; its terms as they enter it, by name: ``loss_cls`` and ``loss_loc`` of the criterion, ``loss_bbox``
-            (L1), ``loss_giou`` where the criterion takes no boxes, and what else the model's own loss has, with the
+            The loss; its weighted terms by name: ``loss_cls`` and ``loss_loc`` of the criterion, ``loss_bbox`` (L1),
+            ``loss_giou`` if the criterion takes no boxes, and the other terms of the model's own loss, with the
             framework's suffixes for auxiliary layers and denoising; and the outputs of the auxiliary layers, or None.
 
         Raises:
-            ValueError: more layers than criteria, because the config was changed.
+            ValueError: there are more layers than criteria, because the config was changed.
         """
         outputs = self.family.outputs(logits, pred_boxes, config, *layers, **others)
         auxiliary = outputs.get("auxiliary_outputs")
@@ -77,14 +77,14 @@ class DetrRankingLoss(nn.Module):
         if len(ranked) > len(self.criteria):
             raise ValueError(f"config: expected at most {len(self.criteria)} supervised outputs, got {len(ranked)}")
         own = self.family.criterion(config)
-        # transformers offers no hook here: its criterion, made anew for each batch, changes its class.
+        # transformers has no hook here, so the criterion of each batch changes its class.
         own.__class__ = _with_ranking(own.__class__)
         own.start(self, ranked)
         losses = own.to(device)(outputs, labels)
         return sum(losses.values()), losses, auxiliary
 
     def step_epoch(self) -> None:
-        """End the self-balancing period of each criterion that has such and does not end it itself."""
+        """End the self-balancing period of each criterion that has one and does not end it itself."""
         for balance in open_balances(self):
             balance.step_epoch()
 
@@ -94,19 +94,20 @@ class DetrRankingLoss(nn.Module):
 
 
 class _RankingTerms:
-    """Mixed into a criterion of the framework, which matches and adds up as ever, but asks this for the terms."""
+    """Mixed into a criterion of the framework, which matches and adds up as before but gets the terms from this
+    class."""
 
     weight_dict: dict[str, float]
-    _get_source_permutation_idx: Any  # transformers has no public name for the matched queries in row-major order
+    _get_source_permutation_idx: Any  # transformers has no public function for the matched queries in row-major order
 
     def start(self, loss: DetrRankingLoss, ranked: list[dict[str, Any]]) -> None:
-        """Prepare one batch: ``ranked`` are the outputs that have criteria; any others are denoising queries."""
-        # By identity, as the framework hands these very objects to get_loss.
+        """Prepare one batch: ``ranked`` are the outputs with criteria; the others are denoising queries."""
+        # By identity, because the framework passes the same objects to get_loss.
         self.criterion_of = {id(outputs): criterion for outputs, criterion in zip(ranked, loss.criteria)}
         self.per_image = loss.per_image
         self.own_weights = self.weight_dict
         self.weights = self.weight_dict if loss.l1_weight is None else {**self.weight_dict, "loss_bbox": loss.l1_weight}
-        # Terms are weighted here; some of the framework's criteria would do it again, and drop those without a weight.
+        # Terms are weighted here. Some criteria of the framework would do it again, and drop terms without a weight.
         self.weight_dict = dict.fromkeys([*self.own_weights, "loss_cls", "loss_loc"], 1.0)
 
     def get_loss(
@@ -118,7 +119,7 @@ class _RankingTerms:
         *more: Any,
         **options: Any,
     ) -> dict[str, Tensor]:
-        """The terms that the framework calls ``loss``, of one output, weighted; arguments are the framework's."""
+        """The weighted terms of one output for ``loss`` of the framework; the arguments are the framework's."""
         criterion = self.criterion_of.get(id(outputs))
         if criterion is not None and loss in ("labels", "vfl"):
             return self._ranking(criterion, outputs, targets, indices)
@@ -136,7 +137,7 @@ class _RankingTerms:
         indices: list[tuple[Tensor, Tensor]],
     ) -> dict[str, Tensor]:
         logits = outputs["logits"]
-        # Row-major, the order in which the losses count: image by image, and SciPy's assignment is sorted by query.
+        # In row-major order, as the losses require: image by image, and SciPy's assignment is sorted by query.
         matched = self._get_source_permutation_idx(indices)
         labels = torch.full(logits.shape[:2], logits.shape[-1], device=logits.device)
         labels[matched] = torch.cat([target["class_labels"][of] for target, (_, of) in zip(targets, indices)])

@@ -1,9 +1,9 @@
-"""What the models of the DETR family hand to their loss, in the form in which the framework's criteria take it.
+"""The outputs of the models of the DETR family, in the form that the framework's criteria take.
 
-A criterion of the framework is called as ``criterion(outputs, labels)``. ``outputs`` has the last decoder layer's
-``"logits"`` [B, Q, C] and ``"pred_boxes"`` [B, Q, 4] (centre, width and height, in units of the image); with
-``config.auxiliary_loss`` also ``"auxiliary_outputs"``, such a dictionary for each layer before it and, where the model
-has them, for the encoder's proposals; and ``"dn_auxiliary_outputs"`` for the denoising queries of each layer.
+The framework calls ``criterion(outputs, labels)``. ``outputs`` has ``"logits"`` [B, Q, C] and ``"pred_boxes"`` [B, Q,
+4] (centre, width and height, in units of the image) of the last decoder layer. With ``config.auxiliary_loss`` it also
+has ``"auxiliary_outputs"``, such a dictionary for each earlier layer and for the encoder's proposals, if the model has
+them, and ``"dn_auxiliary_outputs"`` for the denoising queries of each layer.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ class Family(NamedTuple):
     """Models that share a loss of the framework."""
 
     criterion: Callable[[Any], Any]
-    """Makes the framework's criterion for a config, with the weights of its terms as ``weight_dict``."""
+    """Makes the framework's criterion for a config; its ``weight_dict`` has the weights of the terms."""
     outputs: Callable[..., Outputs]
-    """``outputs(logits, pred_boxes, config, outputs_class, outputs_coord, **others)``, what the criterion is given."""
+    """``outputs(logits, pred_boxes, config, outputs_class, outputs_coord, **others)`` makes the criterion's
+    argument."""
     has_proposals: bool
-    """Whether the encoder's proposals are supervised, too."""
+    """Whether the encoder's proposals are also supervised."""
 
 
 def _deformable_criterion(config: Any) -> Any:
@@ -44,14 +45,14 @@ def _deformable_criterion(config: Any) -> Any:
 
 
 def _criterion(module: str, name: str, config: Any) -> Any:
-    """Imported when it is needed: older versions of the framework have not all of them."""
+    """Imported when needed, because older versions of the framework do not have all of them."""
     return getattr(import_module(f"transformers.loss.{module}"), name)(config)
 
 
 def _deformable_outputs(
     logits: Tensor, pred_boxes: Tensor, config: Any, outputs_class: Any = None, outputs_coord: Any = None, **others: Any
 ) -> Outputs:
-    """Layers come first in ``outputs_class`` [L, B, Q, C] and ``outputs_coord`` [L, B, Q, 4]."""
+    """Layers are the first axis of ``outputs_class`` [L, B, Q, C] and ``outputs_coord`` [L, B, Q, 4]."""
     outputs: Outputs = {"logits": logits, "pred_boxes": _precise(pred_boxes)}
     if config.auxiliary_loss:
         outputs["auxiliary_outputs"] = _layers({"logits": outputs_class, "pred_boxes": outputs_coord}, dim=0)[:-1]
@@ -72,10 +73,10 @@ def _rt_detr_outputs(
     clip: bool = False,
     **further: Any,
 ) -> Outputs:
-    """Layers come second in ``outputs_class`` [B, L, N + Q, C] and ``outputs_coord`` [B, L, N + Q, 4].
+    """Layers are the second axis of ``outputs_class`` [B, L, N + Q, C] and ``outputs_coord`` [B, L, N + Q, 4].
 
-    In training N denoising queries precede the Q others, everywhere but in the encoder's proposals. D-FINE also has the
-    distributions that its boxes come from, and what they are relative to; it clips boxes to the image.
+    In training N denoising queries precede the Q others, except in the encoder's proposals. D-FINE also has the
+    distributions of its boxes and their reference points; it clips boxes to the image.
     """
     if clip:
         boxes = (outputs_coord, enc_topk_bboxes)
@@ -103,14 +104,14 @@ def _layers(stacked: dict[str, Any], dim: int) -> list[dict[str, Tensor]]:
     unbound = {name: value.unbind(dim) for name, value in stacked.items()}
     unbound["pred_boxes"] = [_precise(boxes) for boxes in unbound["pred_boxes"]]
     layers = [dict(zip(unbound, values)) for values in zip(*unbound.values())]
-    if "pred_corners" in stacked:  # layers of D-FINE learn from the last of them
+    if "pred_corners" in stacked:  # layers of D-FINE learn from the last layer
         teacher = {"teacher_corners": layers[-1]["pred_corners"], "teacher_logits": layers[-1]["logits"]}
         layers = [{**layer, **teacher} for layer in layers]
     return layers
 
 
 def _precise(boxes: Any) -> Tensor:
-    """In float32 at least: half precision leaves a box some hundred places in an image."""
+    """At least float32: in half precision a box has only some hundred positions in an image."""
     precise: Tensor = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     return precise
 
@@ -129,4 +130,4 @@ FAMILIES = {
     "RTDetrV2ForObjectDetection": _RT_DETR,
     "DFineForObjectDetection": _D_FINE,
 }
-"""By the names of the model classes, so that none need be imported, nor exist in an older version."""
+"""By the names of the model classes, so that none must be imported, or exist in an older version."""

@@ -1,4 +1,4 @@
-"""For the framework's ``Trainer``: what aLRP Loss wants done after each epoch."""
+"""A callback of ``Trainer`` that ends the period of aLRP Loss after each epoch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class SelfBalanceCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
         Trainer(model=model, ..., callbacks=[SelfBalanceCallback()])
 
-    It has no state: the weights are in the model, and so in the trainer's checkpoints. A criterion with a fixed
-    ``SelfBalance(period=...)`` ends its periods itself and is left alone.
+    It has no state: the weights are in the model and in the trainer's checkpoints. It does not affect a criterion with
+    ``SelfBalance(period=...)``, which ends its periods itself.
     """
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
