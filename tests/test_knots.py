@@ -164,6 +164,13 @@ def test_false_positives(idle_offset, pos_logits, delta):
     torch.testing.assert_close(knots.false_positives(table, counts, offsets), expected, rtol=0, atol=atol)
 
 
+def test_what_is_rounding_alone_is_no_false_positive():
+    """A negative where a ramp begins, as rounded: a loss would divide by what is left of its height."""
+    table = knots.make_knots(torch.ones(1, dtype=torch.float64), 0.1)
+    counts, offsets = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    assert knots.false_positives(table, counts, offsets).tolist() == [0.0]
+
+
 def test_order_is_a_stable_ascending_sort(pos_logits):
     table = knots.make_knots(pos_logits, 1.0)
     scores = pos_logits.tolist()

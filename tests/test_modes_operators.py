@@ -68,8 +68,10 @@ def run_everything(backend):
         differentiate(ranking_loss, weighted_error, **pairs)
     corners = torch.rand(6, 2)
     boxes = torch.cat([corners, corners + 1], 1)
-    output = RankSortLoss(backend=backend)(case.logits.clone().requires_grad_(), case.labels, boxes, boxes)
-    (output.cls + output.loc).backward()
+    for dtype in (torch.float32, torch.bfloat16):
+        x = case.logits.to(dtype, copy=True).requires_grad_()
+        output = RankSortLoss(backend=backend)(x, case.labels, boxes, boxes)
+        (output.cls + output.loc).backward()
 
 
 def recorded(backends):

@@ -106,6 +106,15 @@ def test_sizes_about_a_block(size: int, regime: str) -> None:
 
 
 @needs_numba
+@pytest.mark.parametrize("delta", [1.0, 0.0])
+def test_a_score_at_the_next_threshold_among_others_of_one_bucket(delta: float) -> None:
+    """All of a block but one, after a first block that has told the bucket."""
+    x = torch.full((2500,), 0.5)
+    x[[0, 1, -1]] = torch.tensor([0.0, 1.0, 1.0])
+    assert_same_passes(Levels([x], [(torch.arange(2500) < 2).long()]), delta)
+
+
+@needs_numba
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scores", [[0.0, 1e-7, 2e-7, 1e6], [-INF, -1.0, 0.0, 1.0, INF], [0.5 * k for k in range(64)]])
 def test_many_thresholds_at_one_place(scores: list[float], dtype: torch.dtype) -> None:

@@ -30,14 +30,14 @@ PASSES = "tests/kernels/test_passes.py"
 FAULTS = {
     "mask of pass 1": Fault(
         "kernels/count.py",
-        "there = begin + lane < level.num_logits",
-        "there = begin + lane <= level.num_logits",
+        "there = within(begin, lane, level.num_logits, BLOCK)",
+        "there = within(begin, lane, level.num_logits + 1, BLOCK)",
         "count_kernel: out of bounds",
     ),
     "mask of pass 2": Fault(
         "kernels/write.py",
-        "there = begin + lane < level.num_logits",
-        "there = begin + lane <= level.num_logits",
+        "there = within(begin, lane, level.num_logits, BLOCK)",
+        "there = within(begin, lane, level.num_logits + 1, BLOCK)",
         "write_kernel: out of bounds",
     ),
     "mask of what is found": Fault(

@@ -159,6 +159,16 @@ def test_all_ways_give_one_loss(
         assert_agree(found, expected, 1e-6 if dtype == torch.float32 else 1e-10)
 
 
+def test_formulas_at_their_edges() -> None:
+    """NDCG's where a logarithm would lose the digits of a small N_FP, Rank & Sort's where H(0) is 1."""
+    case = random_case(60, 8)
+    few = torch.tensor([0.0, 5.0, -1 + 1e-8], dtype=torch.float64), torch.tensor([1, 1, 0]), torch.ones(2)
+    step = case.logits, case.labels, RANK_SORT.values(case)
+    for member, given, delta, allowed in ((NDCG, few, 1.0, 1e-12), (RANK_SORT, step, 0.0, 1e-6)):
+        found, expected = (evaluate(member, *given, backend, delta=delta) for backend in ("triton", "torch"))
+        assert_agree(found, expected, allowed)
+
+
 @pytest.mark.parametrize("member", [ALRP, RANK_SORT], ids=repr)
 def test_upstream_gradients_and_components_do_not_mix(member: Member) -> None:
     case = random_case(150, 20)

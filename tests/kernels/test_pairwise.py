@@ -6,10 +6,12 @@ import pytest
 import torch
 from alrp_triton.kernels.pairwise import make_blocks
 from dialect import INF, NAN
-from drawn import DELTA, check_pairwise, levels_of
+from drawn import DELTA, PAIRWISE, check_pairwise, levels_of, same_numbers
 from torch import Tensor
 
 from alrp_triton.engine.inputs import Levels
+from alrp_triton.engine.knots import Table
+from alrp_triton.engine.passes.protocol import Own
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 SIZE = 32
@@ -62,3 +64,14 @@ def test_infinities_and_nan() -> None:
     assert make_blocks(torch.empty(0), 0.0, SIZE).bases.isnan().tolist() == [True]
     for some in (positives, positives[:SIZE]):
         check_pairwise(among(some, scores))
+
+
+def test_what_each_block_adds_is_not_lost_beside_a_large_sum() -> None:
+    """By itself it is less than half of the sum's last digit."""
+    num_pos = 16 * SIZE
+    positives, weights = torch.zeros(num_pos), torch.full((num_pos + 1,), 2.0**-25 / SIZE, dtype=torch.float64)
+    weights[-1] = 1
+    table, own = Table(positives, positives[:0]), torch.zeros(1, num_pos, dtype=torch.float64)
+    levels, given = among(positives, torch.full((3,), 9.0)), (Own(torch.arange(num_pos), own), [torch.ones(())])
+    (found,) = PAIRWISE.write(levels, table, weights, *given, DELTA, -1)
+    same_numbers("gradient", found[num_pos:], torch.full((3,), 1 + 2.0**-21), 2e-7)

@@ -165,15 +165,23 @@ def test_any_label_may_be_the_ignored_one(ignore_index):
     check_linear(levels_of((x, y)), ignore_index=ignore_index)
 
 
+@pytest.mark.parametrize("ignore_index", [0, 1])
+def test_any_label_of_a_logit_may_be_the_ignored_one(ignore_index):
+    x, y = Draw().scores(90), (torch.arange(90) % 4 == 0).long()
+    check_linear(levels_of((x, y)), ignore_index=ignore_index)
+
+
 FAR = 2**30 - 4  # that a launch takes as 32 bits
 
 
-def test_offsets_beyond_32_bits():
-    """Labels and groups that lie a thousand million elements apart, of which nothing else is ever touched."""
-    far = [torch.from_numpy(np.zeros(3 * 2**30, np.int8)).as_strided((4, 4), (1, FAR)) for _ in range(2)]
+@pytest.mark.parametrize(("shape", "strides"), [((4, 4), (1, FAR)), ((2, 4, 2), (2, FAR, 1))])
+def test_offsets_beyond_32_bits(shape, strides):
+    """Labels and groups that lie a thousand million elements apart along the first axis or another, of which nothing
+    else is ever touched."""
+    far = [torch.from_numpy(np.zeros(3 * 2**30, np.int8)).as_strided(shape, strides) for _ in range(2)]
     draw = Draw(2)
-    levels = levels_of((draw.scores(4, 4), *far))
-    far[0].copy_(draw.flags(4, 4)), far[1].copy_(draw.groups(4, 4) % 2)
+    levels = levels_of((draw.scores(*shape), *far))
+    far[0].copy_(draw.flags(*shape)), far[1].copy_(draw.groups(*shape) % 2)
     # To note who touched each of so many elements would take too much memory.
     device = Device(COMPILED_FOR, check=False) if COMPILED_FOR else None
     with package_on(device) if device else contextlib.nullcontext():
