@@ -88,13 +88,23 @@ def _scores(inputs: Inputs) -> tuple[Any, Any]:
     return (inputs.levels[0], inputs.class_labels[0]) if one else (inputs.levels, inputs.class_labels)
 
 
+def our_backend(device: torch.device) -> str:
+    """The backend of what is called ours: what ``auto`` takes, but torch on a CPU. Numba has a row of its own."""
+    return "triton" if choose("auto", device) == "triton" else "torch"
+
+
+def _call(loss: Callable[..., Any], inputs: Inputs, *values: Tensor, **settings: Any) -> Any:
+    return loss(*_scores(inputs), *values, **{"backend": our_backend(inputs.levels[0].device), **settings})
+
+
 def _alrp(inputs: Inputs, **settings: Any) -> Tensor:
-    out = alrp_loss(*_scores(inputs), inputs.loc_errors, **settings)
+    out = _call(alrp_loss, inputs, inputs.loc_errors, **settings)
     return out.cls + out.loc
 
 
 def _of_logit_labels(inputs: Inputs) -> Tensor:
-    out = alrp_loss(inputs.flat(), inputs.logit_labels, inputs.loc_errors)
+    logits = inputs.flat()
+    out = alrp_loss(logits, inputs.logit_labels, inputs.loc_errors, backend=our_backend(logits.device))
     return out.cls + out.loc
 
 
@@ -102,12 +112,13 @@ def _call_for_each_image(inputs: Inputs) -> Tensor:
     """Of a flat case."""
     rows, labels = (one[0].chunk(inputs.case.batch) for one in (inputs.levels, inputs.class_labels))
     errors = inputs.loc_errors.split([int((part < inputs.case.classes).sum()) for part in labels])
-    found = [alrp_loss(*call) for call in zip(rows, labels, errors)]
+    backend = our_backend(rows[0].device)
+    found = [alrp_loss(*call, backend=backend) for call in zip(rows, labels, errors)]
     return torch.stack([out.cls + out.loc for out in found]).mean()
 
 
 def _rank_sort(inputs: Inputs) -> Tensor:
-    out = rank_sort_loss(*_scores(inputs), inputs.loc_errors)
+    out = _call(rank_sort_loss, inputs, inputs.loc_errors)
     return out.ranking + out.sorting
 
 
@@ -130,7 +141,7 @@ def _focal_of_classes(levels: list[Tensor], labels: list[Tensor], pred: Tensor, 
 
 
 def _alrp_giou(levels: list[Tensor], labels: list[Tensor], pred: Tensor, target: Tensor) -> Tensor:
-    out = alrp_loss(levels, labels, box_error(pred, target, "giou", 0.5))
+    out = alrp_loss(levels, labels, box_error(pred, target, "giou", 0.5), backend=our_backend(pred.device))
     return out.cls + out.loc
 
 
@@ -158,11 +169,11 @@ ONE_CALL, CALLS = "ours, images in one call", "ours, a call for each image"
 COMPILED = (OURS_COMPILED, FOCAL_COMPILED)
 LOOPS = {"aLRP": LOOP, "AP": "AP loop", "Rank & Sort": "Rank & Sort loop"}
 MEMBERS: dict[str, Loss] = {
-    "AP": lambda i: ap_loss(*_scores(i)),
-    "AP, plain": lambda i: ap_loss(*_scores(i), interpolated=False),
+    "AP": partial(_call, ap_loss),
+    "AP, plain": partial(_call, ap_loss, interpolated=False),
     "Rank & Sort": _rank_sort,
-    "NDCG": lambda i: ndcg_loss(*_scores(i)),
-    "your own": lambda i: ranking_loss(*_scores(i), _own_error),
+    "NDCG": partial(_call, ndcg_loss),
+    "your own": lambda inputs: _call(partial(ranking_loss, error=_own_error), inputs),
 }
 """The losses of the family besides aLRP."""
 
@@ -207,14 +218,14 @@ def contenders(device: torch.device) -> dict[str, Contender]:
 
 def of_set(name: str, device: torch.device) -> list[str]:
     """A choice of contenders by name, those that the device lacks included."""
-    auto = ours(choose("auto", device))
+    mine = ours(our_backend(device))
     compared = [LOOP, "vectorised", BUCKETED, *map(ours, BACKENDS), OURS_BOXES, LOGIT_LABELS, "focal", FOCAL]
     return {
         "all": [*compared, *COMPILED],
         # Each new shape would be compiled anew.
         "eager": compared,
-        "large": [auto, ours("numba")],
-        "family": [auto, *(f"ours, {name}" for name in MEMBERS), *LOOPS.values(), ONE_CALL, CALLS],
-        "memory": [auto, LOGIT_LABELS],
-        "step": [auto, ours("numba"), LOOP],
+        "large": [mine, ours("numba")],
+        "family": [mine, *(f"ours, {name}" for name in MEMBERS), *LOOPS.values(), ONE_CALL, CALLS],
+        "memory": [mine, LOGIT_LABELS],
+        "step": [mine, ours("numba"), LOOP],
     }[name]

@@ -23,7 +23,7 @@ class Formula(NamedTuple):
     in_order: bool = False
     """Whether it takes the sum of values over a positive and those before it in descending order."""
     receives: str | None = None
-    """The kind of sum, see ``rank.sums``, that is the second scalar's derivative with respect to the values."""
+    """The kind of sum, see ``sums.sums``, that is the second scalar's derivative with respect to the values."""
     sorts: bool = False
     """Whether its second scalar is the sorting error."""
     interpolated: bool = False

@@ -17,8 +17,9 @@ from .formulas import Formula
 from .launch import compare, ramp_of
 from .layout import Positives, Table
 from .ramp import exceeds, finite, floor_of, height_at
-from .rank import FIRST, MISSORTED, PASSED, SECOND, SENT, WEIGHT, Ranks, group_of, sum_over
+from .rank import FIRST, MISSORTED, PASSED, SECOND, SENT, WEIGHT, Ranks
 from .sorting import received
+from .sums import group_of, sum_over
 
 SPREAD, SHARE = WEIGHT, SECOND
 """Rows of an unknown formula; they replace rows that it does not have."""

@@ -189,7 +189,7 @@ def _(
 @refuse_vmap
 @torch.library.custom_op("alrp_triton::sums", mutates_args=())
 def sums(positives: list[Tensor], values: Tensor, poison: Tensor, delta: float, kind: str) -> Tensor:
-    """For each positive a sum over the positives, or the running maximum, by kernels; see ``kernels.rank.sums``."""
+    """For each positive a sum over the positives, or the running maximum, by kernels; see ``kernels.sums``."""
     from .passes import gpu
 
     return gpu.sums(positives, values, poison, kind, delta)

@@ -12,6 +12,7 @@ from ...kernels import count, find, pairwise, place, rank, send, write
 from ...kernels.formulas import FORMULAS, Formula
 from ...kernels.layout import Positives, Walk, walk_over
 from ...kernels.layout import Table as kernel_table
+from ...kernels.sums import sums as kernel_sums
 from ..devices import is_asynchronous
 from ..inputs import Levels, debug_checks
 from ..knots import Table
@@ -131,8 +132,8 @@ def rank_positives(
 
 
 def sums(positives: list[Tensor], values: Tensor, poison: Tensor, kind: str, delta: float) -> Tensor:
-    """See ``kernels.rank``."""
-    return rank.sums(Positives(*positives), values, poison, kind, delta)
+    """See ``kernels.sums``."""
+    return kernel_sums(Positives(*positives), values, poison, kind, delta)
 
 
 def send_positives(
