@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,11 @@ def test_a_search_times_every_candidate_and_passes_over_those_that_do_not_run() 
         tried = settings.settings_of("count", torch.empty(9), 9)
         return 1 / (tried["block"] if tried["block"] <= 1024 else 0)
 
+    def interrupted() -> float:
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        settings.search("count", lambda: signal.raise_signal(signal.SIGINT) or 1.0)
+        settings.search("count", interrupted)
     times = settings.search("count", milliseconds)
     assert sorted(map(str, SOME)) == sorted(str(candidate) for _, candidate in times)
     assert times[0] == (1 / 1024, {"block": 1024, "num_warps": 4})
