@@ -55,7 +55,7 @@ WITHOUT_POSITIVES = {
 }
 
 
-@pytest.mark.thinned(2 if KERNELS else 1)
+@pytest.mark.thinned(2)
 @by_member_sparing
 @by_delta
 @pytest.mark.parametrize("problems", WITHOUT_POSITIVES.values(), ids=WITHOUT_POSITIVES)
@@ -106,7 +106,7 @@ def test_an_empty_level_among_others_changes_nothing(backend):
     assert_same_results(found, of_case(ALRP, case, backend))
 
 
-@pytest.mark.thinned(2 if KERNELS else 1)
+@pytest.mark.thinned(2)
 @by_member_sparing
 @by_delta
 @pytest.mark.parametrize("where", ["a negative", "a positive", "a value"])
@@ -175,7 +175,7 @@ def test_infinite_logits_by_hand(backend):
     assert_close("by logits", found["cls by logits"], torch.cat([-update, torch.tensor(negatives)]), 2e-7)
 
 
-@pytest.mark.thinned(2 if KERNELS else 1)
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("delta", [1.0, 0.1, 0.0])
 @pytest.mark.parametrize("case", [c for c in all_cases() if "infin" in c.name], ids=lambda case: case.name)
 def test_infinite_logits_give_no_nan(case, delta, backend):

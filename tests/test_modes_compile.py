@@ -82,7 +82,7 @@ def check(name, sizes, dynamic, groups=0):
     assert counts == counts[:1] * len(sizes)
 
 
-@pytest.mark.thinned(5)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("name", ["ap", "alrp", "smooth", "rank_sort", "depth", "pairs"])
 def test_one_graph_serves_any_number_of_positives_and_logits(name):
     """Else torch.compile would give up after some eight batches or image sizes."""
@@ -114,7 +114,7 @@ def test_choosing_a_backend_breaks_no_graph(device, backend):
     assert compile_whole(function)(torch.zeros(())) == function(torch.zeros(()))
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize(
     ("member", "backend", "images"),
     [*((member, "eager", 0) for member in CRITERIA), ("RankSortLoss", "aot_eager", 0), ("ALRPLoss", "eager", 2)],
@@ -209,7 +209,7 @@ by_one_worker = pytest.mark.xdist_group("exports")
 
 
 @by_one_worker
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 @pytest.mark.parametrize("member", MODULES)
 def test_an_exported_detector_trains_alike(member, strict):
