@@ -1,5 +1,4 @@
-"""Hostile input, 2000 cases, of which ``make test`` runs a quarter, and ``make fuzz`` 100,000; and what the fuzzer itself is
-worth."""
+"""Hostile input: ``make test`` runs 500 cases, ``make nightly`` 2000, ``make fuzz`` 100,000; and the fuzzer itself."""
 
 from __future__ import annotations
 
