@@ -23,10 +23,10 @@ from alrp_triton.engine.passes import find
 from alrp_triton.engine.passes.eager import Eager
 
 SEED, CASES = int(os.environ.get("FUZZ_SEED", 2020)), int(os.environ.get("FUZZ_CASES", 300 if KERNELS else 2000))
-ROUND = 30 if KERNELS else 500
+ROUND = 15 if KERNELS else 500
 
 
-@pytest.mark.thinned(10 if KERNELS else 4)
+@pytest.mark.thinned(20 if KERNELS else 4)
 @pytest.mark.parametrize("number", range(-(-CASES // ROUND)))
 def test_every_case_gives_the_reference_s_answer_or_a_clear_error(number, looking, tmp_path):
     folder = Path(os.environ.get("FUZZ_KEEP", tmp_path))

@@ -51,7 +51,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.thinned(6 if KERNELS else 2)
+@pytest.mark.thinned(12 if KERNELS else 2)
 @pytest.mark.parametrize("delta", [1.0, 0.0])
 @pytest.mark.parametrize("kind", ["contiguous", "transposed", "every_other", "classes", "scattered classes"])
 @pytest.mark.parametrize("layout", LAYOUTS)
