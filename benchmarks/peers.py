@@ -99,7 +99,8 @@ def _call(loss: Callable[..., Any], inputs: Inputs, *values: Tensor, **settings:
 
 def _alrp(inputs: Inputs, **settings: Any) -> Tensor:
     out = _call(alrp_loss, inputs, inputs.loc_errors, **settings)
-    return out.cls + out.loc
+    loss: Tensor = out.cls + out.loc
+    return loss
 
 
 def _of_logit_labels(inputs: Inputs) -> Tensor:
@@ -119,7 +120,8 @@ def _call_for_each_image(inputs: Inputs) -> Tensor:
 
 def _rank_sort(inputs: Inputs) -> Tensor:
     out = _call(rank_sort_loss, inputs, inputs.loc_errors)
-    return out.ranking + out.sorting
+    loss: Tensor = out.ranking + out.sorting
+    return loss
 
 
 def _focal(inputs: Inputs) -> Tensor:
