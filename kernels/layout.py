@@ -34,8 +34,8 @@ class Table(NamedTuple):
     """The 2P sorted ends of ramps (thresholds), in which both passes search each score; :mod:`.place` makes it.
 
     Bucket b >= 1 holds the scores from threshold b - 1 up to the next one; bucket 0 holds those below all thresholds.
-    With
-    groups, thresholds are sorted by group first, and bucket 0 holds the scores below all thresholds of their group.
+    With groups, thresholds are sorted by group first, and bucket 0 holds the scores below all thresholds of their
+    group.
     """
 
     thresholds: Any

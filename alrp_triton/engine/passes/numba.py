@@ -43,8 +43,8 @@ class Compiled(Eager):
     def count(
         self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
     ) -> None:
-        tables = Tables(table, delta)
-        if tables.too_large or _alternate(levels):
+        tables = _tables_for(levels, table, delta)
+        if tables is None:
             return super().count(levels, table, own, totals, delta, ignore_index, scale)
         scale = tables.number(scale)
 
@@ -71,8 +71,8 @@ class Compiled(Eager):
         delta: float,
         ignore_index: int,
     ) -> list[Tensor]:
-        tables = Tables(table, delta)
-        if tables.too_large or _alternate(levels):
+        tables = _tables_for(levels, table, delta)
+        if tables is None:
             return super().write(levels, table, lines, own, factors, delta, ignore_index)
         dtype = levels.compute_dtype
         of_buckets = (lines * factors[0].double() + 0.0).detach().to(dtype).T.numpy()
@@ -89,6 +89,14 @@ class Compiled(Eager):
         _share_out(levels, gradients, work)
         overwrite_positives(gradients, own, factors)
         return gradients
+
+
+def _tables_for(levels: Levels, table: Table, delta: float) -> Tables | None:
+    """None if PyTorch is faster, or if the tables would be too large."""
+    if _alternate(levels):
+        return None
+    tables = Tables(table, delta)
+    return None if tables.too_large else tables
 
 
 def _alternate(levels: Levels) -> bool:
