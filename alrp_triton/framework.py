@@ -112,8 +112,7 @@ def ranking_loss(
         **pairs,
     )
     num_positives = _count(extras, num_positives)
-    settings: dict[str, Any] = {"delta": delta, "ignore_index": ignore_index, "backend": backend}
-    value = evaluate(definition, levels, extras, num_positives, **settings).scalars[0]
+    value = evaluate(definition, levels, extras, num_positives, delta=delta, backend=backend).scalars[0]
     # The derivative with respect to extras that l(i) does not use is 0.
     return value + sum(given[:0].sum().to(value.dtype) for given in extras.values() if given.requires_grad)
 

@@ -45,18 +45,19 @@ def passes_of(
 ) -> tuple[Tensor, dict[str, Callable[[], object]]]:
     """The logits, and by the names of their settings the three passes of a loss, each to be called by itself."""
     inputs = make_inputs(case, device)
-    levels = [x.detach() for x in inputs.levels], inputs.class_labels, inputs.images if grouped else []
-    num_positives, given = len(inputs.loc_errors), (1.0, -1, "triton")
-    counted = Counted(Levels(*levels), num_positives, delta=1.0, ignore_index=-1, backend="triton")
+    levels = Levels([x.detach() for x in inputs.levels], inputs.class_labels, inputs.images if grouped else [])
+    tensors = levels[:4]  # as operators take them
+    num_positives, given = len(inputs.loc_errors), (1.0, "triton")
+    counted = Counted(levels, num_positives, delta=1.0, backend="triton")
     placed, suffix = counted.placed, "_grouped" if grouped else ""
     table, own = operators.present(*placed.table), operators.present(placed.logits, placed.groups)
     lines = torch.zeros(2, 2 * num_positives + 1, device=device)
     gradients = torch.zeros(1, num_positives, dtype=torch.float64, device=device)
     factors, sent = [torch.ones((), device=device)], (counted.indices, lines, gradients)
-    return levels[0][0], {
-        "find": lambda: operators.find(*levels, num_positives, -1, False, "num_positives", "triton"),
-        f"count{suffix}": lambda: operators.count(*levels, table, own, placed.totals, case.logits, *given),
-        f"write{suffix}": lambda: operators.write(factors, *levels, table, *sent, *given),
+    return levels.logits[0], {
+        "find": lambda: operators.find(*tensors, num_positives, False, "num_positives", "triton"),
+        f"count{suffix}": lambda: operators.count(*tensors, table, own, placed.totals, case.logits, *given),
+        f"write{suffix}": lambda: operators.write(factors, *tensors, table, *sent, *given),
     }
 
 

@@ -171,6 +171,7 @@ def test_any_split_into_levels_gives_the_same_bits(member, option, backend):
         assert_same_results(found, expected)
 
 
+@pytest.mark.thinned(1 if KERNELS else 2)
 @by_engine_backend
 @by_member
 @by_delta
@@ -186,7 +187,7 @@ def test_any_number_of_threads(delta, member, option, backend):
 
 
 @pytest.mark.skipif(KERNELS, reason="many positives")
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @by_backend
 @pytest.mark.parametrize("member", FAMILY, ids=repr)
 def test_any_number_of_threads_with_many_positives(member, backend):

@@ -84,6 +84,7 @@ def test_eps_gates_positives_with_few_false_positives(member, eps, backend):
     assert found[component] == of_case(member, case, backend)[component]
 
 
+@pytest.mark.thinned(1 if KERNELS else 3)
 @by_backend
 @by_some
 @pytest.mark.parametrize("values_dtype", [torch.float16, torch.float32, torch.float64])

@@ -1,4 +1,4 @@
-"""Hostile input: ``make test`` runs 500 cases, ``make nightly`` 2000, ``make fuzz`` 100,000; and the fuzzer itself."""
+"""Hostile input: ``make test`` runs 300 cases, ``make nightly`` 2100, ``make fuzz`` 100,000; and the fuzzer itself."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from alrp_triton.engine.passes import find
 from alrp_triton.engine.passes.eager import Eager
 
-SEED, CASES = int(os.environ.get("FUZZ_SEED", 2020)), int(os.environ.get("FUZZ_CASES", 300 if KERNELS else 2000))
-ROUND = 15 if KERNELS else 500
+SEED, CASES = int(os.environ.get("FUZZ_SEED", 2020)), int(os.environ.get("FUZZ_CASES", 300 if KERNELS else 2100))
+ROUND = 15 if KERNELS else 300
 
 
 @pytest.mark.thinned(20 if KERNELS else 4)

@@ -43,7 +43,7 @@ by_delta = pytest.mark.parametrize("delta", [0.5] if KERNELS else [0.5, 0.0])
 HUGE = 2**40
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @by_backend
 @by_some_grouped
 @repeatable(max_examples=2 if KERNELS else 40)
@@ -225,6 +225,7 @@ def test_scores_tie_across_groups(member, delta, backend):
         assert_close(name, parts[0], wanted if name == "rank" else wanted / 3, 1e-6)
 
 
+@pytest.mark.thinned(2)
 @by_backend
 @by_some_grouped
 def test_few_false_positives_beside_a_crowd(member, backend):

@@ -97,7 +97,10 @@ def test_graphs_of_groups():
 
 @pytest.mark.parametrize(
     ("name", "sizes", "dynamic"),
-    [("rank_sort", [(90, 9)], None), ("rank_sort", [(90, 0)], True), ("alrp", [(90, 9)], None)],
+    [
+        ("rank_sort", [(90, 0)], True),
+        *(pytest.param(name, [(90, 9)], None, marks=pytest.mark.nightly) for name in ("rank_sort", "alrp")),
+    ],
 )
 def test_by_default_and_without_positives(name, sizes, dynamic):
     check(name, sizes, dynamic)
@@ -176,6 +179,7 @@ def test_a_whole_graph_says_that_it_needs_the_number_of_positives(loss):
         compile_whole(loss, "eager")(*case[1:3])
 
 
+@pytest.mark.thinned(3)
 @by_uncounted
 def test_where_a_graph_may_break_they_are_counted(loss):
     case = random_case(60, 6)
@@ -242,7 +246,7 @@ def test_an_exported_detector_is_saved_and_loaded():
         assert_same_bits("loss", one.detach(), other.detach())
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 @pytest.mark.parametrize("criterion", [APLoss(), NDCGLoss(), RankingLoss(imprecision)], ids=lambda c: type(c).__name__)
 def test_export_says_that_it_needs_the_number_of_positives(criterion, strict):

@@ -181,6 +181,13 @@ def test_kernels_folder_is_no_package_of_its_own() -> None:
     assert "'kernels'" in output
 
 
+def test_tests_of_a_group_share_a_worker(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist sees groups by an attribute that is not public in pytest; see requirements/constraints.txt."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("tests are not shared out by groups")
+    assert request.node.nodeid.endswith("@packaging")
+
+
 def test_changelog_tells_of_this_version() -> None:
     versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert versions[0] == alrp_triton.__version__

@@ -86,7 +86,7 @@ def small_cases():
     return [pytest.param(*turn, id=f"{turn[0].name}-{turn[1]}") for turn in turns]
 
 
-@pytest.mark.thinned(8)
+@pytest.mark.thinned(14)
 @by_engine_backend
 @pytest.mark.parametrize(("case", "member"), small_cases())
 def test_pair_functions_on_every_case(case, member, backend):
@@ -134,6 +134,7 @@ def test_pair_functions_take_any_layout(member, backend):
             assert_close(name, tensor.reshape(expected[name].shape), expected[name], 1e-6)
 
 
+@pytest.mark.thinned(2)
 @by_functions
 @pytest.mark.parametrize("grouped", [False, True])
 def test_any_pieces_give_the_same(grouped, member, monkeypatch):

@@ -33,7 +33,7 @@ LOC_RANKINGS = st.sampled_from(["sorted", "smooth"])
 # Scores whose shifts by whole numbers are exact in float32.
 DYADIC = st.integers(-64, 64).map(lambda k: k / 16)
 
-pytestmark = by_backend
+pytestmark = [by_backend, pytest.mark.thinned(2)]
 by_member = pytest.mark.parametrize("member", [AP, RANK_SORT, DEPTH] if KERNELS else FAMILY, ids=repr)
 properties = repeatable(max_examples=6 if KERNELS else 60)
 

@@ -23,7 +23,7 @@ def step(model, optimizer, images, targets):
     return {name: loss.item() for name, loss in losses.items()}
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @every_case
 def test_two_images_are_learned(case):
     """At a learning rate and a weight of boxes at which rounding, from which trainings part, does not decide."""

@@ -45,6 +45,7 @@ def test_training_steps_lower_the_loss(name):
     assert sum("loss_cls" in term for term in history[0]) == layers_of(name)
 
 
+@pytest.mark.thinned(2)
 @every_member
 def test_training_steps_of_every_member(use):
     values = [step["loss_cls"] for step in learn(use(build("DeformableDetr", auxiliary_loss=False)))]

@@ -281,7 +281,7 @@ def test_cases_are_worth_checking(size: verify_cases.Size) -> None:
         levels = Levels(case.logits, case.labels, groups)
         assert sum(level.numel() for level in case.logits) <= 2 * size.logits
         exact = case.exact
-        flat_logits, flat_labels, flat_groups = flatten_levels(levels, -1)
+        flat_logits, flat_labels, flat_groups = flatten_levels(levels)
         for value in exact if case.loss == "aLRP" else (exact.cls, exact.grad_logits):
             assert value.isfinite().all()
             assert value.any()

@@ -40,7 +40,6 @@ class Counted:
         levels: checked logits, labels and groups, and the processes that rank together.
         num_positives: P of this process, known on the host; with None they are counted and the host waits.
         delta: half width of the ramp H.
-        ignore_index: label of ignored logits.
         backend: which passes run, see :mod:`.passes`.
         values: values of the loss, one for each positive; a NaN in them makes everything NaN; see :attr:`values`.
         name: the argument that gives the number of positives, for error messages.
@@ -55,23 +54,23 @@ class Counted:
         num_positives: int | None,
         *,
         delta: float,
-        ignore_index: int,
         backend: str,
         values: Sequence[Tensor] = (),
         name: str = "num_positives",
         smoothing: PairFunction | None = None,
         distribution: PairFunction | None = None,
     ) -> None:
-        self.levels, self.delta, self.ignore_index, self.backend = levels, float(delta), ignore_index, backend
+        self.levels, self.delta, self.backend = levels, float(delta), backend
         if num_positives is None and torch.compiler.is_compiling():
             # Every later shape would depend on data. The graph breaks here if it may.
             raise RuntimeError(f"{name}: expected an int where a whole graph is compiled or exported, got None")
         # In the form that operators take, without a derivative.
-        self._detached = [level.detach() for level in levels.logits], levels.labels, list(levels.groups)
+        detached = [level.detach() for level in levels.logits]
+        self._detached = detached, levels.labels, list(levels.groups), levels.ignore_index
         # Kernels sort positives in the place step, unless other processes need them before.
         kernels, alone = passes.compares_positives(backend), levels.processes is None
         any_order = kernels and alone and num_positives is not None and num_positives <= MOST_COMPARED
-        found = operators.find(*self._detached, num_positives, ignore_index, not any_order, name, backend)
+        found = operators.find(*self._detached, num_positives, not any_order, name, backend)
         self.indices, logits, numbers, *groups = found
         own = [logits, *groups]
         #: ``values`` of the positives of all processes, differentiable for those of this process.
@@ -102,7 +101,7 @@ class Counted:
                 self.placed = kind(logits, groups[0] if groups else None, self.delta)
             if smoothing is not None or distribution is not None:
                 assert isinstance(self.placed, Sorted)  # kernels do not have these functions
-                self._pairs = Pairs(smoothing, distribution, self.placed, levels, self.delta, ignore_index)
+                self._pairs = Pairs(smoothing, distribution, self.placed, levels, self.delta)
             if smoothing is None:
                 self._count(own)
 
@@ -115,7 +114,6 @@ class Counted:
             self.placed.totals,
             self.num_logits,
             self.delta,
-            self.ignore_index,
             self.backend,
         )
         self._add(self.placed.totals)
@@ -195,7 +193,6 @@ class Counted:
             lines,
             own,
             self.delta,
-            self.ignore_index,
             self.backend,
         )
         return attached
@@ -227,7 +224,6 @@ class Counted:
             self.num_processes,
             self.delta,
             float(eps),
-            self.ignore_index,
             formula,
             self.backend,
         )
@@ -240,7 +236,6 @@ def attach_whole(
     of_logits: Sequence[Tensor],
     given: Tensor | None,
     of_given: Sequence[Tensor],
-    ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
     """Scalars as in :meth:`Counted.send`, from the derivatives ``[M]`` of each with respect to all logits, and of the
     last one with respect to the given values, in parts."""
@@ -252,6 +247,7 @@ def attach_whole(
         levels.logits,
         [],
         [],
+        levels.ignore_index,
         given,
         None if given is None else torch.cat(list(of_given)),
         [nothing, nothing],
@@ -259,7 +255,6 @@ def attach_whole(
         torch.stack(list(of_logits)),
         nothing.new_empty(len(of_logits), 0),
         0.0,
-        ignore_index,
         "reference",
     )
     return attached

@@ -27,6 +27,8 @@ class Levels(NamedTuple):
     labels: list[Tensor]
     groups: Sequence[Tensor] = ()
     """The ranking of each logit, or of each row; empty if all are ranked together."""
+    ignore_index: int = -1
+    """The label of ignored logits."""
     processes: Processes | None = None
     """The processes that rank together with this one."""
 
@@ -154,7 +156,8 @@ def check_inputs(
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
-    return levels if process_group is None else levels._replace(processes=processes_of(process_group))
+    processes = None if process_group is None else processes_of(process_group)
+    return levels._replace(ignore_index=ignore_index, processes=processes)
 
 
 def _check_per_positive(name: str, values: Tensor, device: torch.device) -> None:

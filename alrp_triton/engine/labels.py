@@ -120,7 +120,7 @@ def group_of_each(groups: Tensor, rows: int, columns: int) -> Tensor:
     return groups.reshape(rows, -1).expand(rows, columns).reshape(-1)
 
 
-def flatten_levels(levels: Levels, ignore_index: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def flatten_levels(levels: Levels) -> tuple[Tensor, Tensor, Tensor | None]:
     """All logits as ``[M]``, their labels as ``[M]`` int64 (1 positive, 0 negative, -1 ignored, -2 invalid), and their
     groups as ``[M]`` int64."""
     none = levels.labels[0].new_empty(0, dtype=torch.int64)
@@ -128,7 +128,7 @@ def flatten_levels(levels: Levels, ignore_index: int) -> tuple[Tensor, Tensor, T
     for logits, labels, groups in levels.each():
         per_class = logits.dim() != labels.dim()
         for x, y, _, group in pieces(logits.detach(), labels, logits.numel(), groups=groups):
-            kinds = LabelKinds(y, x.shape[1], per_class, ignore_index)
+            kinds = LabelKinds(y, x.shape[1], per_class, levels.ignore_index)
             flat = torch.where(kinds.ignored, -1, torch.where(kinds.invalid, -2, 0))[:, None].repeat(1, x.shape[1])
             rows = kinds.positive.nonzero().squeeze(1)
             flat[rows, y[rows].long() if per_class else 0] = 1

@@ -34,15 +34,15 @@ def find(
     logits: list[Tensor],
     labels: list[Tensor],
     groups: list[Tensor],
-    num_positives: int | None,
     ignore_index: int,
+    num_positives: int | None,
     in_order: bool,
     name: str,
     backend: str,
 ) -> list[Tensor]:
     """The positives of this process: flat indices ``[P]``, logits ``[P]``, numbers, and with groups the groups ``[P]``;
     see ``passes.Found``. Numbers are ``[2]``, or ``[0]`` if there are none."""
-    found = passes_of(backend).find(Levels(logits, labels, groups), num_positives, ignore_index, name)
+    found = passes_of(backend).find(Levels(logits, labels, groups, ignore_index), num_positives, name)
     if found.numbers is None or in_order:
         found = _put_in_order(found)
     numbers = found.indices.new_empty(0) if found.numbers is None else found.numbers
@@ -62,16 +62,8 @@ def _put_in_order(found: Found) -> Found:
 
 
 @find.register_fake
-def _(
-    logits: list[Tensor],
-    labels: list[Tensor],
-    groups: list[Tensor],
-    num_positives: int | None,
-    ignore_index: int,
-    in_order: bool,
-    name: str,
-    backend: str,
-) -> list[Tensor]:
+def _(logits: list[Tensor], labels: list[Tensor], groups: list[Tensor], *further: Any) -> list[Tensor]:
+    _, num_positives, in_order, *_ = further
     length = torch.library.get_ctx().new_dynamic_size() if num_positives is None else num_positives
     index = logits[0].new_empty(length, dtype=torch.int64)
     found = [index, index.new_empty(length, dtype=compute_dtype(logits[0].dtype))]
@@ -81,15 +73,15 @@ def _(
 
 @refuse_vmap
 @torch.library.custom_op("alrp_triton::highest_in_row", mutates_args=())
-def highest_in_row(logits: list[Tensor], labels: list[Tensor], pos_index: Tensor, ignore_index: int) -> Tensor:
+def highest_in_row(logits: list[Tensor], labels: list[Tensor], ignore_index: int, pos_index: Tensor) -> Tensor:
     """For each positive the highest logit along the last axis, ``[P]`` (compute dtype); for logits ``[M]`` its own."""
     from .passes.find import highest_in_row
 
-    return highest_in_row(Levels(logits, labels), pos_index, ignore_index)
+    return highest_in_row(Levels(logits, labels, (), ignore_index), pos_index)
 
 
 @highest_in_row.register_fake
-def _(logits: list[Tensor], labels: list[Tensor], pos_index: Tensor, ignore_index: int) -> Tensor:
+def _(logits: list[Tensor], labels: list[Tensor], ignore_index: int, pos_index: Tensor) -> Tensor:
     return pos_index.new_empty(pos_index.shape, dtype=compute_dtype(logits[0].dtype))
 
 
@@ -126,19 +118,19 @@ def count(
     logits: list[Tensor],
     labels: list[Tensor],
     groups: list[Tensor],
+    ignore_index: int,
     table: list[Tensor],
     own: list[Tensor],
     totals: Tensor,
     num_logits: int,
     delta: float,
-    ignore_index: int,
     backend: str,
 ) -> None:
     """Pass 1; see ``passes.Passes.count``. ``own`` holds logits and groups of this process's positives, and
     ``num_logits`` is M of all processes."""
-    levels, found = Levels(logits, labels, groups), Found(own[0], own[0], own[1] if len(own) > 1 else None)
-    scale = 2.0 ** fraction_bits(num_logits)
-    passes_of(backend).count(levels, Table(*table), found, totals, delta, ignore_index, scale)
+    found = Found(own[0], own[0], own[1] if len(own) > 1 else None)
+    levels, scale = Levels(logits, labels, groups, ignore_index), 2.0 ** fraction_bits(num_logits)
+    passes_of(backend).count(levels, Table(*table), found, totals, delta, scale)
 
 
 @count.register_fake
@@ -168,20 +160,10 @@ def rank(
 
 
 @rank.register_fake
-def _(
-    positives: list[Tensor],
-    table: list[Tensor],
-    totals: Tensor,
-    num_groups: Tensor | None,
-    values: Tensor | None,
-    num_logits: int,
-    delta: float,
-    eps: float,
-    formula: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(positives: list[Tensor], *further: Any) -> tuple[Tensor, Tensor, Tensor]:
     from .passes import gpu
 
-    logits = positives[0]
+    logits, formula = positives[0], further[-1]
     rows = logits.new_empty((gpu.formula_of(formula).num_rows, logits.shape[0]), dtype=torch.float64)
     return rows, logits.new_empty(logits.shape[0] if formula else 0), rows.new_empty(())
 
@@ -196,7 +178,7 @@ def sums(positives: list[Tensor], values: Tensor, poison: Tensor, delta: float, 
 
 
 @sums.register_fake
-def _(positives: list[Tensor], values: Tensor, poison: Tensor, delta: float, kind: str) -> Tensor:
+def _(positives: list[Tensor], values: Tensor, *further: Any) -> Tensor:
     return values.new_empty(values.shape)
 
 
@@ -206,6 +188,7 @@ def send(
     logits: list[Tensor],
     labels: list[Tensor],
     groups: list[Tensor],
+    ignore_index: int,
     given: Tensor | None,
     index: Tensor,
     positives: list[Tensor],
@@ -216,14 +199,13 @@ def send(
     num_processes: int,
     delta: float,
     eps: float,
-    ignore_index: int,
     formula: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The scalars of a loss by kernels, with their derivatives; see ``kernels.send.Sent``.
 
     Args:
-        logits, labels, groups: the levels.
+        logits, labels, groups, ignore_index: the levels.
         given: ``[P]``, for which the last scalar has a derivative: the values, if the kernels have the formula,
             otherwise the errors.
         index: flat indices of this process's positives.
@@ -240,26 +222,10 @@ def send(
 
 
 @send.register_fake
-def _(
-    logits: list[Tensor],
-    labels: list[Tensor],
-    groups: list[Tensor],
-    given: Tensor | None,
-    index: Tensor,
-    positives: list[Tensor],
-    table: list[Tensor],
-    rows: Tensor,
-    poison: Tensor,
-    first_own: int,
-    num_processes: int,
-    delta: float,
-    eps: float,
-    ignore_index: int,
-    formula: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(logits: list[Tensor], *further: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from .passes import gpu
 
+    _, _, _, given, index, positives, table, *_, formula, _ = further
     like, how = positives[0], gpu.formula_of(formula)
     return (
         like.new_empty(()),
@@ -278,6 +244,7 @@ def attach(
     logits: list[Tensor],
     labels: list[Tensor],
     groups: list[Tensor],
+    ignore_index: int,
     given: Tensor | None,
     derivative: Tensor | None,
     table: list[Tensor],
@@ -285,14 +252,13 @@ def attach(
     lines: Tensor,
     own: Tensor,
     delta: float,
-    ignore_index: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The scalars of a loss, with derivatives that are already computed.
 
     Args:
         first, second: the scalars; the first twice if there is only one.
-        logits, labels, groups: the levels.
+        logits, labels, groups, ignore_index: the levels.
         given, derivative: ``[P]`` each: values, and the derivative of the last scalar with respect to them.
         table: of all positives.
         index: flat indices of this process's positives.
@@ -313,17 +279,17 @@ def write(
     logits: list[Tensor],
     labels: list[Tensor],
     groups: list[Tensor],
+    ignore_index: int,
     table: list[Tensor],
     index: Tensor,
     lines: Tensor,
     own: Tensor,
     delta: float,
-    ignore_index: int,
     backend: str,
 ) -> list[Tensor]:
     """Pass 2: the gradient of every logit; ``factors`` are the upstream gradients of the scalars."""
-    levels, passes = Levels(logits, labels, groups), passes_of(backend)
-    return passes.write(levels, Table(*table), lines, Own(index, own), factors, delta, ignore_index)
+    levels, passes = Levels(logits, labels, groups, ignore_index), passes_of(backend)
+    return passes.write(levels, Table(*table), lines, Own(index, own), factors, delta)
 
 
 @write.register_fake
@@ -334,21 +300,21 @@ def _(factors: list[Tensor], logits: list[Tensor], *further: Any) -> list[Tensor
 def _keep_sent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     from .passes import gpu
 
-    logits, labels, groups, given, index, _, table, *_, delta, _, ignore_index, formula, backend = inputs
+    logits, labels, groups, ignore_index, given, index, _, table, *_, delta, _, formula, backend = inputs
     _, _, *tables = output
     ctx.mark_non_differentiable(*tables)
     how = gpu.formula_of(formula)
     given = given if how.has_derivative else None
     _keep(ctx, inputs, (logits, labels, groups, table), (index, *tables), given, how.terms)
-    ctx.settings = delta, ignore_index, backend
+    ctx.settings = ignore_index, delta, backend
 
 
 def _keep_attached(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, second, logits, labels, groups, given, derivative, table, index, lines, own, *settings = inputs
+    _, second, logits, labels, groups, ignore_index, given, derivative, table, index, lines, own, *settings = inputs
     tensors = index, lines, own, own.new_empty(0) if derivative is None else derivative
     given = None if derivative is None else given
     _keep(ctx, inputs, (logits, labels, groups, table), tensors, given, 1 if second is None else 2)
-    ctx.settings = tuple(settings)
+    ctx.settings = ignore_index, *settings
 
 
 def _keep(
@@ -367,7 +333,8 @@ def _differentiate(ctx: Any, first: Tensor | None, second: Tensor | None) -> tup
     for length in ctx.lengths:
         lists.append(saved[:length])
         del saved[:length]
-    (logits, *_), (index, lines, own, derivative) = lists, saved
+    (*levels, table), (index, lines, own, derivative) = lists, saved
+    logits, (ignore_index, *settings) = levels[0], ctx.settings
     to_sort = second if len(own) > 1 else None
     if first is None and to_sort is not None:
         first = torch.zeros_like(to_sort)
@@ -376,7 +343,7 @@ def _differentiate(ctx: Any, first: Tensor | None, second: Tensor | None) -> tup
         factors = present(first, to_sort)
         if len(own) > 1 and to_sort is None:
             own = own[:1]
-        of_logits = write(factors, *lists, index, lines, own, *ctx.settings)
+        of_logits = write(factors, *levels, ignore_index, table, index, lines, own, *settings)
     elif lines.shape[-1] == 1:  # no positives at all
         of_logits = [torch.zeros_like(level) for level in logits]
     last = first if ctx.terms == 1 else second
@@ -388,13 +355,13 @@ def _differentiate(ctx: Any, first: Tensor | None, second: Tensor | None) -> tup
 
 def _backward_sent(ctx: Any, first: Tensor | None, second: Tensor | None, *tables: None) -> tuple[Any, ...]:
     gradients = list(ctx.inputs)
-    gradients[0], gradients[3] = _differentiate(ctx, first, second)
+    gradients[0], gradients[4] = _differentiate(ctx, first, second)
     return tuple(gradients)
 
 
 def _backward_attached(ctx: Any, first: Tensor | None, second: Tensor | None) -> tuple[Any, ...]:
     gradients = list(ctx.inputs)
-    gradients[2], gradients[5] = _differentiate(ctx, first, second)
+    gradients[2], gradients[6] = _differentiate(ctx, first, second)
     return tuple(gradients)
 
 
@@ -414,8 +381,6 @@ def sort_by_value(
 
 
 @sort_by_value.register_fake
-def _(
-    logits: Tensor, values: Tensor, groups: Tensor | None, share: Tensor, delta: float, eps: float
-) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, *further: Any) -> tuple[Tensor, Tensor]:
     errors, gradients = (logits.new_empty(logits.shape, dtype=torch.float64) for _ in range(2))
     return errors, gradients

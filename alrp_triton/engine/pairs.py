@@ -45,7 +45,7 @@ class Pairs:
         smoothing: replaces the ramp; None for the ramp.
         distribution: p(j|i) is proportional to it; None for the smoothing.
         placed: the positives.
-        levels, delta, ignore_index: of the loss.
+        levels, delta: of the loss.
     """
 
     spread: Tensor
@@ -58,10 +58,9 @@ class Pairs:
         placed: Sorted,
         levels: Levels,
         delta: float,
-        ignore_index: int,
     ) -> None:
         self.smoothing, self.distribution, self.placed = smoothing, distribution, placed
-        self.levels, self.delta, self.ignore_index = levels, delta, ignore_index
+        self.levels, self.delta = levels, delta
 
     def rank(self, num_logits: int, values: Sequence[Tensor], add: Callable[[Tensor], Tensor]) -> Ranks:
         """The ranks of the positives; ``add`` sums totals over all processes."""
@@ -146,7 +145,7 @@ class Pairs:
             per_class = logits.dim() != labels.dim()
             out = None if gradients is None else gradients[k]
             for x, y, written, group in pieces(logits.detach(), labels, _PIECE, out, groups):
-                kinds = LabelKinds(y, x.shape[1], per_class, self.ignore_index)
+                kinds = LabelKinds(y, x.shape[1], per_class, self.levels.ignore_index)
                 negative = ~kinds.ignored[:, None].expand(x.shape)
                 if per_class:
                     negative = negative & (torch.arange(x.shape[1], device=x.device) != y[:, None])

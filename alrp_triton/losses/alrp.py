@@ -160,8 +160,7 @@ def alrp_loss(
         eps,
         in_kernels=f"alrp_{loc_ranking}",
     )
-    settings: dict[str, Any] = {"delta": delta, "ignore_index": ignore_index, "backend": backend}
-    loss = evaluate(definition, levels, {"loc_errors": loc_errors}, loc_errors.shape[0], **settings)
+    loss = evaluate(definition, levels, {"loc_errors": loc_errors}, loc_errors.shape[0], delta=delta, backend=backend)
     return ALRPLossOutput(*loss.scalars, loss.rank)
 
 

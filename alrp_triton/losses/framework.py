@@ -64,7 +64,6 @@ def evaluate(
     num_positives: int | None,
     *,
     delta: float,
-    ignore_index: int,
     backend: str,
 ) -> Loss:
     """The loss of a definition.
@@ -74,19 +73,18 @@ def evaluate(
         levels: as ``check_inputs`` returns them.
         values: arguments of the formula by name, ``[P]`` each.
         num_positives: P, known on the host if there are values; None to count the positives.
-        delta, ignore_index, backend: see :func:`alrp_triton.alrp_loss`.
+        delta, backend: see :func:`alrp_triton.alrp_loss`.
     """
     by_pairs = definition.smoothing is not None or definition.distribution is not None
     choose = passes.choose_for_pairs if by_pairs else passes.choose
     backend = choose(backend, levels.logits[0].device, levels.processes is None)
     name = next(iter(values), "num_positives")
     if not passes.has_passes(backend):
-        return _exactly(definition, levels, values, num_positives, name, delta, ignore_index)
+        return _exactly(definition, levels, values, num_positives, name, delta)
     counted = Counted(
         levels,
         num_positives,
         delta=delta,
-        ignore_index=ignore_index,
         backend=backend,
         values=tuple(values.values()),
         name=name,
@@ -109,10 +107,9 @@ def _exactly(
     num_positives: int | None,
     name: str,
     delta: float,
-    ignore_index: int,
 ) -> Loss:
     """The loss of :mod:`alrp_triton.reference`, attached to the levels."""
-    logits, labels, groups = flatten_levels(levels, ignore_index)
+    logits, labels, groups = flatten_levels(levels)
     index = (labels == 1).nonzero().squeeze(1)
     expected = len(index) if num_positives is None else num_positives
     raise_on_mistakes(len(index), bool((labels == -2).any()), expected, name)
@@ -120,7 +117,7 @@ def _exactly(
     exact = definition.reference(logits, labels, detached, delta=delta, groups=groups)
     given = torch.cat([values[key].double() for key in exact.of_values]) if exact.of_values else None
     rank = logits.new_empty(0) if exact.rank is None else exact.rank
-    scalars = attach_whole(levels, exact.scalars, exact.of_logits, given, [*exact.of_values.values()], ignore_index)
+    scalars = attach_whole(levels, exact.scalars, exact.of_logits, given, [*exact.of_values.values()])
     return Loss(scalars, rank.to(levels.compute_dtype), index, lambda *columns: columns)
 
 
@@ -178,8 +175,7 @@ def score_loss(
         num_positives=num_positives,
         process_group=process_group,
     )
-    settings: dict[str, Any] = {"delta": delta, "ignore_index": ignore_index, "backend": backend}
-    return evaluate(definition, levels, {}, num_positives, **settings).scalars[0]
+    return evaluate(definition, levels, {}, num_positives, delta=delta, backend=backend).scalars[0]
 
 
 class ScoreLoss(Criterion):

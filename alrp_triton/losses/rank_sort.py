@@ -135,8 +135,7 @@ def _rank_sort(
     )
     # IoUs are constants, compared in the dtype of the scores.
     values = {"ious": ious.detach().to(levels.compute_dtype)}
-    settings: dict[str, Any] = {"delta": delta, "ignore_index": ignore_index, "backend": backend}
-    return evaluate(_DEFINITION, levels, values, ious.shape[0], **settings), levels
+    return evaluate(_DEFINITION, levels, values, ious.shape[0], delta=delta, backend=backend), levels
 
 
 class RankSortLoss(Criterion):
@@ -204,7 +203,7 @@ class RankSortLoss(Criterion):
             loss, levels = _rank_sort(logits, labels, ious, *settings)
         ranking, sorting = loss.scalars
         detached = [level.detach() for level in levels.logits]
-        scores = highest_in_row(detached, levels.labels, loss.indices, self.ignore_index).sigmoid().to(errors.dtype)
+        scores = highest_in_row(detached, levels.labels, levels.ignore_index, loss.indices).sigmoid().to(errors.dtype)
         errors, scores = loss.gather(errors, scores)
         weight = scores.sum()
         loc = (errors * scores).sum() / weight.masked_fill(weight < _EPS, 1.0)

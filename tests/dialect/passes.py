@@ -15,11 +15,11 @@ from .cases import INF, NAN
 from .checks import assert_same_bits
 
 
-def assert_same_passes(levels: Levels, delta: float = 1.0, ignore_index: int = -1) -> None:
+def assert_same_passes(levels: Levels, delta: float = 1.0) -> None:
     """Both passes, directly: also what no loss makes anything of."""
     from alrp_triton.engine.passes import numba
 
-    found = passes_of("torch").find(levels, None, ignore_index, "num_positives")
+    found = passes_of("torch").find(levels, None, "num_positives")
     knots = make_knots(found.logits, delta, found.groups)
     scale = 2.0 ** fraction_bits(levels.num_logits)
     generator = torch.Generator().manual_seed(0)
@@ -29,8 +29,8 @@ def assert_same_passes(levels: Levels, delta: float = 1.0, ignore_index: int = -
     with patch.object(numba, "_RUN", 0):  # in loops, however groups alternate
         for passes in (passes_of("torch"), passes_of("numba")):
             counted.append(torch.zeros(2, 2 * len(found.indices) + 2, dtype=torch.int64))
-            passes.count(levels, knots.table, found, counted[-1], delta, ignore_index, scale)
-            written.append(passes.write(levels, knots.table, lines, own, [torch.ones(())], delta, ignore_index))
+            passes.count(levels, knots.table, found, counted[-1], delta, scale)
+            written.append(passes.write(levels, knots.table, lines, own, [torch.ones(())], delta))
     expected, compiled = counted
     # Of NaN only the number means anything; of bucket 0 nothing.
     assert_same_bits("totals", compiled[:, 1:-1], expected[:, 1:-1])

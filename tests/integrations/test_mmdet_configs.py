@@ -86,6 +86,7 @@ def test_settings_are_the_published_ones(name):
         assert [config.model.train_cfg[stage].sampler.type for stage in ("rpn", "rcnn")] == ["PseudoSampler"] * 2
 
 
+@pytest.mark.thinned(2)
 @every_example
 def test_heads_can_be_built(name):
     model = example(name).model

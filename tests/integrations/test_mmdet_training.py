@@ -94,7 +94,7 @@ class Watch(Hook):
         self.outputs += outputs
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @every_config
 def test_trains_and_predicts(name, data, tmp_path):
     runner = Runner.from_cfg(config_of(name, data, tmp_path, epochs=2))
@@ -168,6 +168,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name, loop, until, length, fi
         assert balances(runs["second"].model)[0].count == 1
 
 
+@pytest.mark.thinned(2)
 @every_config
 def test_training_steps_lower_the_loss(name, data, tmp_path):
     """With constant weights, since otherwise what is minimised changes."""

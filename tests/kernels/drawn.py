@@ -132,10 +132,10 @@ def place(logits: Tensor, delta: float, groups: Tensor | None = None) -> Compare
     return Compared(logits, groups, delta, Table(*placed.table), placed.totals, ends)
 
 
-def check_linear(levels: Levels, delta: float = DELTA, ignore_index: int = -1, scalars: int = 1) -> Tensor:
+def check_linear(levels: Levels, delta: float = DELTA, scalars: int = 1) -> Tensor:
     """Positives found and placed, negatives counted and the gradient written, against PyTorch; the totals."""
-    wanted = BY_TORCH.find(levels, None, ignore_index, "")
-    found = LINEAR.find(levels, len(wanted.indices), ignore_index, "")
+    wanted = BY_TORCH.find(levels, None, "")
+    found = LINEAR.find(levels, len(wanted.indices), "")
     assert found.numbers is not None
     assert found.numbers.tolist() == [len(wanted.indices), 0]
     placed = gpu.place_positives(found, delta)
@@ -148,25 +148,23 @@ def check_linear(levels: Levels, delta: float = DELTA, ignore_index: int = -1, s
     for name, of_kernels, of_torch in zip(Table._fields, placed.table, table):
         if of_torch is not None:
             same_numbers(name, of_kernels, of_torch)
-    LINEAR.count(levels, Table(*placed.table), found, placed.totals, delta, ignore_index, SCALE)
-    BY_TORCH.count(levels, table, wanted, totals, delta, ignore_index, SCALE)
+    LINEAR.count(levels, Table(*placed.table), found, placed.totals, delta, SCALE)
+    BY_TORCH.count(levels, table, wanted, totals, delta, SCALE)
     # Of bucket 0 nothing is asked, and of NaN how many there are.
     same_numbers("totals", placed.totals[:, 1:-1], totals[:, 1:-1])
     same_numbers("NaN", placed.totals[0, -1], totals[0, -1])
-    check_written(levels, table, wanted.indices, delta, ignore_index, scalars)
+    check_written(levels, table, wanted.indices, delta, scalars)
     return placed.totals
 
 
-def check_written(
-    levels: Levels, table: Table, index: Tensor, delta: float, ignore_index: int = -1, scalars: int = 1
-) -> None:
+def check_written(levels: Levels, table: Table, index: Tensor, delta: float, scalars: int = 1) -> None:
     """Pass 2, for some table, with own gradients at some places."""
     generator = torch.Generator().manual_seed(1)
     lines = torch.rand(2, len(table.floors), generator=generator, dtype=torch.float64) + 0.5
     lines[1, 0] = 0  # bucket 0 has no slope
     own = Own(index, torch.randn(scalars, len(index), generator=generator, dtype=torch.float64))
     factors = [torch.tensor(-0.7), torch.tensor(3.0)][:scalars]
-    given = levels, table, lines, own, factors, delta, ignore_index
+    given = levels, table, lines, own, factors, delta
     for x, one, other in zip(levels.logits, LINEAR.write(*given), BY_TORCH.write(*given)):
         assert one.stride() == other.stride()
         # Of a NaN the tables would be NaN throughout. A multiplication and an addition may be rounded once or twice.
@@ -178,17 +176,17 @@ def check_pairwise(levels: Levels, delta: float = DELTA, tolerance: float = 2e-7
     """Both passes that compare every score with every positive, against float64; N_FP."""
     scores, labels, groups = flatten(levels)
     positive, negative = labels == 1, labels == 0
-    found, num_pos = BY_TORCH.find(levels, None, -1, ""), int(positive.sum())
+    found, num_pos = BY_TORCH.find(levels, None, ""), int(positive.sum())
     table = Table(found.logits, found.logits.new_empty(0), found.groups)
     h = ramp(difference(scores.double(), found.logits.double()), delta).nan_to_num(0.0)
     h *= (groups == groups[positive, None]) & negative
     totals = torch.zeros(num_pos + 1, dtype=torch.int64)
-    PAIRWISE.count(levels, table, found, totals, delta, -1, SCALE)
+    PAIRWISE.count(levels, table, found, totals, delta, SCALE)
     same_numbers("N_FP", totals[:-1] / SCALE, h.sum(1).float(), tolerance, tolerance * len(scores) + 1e-30)
     assert totals[-1] == (negative & scores.isnan()).sum()
     weights = torch.rand(num_pos + 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     own = torch.randn(1, num_pos, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    written = PAIRWISE.write(levels, table, weights, Own(found.indices, own), [torch.tensor(-0.7)], delta, -1)
+    written = PAIRWISE.write(levels, table, weights, Own(found.indices, own), [torch.tensor(-0.7)], delta)
     expected = (weights[:-1] @ h + weights[-1]).masked_fill(~negative, 0)
     expected[positive] = own[0]
     margin = max(tolerance, torch.finfo(scores.dtype).eps) if scores.dtype.itemsize < 4 else tolerance

@@ -73,5 +73,5 @@ def test_what_each_block_adds_is_not_lost_beside_a_large_sum() -> None:
     weights[-1] = 1
     table, own = Table(positives, positives[:0]), torch.zeros(1, num_pos, dtype=torch.float64)
     levels, given = among(positives, torch.full((3,), 9.0)), (Own(torch.arange(num_pos), own), [torch.ones(())])
-    (found,) = PAIRWISE.write(levels, table, weights, *given, DELTA, -1)
+    (found,) = PAIRWISE.write(levels, table, weights, *given, DELTA)
     same_numbers("gradient", found[num_pos:], torch.full((3,), 1 + 2.0**-21), 2e-7)

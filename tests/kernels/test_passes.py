@@ -162,13 +162,13 @@ def test_equal_infinities_differ_by_0(delta):
 def test_any_label_may_be_the_ignored_one(ignore_index):
     x, y = Draw().scores(60, CLASSES), torch.arange(60) % (CLASSES + 1)
     y[5] = ignore_index
-    check_linear(levels_of((x, y)), ignore_index=ignore_index)
+    check_linear(levels_of((x, y))._replace(ignore_index=ignore_index))
 
 
 @pytest.mark.parametrize("ignore_index", [0, 1])
 def test_any_label_of_a_logit_may_be_the_ignored_one(ignore_index):
     x, y = Draw().scores(90), (torch.arange(90) % 4 == 0).long()
-    check_linear(levels_of((x, y)), ignore_index=ignore_index)
+    check_linear(levels_of((x, y))._replace(ignore_index=ignore_index))
 
 
 FAR = 2**30 - 4  # that a launch takes as 32 bits
@@ -191,12 +191,12 @@ def test_offsets_beyond_32_bits(shape, strides):
 
 def passes(levels: Levels, num_positives: int) -> tuple[list[int], gpu.place.Placed, Tensor]:
     """All three, for a number of positives that may be wrong: the numbers found, what is placed, the gradients."""
-    found = LINEAR.find(levels, num_positives, -1, "")
+    found = LINEAR.find(levels, num_positives, "")
     placed = gpu.place_positives(found, DELTA)
-    LINEAR.count(levels, placed.table, found, placed.totals, DELTA, -1, 2.0**30)
+    LINEAR.count(levels, placed.table, found, placed.totals, DELTA, 2.0**30)
     lines = torch.full((2, 2 * num_positives + 1), NAN, dtype=torch.float64)
     own = Own(placed.indices, torch.full((1, num_positives), NAN, dtype=torch.float64))
-    gradients = LINEAR.write(levels, placed.table, lines, own, [torch.ones(())], DELTA, -1)
+    gradients = LINEAR.write(levels, placed.table, lines, own, [torch.ones(())], DELTA)
     return found.numbers.tolist(), placed, torch.cat([gradient.reshape(-1) for gradient in gradients])
 
 
@@ -264,7 +264,7 @@ def write(levels: Levels, index: list[int], own: list[float], factor: float, lev
     lines = torch.zeros(2, 3, dtype=torch.float64)
     lines[0] = level
     given = Own(torch.tensor(index, dtype=torch.int64), torch.tensor([own], dtype=torch.float64))
-    return torch.cat(LINEAR.write(levels, TABLE, lines, given, [torch.tensor(factor)], DELTA, -1))
+    return torch.cat(LINEAR.write(levels, TABLE, lines, given, [torch.tensor(factor)], DELTA))
 
 
 def test_the_factor_comes_before_the_rounding():
@@ -293,7 +293,7 @@ def test_positives_that_are_not_known_get_what_a_negative_gets(known):
         lines = torch.zeros(2, 3, dtype=torch.float64) - 2
         given = Own(index[:known], own[:, :known])
         levels = at(places)
-        found = torch.cat(LINEAR.write(levels, TABLE, lines, given, [torch.ones(())], DELTA, -1))
+        found = torch.cat(LINEAR.write(levels, TABLE, lines, given, [torch.ones(())], DELTA))
     assert (found == 777).sum() == 0
     assert (found[places[:known]] == 5).all()
     assert (found[places[known:]] != 5).all()

@@ -29,12 +29,10 @@ _SPAN = 4
 class Eager:
     """The passes in PyTorch."""
 
-    def find(self, levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
-        return find(levels, num_positives, ignore_index, name)
+    def find(self, levels: Levels, num_positives: int | None, name: str) -> Found:
+        return find(levels, num_positives, name)
 
-    def count(
-        self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
-    ) -> None:
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
         tables_of = TablesByGroup(table, delta)
         counters: dict[Tables, _Counter] = {}
 
@@ -44,7 +42,7 @@ class Eager:
             return counters[tables]
 
         for tables, (x, y, _, group), picks in _walk(levels, tables_of):
-            scores, ignored = x.reshape(-1).to(levels.compute_dtype), _ignored_rows(y, ignore_index)
+            scores, ignored = x.reshape(-1).to(levels.compute_dtype), _ignored_rows(y, levels.ignore_index)
             counter(tables).add(scores, ignored, _spread(group, x), picks)
         counter(tables_of.all).take_out(own.logits, own.groups)
         for tables, counted in counters.items():
@@ -53,14 +51,7 @@ class Eager:
             totals[:, -1] += found[:, -2]
 
     def write(
-        self,
-        levels: Levels,
-        table: Table,
-        lines: Tensor,
-        own: Own,
-        factors: Sequence[Tensor],
-        delta: float,
-        ignore_index: int,
+        self, levels: Levels, table: Table, lines: Tensor, own: Own, factors: Sequence[Tensor], delta: float
     ) -> list[Tensor]:
         tables_of = TablesByGroup(table, delta)
         # No -0 for any sign of the factor.
@@ -75,7 +66,7 @@ class Eager:
             values = out.view(-1) if in_place else torch.empty_like(scores)
             level, slope = rows[tables]
             _evaluate(tables, level, slope, scores, _spread(group, x), picks, values)
-            ignored = _ignored_rows(y, ignore_index)
+            ignored = _ignored_rows(y, levels.ignore_index)
             if ignored is not None:
                 values.view(len(ignored), -1).masked_fill_(ignored[:, None], 0)
             if not in_place:

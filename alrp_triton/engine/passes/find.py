@@ -19,20 +19,20 @@ Place = tuple[Tensor, ...]
 _PIECE, _PIECE_ON_DEVICE = 1 << 18, 1 << 22
 
 
-def find(levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
+def find(levels: Levels, num_positives: int | None, name: str) -> Found:
     """See :meth:`.protocol.Passes.find`.
 
     On the CPU a wrong number of positives or a label out of range raises ``ValueError``. Elsewhere that would make the
     host wait, so the logits come back as NaN, which makes the loss NaN; ``ALRP_TRITON_DEBUG=1`` raises there too.
     """
     if not is_asynchronous(levels.logits[0].device):
-        index, invalid = _collect(levels, ignore_index)
+        index, invalid = _collect(levels)
         expected = len(index) if num_positives is None else num_positives
         raise_on_mistakes(len(index), invalid, expected, name)
         return Found(index, _gather_logits(levels, index), _gather_groups(levels, index))
     if num_positives is None:
-        num_positives = int(_collect_without_sync(levels, 0, ignore_index)[1])
-    index, found, invalid_ = _collect_without_sync(levels, num_positives, ignore_index)
+        num_positives = int(_collect_without_sync(levels, 0)[1])
+    index, found, invalid_ = _collect_without_sync(levels, num_positives)
     if debug_checks():
         raise_on_mistakes(int(found), bool(invalid_), num_positives, name)
     mistaken = (found != num_positives) | invalid_
@@ -51,7 +51,7 @@ def raise_on_mistakes(found: int, invalid: bool, expected: int, name: str) -> No
         raise ValueError(f"{name}: expected one for each positive label, {found}, got {expected}")
 
 
-def _collect(levels: Levels, ignore_index: int) -> tuple[Tensor, bool]:
+def _collect(levels: Levels) -> tuple[Tensor, bool]:
     # Numbers, not small tensors, which would lie about the heap between the large temporaries.
     index, base, invalid = array("q"), 0, False
     for logits, labels, _ in levels.each():
@@ -61,14 +61,14 @@ def _collect(levels: Levels, ignore_index: int) -> tuple[Tensor, bool]:
         columns = logits.shape[-1] if per_class else 1
         # The labels alone: logits that do not lie in order would be copied.
         for _, y, *_ in pieces(labels, labels, _PIECE):
-            found, mistaken = positions(y, columns, per_class, ignore_index)
+            found, mistaken = positions(y, columns, per_class, levels.ignore_index)
             index.extend((found + base).tolist())
             invalid |= mistaken
             base += len(y) * columns
     return torch.tensor(index, dtype=torch.int64), invalid
 
 
-def _collect_without_sync(levels: Levels, num_positives: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+def _collect_without_sync(levels: Levels, num_positives: int) -> tuple[Tensor, Tensor, Tensor]:
     """A running count tells each positive its slot; whatever has none goes to a slot past the end."""
     device = levels.logits[0].device
     slots = torch.zeros(num_positives + 1, dtype=torch.int64, device=device)
@@ -78,7 +78,7 @@ def _collect_without_sync(levels: Levels, num_positives: int, ignore_index: int)
     for logits, labels, _ in levels.each():
         per_class = logits.dim() != labels.dim()
         for x, y, *_ in pieces(logits, labels, _PIECE_ON_DEVICE):
-            kinds = LabelKinds(y, x.shape[1], per_class, ignore_index)
+            kinds = LabelKinds(y, x.shape[1], per_class, levels.ignore_index)
             slot = kinds.positive.cumsum(0).add_(found - 1)
             slot = slot.masked_fill_(~kinds.positive, num_positives).clamp_(max=num_positives)
             index = torch.arange(base, base + x.numel(), x.shape[1], device=device)
@@ -99,7 +99,7 @@ def _gather_groups(levels: Levels, pos_index: Tensor) -> Tensor | None:
     return _gather(levels, pos_index, torch.int64, lambda x, y, groups, place: groups[place[: groups.dim()]])
 
 
-def highest_in_row(levels: Levels, pos_index: Tensor, ignore_index: int) -> Tensor:
+def highest_in_row(levels: Levels, pos_index: Tensor) -> Tensor:
     """For each positive the highest logit along the last axis that is not ignored: ``[P]`` in the compute dtype; of
     logits ``[M]`` its own. Synchronises nothing."""
 
@@ -107,7 +107,7 @@ def highest_in_row(levels: Levels, pos_index: Tensor, ignore_index: int) -> Tens
         row = place if x.dim() == 1 else place[:-1]
         found = x[row]
         if y.dim() == x.dim():
-            found = found.masked_fill(equals(y[row], ignore_index), -torch.inf)
+            found = found.masked_fill(equals(y[row], levels.ignore_index), -torch.inf)
         return found if x.dim() == 1 else found.amax(-1)
 
     return _gather(levels, pos_index, levels.compute_dtype, highest)

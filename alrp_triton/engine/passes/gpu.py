@@ -23,33 +23,24 @@ from .protocol import Found, Own
 class Linear:
     """The linear form: search each score in the table."""
 
-    def find(self, levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
-        walks, dtype = _walks(levels), levels.compute_dtype
+    def find(self, levels: Levels, num_positives: int | None, name: str) -> Found:
+        arguments = levels.ignore_index, levels.compute_dtype
         if num_positives is None:
-            num_positives = int(find.find(walks, 0, ignore_index, dtype)[3][0])
-        index, logits, groups, numbers = find.find(walks, num_positives, ignore_index, dtype)
+            num_positives = int(find.find(_walks(levels), 0, *arguments)[3][0])
+        index, logits, groups, numbers = find.find(_walks(levels), num_positives, *arguments)
         if debug_checks() or not is_asynchronous(numbers.device):
             number, num_invalid = numbers.tolist()
             raise_on_mistakes(number, num_invalid > 0, num_positives, name)
         return Found(index, logits, groups, numbers)
 
-    def count(
-        self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
-    ) -> None:
-        count.count(_walks(levels), table, totals, delta, scale, ignore_index)
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
+        count.count(_walks(levels), table, totals, delta, scale, levels.ignore_index)
 
     def write(
-        self,
-        levels: Levels,
-        table: Table,
-        lines: Tensor,
-        own: Own,
-        factors: Sequence[Tensor],
-        delta: float,
-        ignore_index: int,
+        self, levels: Levels, table: Table, lines: Tensor, own: Own, factors: Sequence[Tensor], delta: float
     ) -> list[Tensor]:
         walks, gradients = _to_write(levels)
-        arguments = write.Own(*own), _factors(factors), delta, ignore_index
+        arguments = write.Own(*own), _factors(factors), delta, levels.ignore_index
         write.write(walks, gradients, table, lines.to(table.floors.dtype), *arguments)
         return _written(levels, gradients)
 
@@ -59,24 +50,16 @@ class Pairwise(Linear):
     ``[P + 1]``: N_FP in units, and the number of NaN. Lines are ``[P + 1]``: weights, and a term that is added to
     all."""
 
-    def count(
-        self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
-    ) -> None:
-        pairwise.count_pairs(_walks(levels), table.thresholds, table.groups, totals, delta, scale, ignore_index)
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
+        arguments = table.thresholds, table.groups, totals, delta, scale, levels.ignore_index
+        pairwise.count_pairs(_walks(levels), *arguments)
 
     def write(
-        self,
-        levels: Levels,
-        table: Table,
-        lines: Tensor,
-        own: Own,
-        factors: Sequence[Tensor],
-        delta: float,
-        ignore_index: int,
+        self, levels: Levels, table: Table, lines: Tensor, own: Own, factors: Sequence[Tensor], delta: float
     ) -> list[Tensor]:
         walks, gradients = _to_write(levels)
         weights = (lines * factors[0].double()).to(table.thresholds.dtype)
-        arguments = write.Own(*own), _factors(factors), delta, ignore_index
+        arguments = write.Own(*own), _factors(factors), delta, levels.ignore_index
         pairwise.write_pairs(walks, gradients, table.thresholds, table.groups, weights, *arguments)
         return _written(levels, gradients)
 

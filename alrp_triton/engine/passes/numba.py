@@ -40,18 +40,16 @@ _MOST_ENTRIES = 1 << 22
 class Compiled(Eager):
     """The passes in compiled loops."""
 
-    def count(
-        self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
-    ) -> None:
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
         tables = _tables_for(levels, table, delta)
         if tables is None:
-            return super().count(levels, table, own, totals, delta, ignore_index, scale)
+            return super().count(levels, table, own, totals, delta, scale)
         scale = tables.number(scale)
 
         def work(turns: Iterator[_Turn]) -> Array:
             sums = np.zeros((tables.buckets.size, 2), np.int64)
             for piece, _ in turns:
-                count(*tables.arguments(piece, ignore_index), scale, sums, 1)
+                count(*tables.arguments(piece, levels.ignore_index), scale, sums, 1)
             return sums
 
         sums = np.sum(_share_out(levels, None, work), axis=0)
@@ -62,18 +60,11 @@ class Compiled(Eager):
         totals[:, 1:] += torch.from_numpy(counted).T[:, 1:]
 
     def write(
-        self,
-        levels: Levels,
-        table: Table,
-        lines: Tensor,
-        own: Own,
-        factors: Sequence[Tensor],
-        delta: float,
-        ignore_index: int,
+        self, levels: Levels, table: Table, lines: Tensor, own: Own, factors: Sequence[Tensor], delta: float
     ) -> list[Tensor]:
         tables = _tables_for(levels, table, delta)
         if tables is None:
-            return super().write(levels, table, lines, own, factors, delta, ignore_index)
+            return super().write(levels, table, lines, own, factors, delta)
         dtype = levels.compute_dtype
         of_buckets = (lines * factors[0].double() + 0.0).detach().to(dtype).T.numpy()
         of_places = np.concatenate([of_buckets, of_buckets[:1]])[tables.buckets.ravel()]
@@ -82,7 +73,7 @@ class Compiled(Eager):
         def work(turns: Iterator[_Turn]) -> None:
             for piece, in_place in turns:
                 values = piece.out.view(-1) if in_place else torch.empty(piece.logits.numel(), dtype=dtype)
-                write(*tables.arguments(piece, ignore_index), of_places, values.numpy())
+                write(*tables.arguments(piece, levels.ignore_index), of_places, values.numpy())
                 if not in_place:
                     piece.out.copy_(values.view(piece.out.shape))
 

@@ -37,27 +37,18 @@ class Own(NamedTuple):
 class Passes(Protocol):
     """The passes of a backend."""
 
-    def find(self, levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
+    def find(self, levels: Levels, num_positives: int | None, name: str) -> Found:
         """The positives. Without their number the host waits for it. A wrong number, or a label out of range, raises
         ``ValueError`` if the host may read the labels; ``name`` is the argument that gives the number."""
 
-    def count(
-        self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
-    ) -> None:
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
         """Add up the negatives in ``totals``, int64 zeros with ``scale`` units to 1. In the linear form they are
         ``[2, 2P + 2]``: for each bucket the number of its negatives, and the sum of their offsets from its floor
         divided by 2 delta; the last column has the number of NaN. Bucket 0 is not used. ``own`` are the positives of
         this process."""
 
     def write(
-        self,
-        levels: Levels,
-        table: Table,
-        lines: Tensor,
-        own: Own,
-        factors: Sequence[Tensor],
-        delta: float,
-        ignore_index: int,
+        self, levels: Levels, table: Table, lines: Tensor, own: Own, factors: Sequence[Tensor], delta: float
     ) -> list[Tensor]:
         """The gradient of every logit, in the logits' dtype and layout. In the linear form ``lines`` are
         ``[2, 2P + 1]``, level and slope of each bucket; they are multiplied by the first upstream gradient. The

@@ -15,23 +15,14 @@ from .protocol import Found, Own
 class Whole:
     """The reference has no other passes."""
 
-    def find(self, levels: Levels, num_positives: int | None, ignore_index: int, name: str) -> Found:
+    def find(self, levels: Levels, num_positives: int | None, name: str) -> Found:
         raise NotImplementedError("the reference computes losses whole")
 
-    def count(
-        self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, ignore_index: int, scale: float
-    ) -> None:
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
         raise NotImplementedError("the reference computes losses whole")
 
     def write(
-        self,
-        levels: Levels,
-        table: Table,
-        lines: Tensor,
-        own: Own,
-        factors: Sequence[Tensor],
-        delta: float,
-        ignore_index: int,
+        self, levels: Levels, table: Table, lines: Tensor, own: Own, factors: Sequence[Tensor], delta: float
     ) -> list[Tensor]:
         """``lines`` are ``[K, M]``, the derivatives of the scalars."""
         sizes = [level.numel() for level in levels.logits]
