@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from dialect import ALRP, AP, GOLDEN, KERNELS, RANK_SORT, assert_agree, assert_close, backends, evaluate, load_golden
+from dialect import (
+    ALRP,
+    AP,
+    GOLDEN,
+    INTERPRETED,
+    KERNELS,
+    RANK_SORT,
+    assert_agree,
+    assert_close,
+    backends,
+    evaluate,
+    load_golden,
+)
 
 SMALL = ("inverted", "separated", "one_positive")
 # All pairs take kernels half a minute where there are 20 000 logits.
@@ -30,6 +42,7 @@ def test_all_vectors_are_there():
     assert [path.stem for path in GOLDEN] == names.split()
 
 
+@pytest.mark.thinned(3 if INTERPRETED else 1)
 @pytest.mark.parametrize("member", MEMBERS, ids=repr)
 @pytest.mark.parametrize(("path", "backend"), PROBLEMS)
 def test_agrees_with_float64_and_with_the_published_code(path, backend, member):

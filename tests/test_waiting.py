@@ -158,10 +158,10 @@ def make_levels(seed: int = 0) -> tuple[Levels, int]:
 def test_finds_the_same_positives(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(find, "_PIECE_ON_DEVICE", piece)
     levels, num_pos = make_levels()
-    expected, invalid = find._collect(levels, -1)
+    expected, invalid = find._collect(levels)
     assert (len(expected), invalid) == (num_pos, False)
     for asked in (num_pos, num_pos - 3, num_pos + 3, 0):
-        index, count, wrong = find._collect_without_sync(levels, asked, -1)
+        index, count, wrong = find._collect_without_sync(levels, asked)
         assert int(count) == num_pos
         assert not bool(wrong)
         shared = min(asked, num_pos)
@@ -173,8 +173,8 @@ def test_finds_the_same_positives(piece: int, monkeypatch: pytest.MonkeyPatch) -
 def test_sees_labels_out_of_range(place: int) -> None:
     levels, num_pos = make_levels()
     levels.labels[place].view(-1)[-1] = 9
-    assert find._collect(levels, -1)[1]
-    assert bool(find._collect_without_sync(levels, num_pos, -1)[2])
+    assert find._collect(levels)[1]
+    assert bool(find._collect_without_sync(levels, num_pos)[2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -50,9 +50,8 @@ def check_ranked(placed: Compared, by_sorting: Sorted, scores: Tensor, of_scores
     logits, groups, delta, num_pos = placed.logits, placed.groups, placed.delta, len(placed.logits)
     levels = levels_of((scores, torch.zeros(len(scores), dtype=torch.int64), *([] if groups is None else [of_scores])))
     nobody = Found(torch.empty(0, dtype=torch.int64), logits[:0], None if groups is None else groups[:0])
-    BY_TORCH.count(
-        levels, by_sorting.table, nobody, by_sorting.totals, delta, -1, 2.0 ** scans.fraction_bits(len(scores))
-    )
+    scale = 2.0 ** scans.fraction_bits(len(scores))
+    BY_TORCH.count(levels, by_sorting.table, nobody, by_sorting.totals, delta, scale)
     placed.totals.copy_(by_sorting.totals)
     placed.totals[:, 0] = 77  # of no interest
     close = {"rtol": 1e-12, "atol": 1e-11 * (num_pos + len(scores) + 1)}
