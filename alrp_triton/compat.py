@@ -50,5 +50,5 @@ class aLRPLoss:
         cls, _, rank = alrp_loss(logits, labels, regression_losses.detach(), delta=delta, eps=eps)
         backend = choose("auto", logits.device)
         in_order, name = True, "regression_losses"
-        _, pos_logits, *_ = find([logits.detach()], [labels], [], len(rank), -1, in_order, name, backend)
+        _, pos_logits, *_ = find([logits.detach()], [labels], [], -1, len(rank), in_order, name, backend)
         return cls, rank, pos_logits.argsort(stable=True)

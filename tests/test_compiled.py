@@ -127,7 +127,7 @@ def adds_floats_atomically(ptx: str | bytes) -> bool:
     return bool(re.search(r"\b(?:atom|red)\.[\w.]*\.b?f(?:16|32|64)", text))
 
 
-@pytest.mark.thinned(29)
+@pytest.mark.thinned(53)
 @by_target
 @pytest.mark.parametrize("name", CALLS)
 def test_every_call_compiles(name: str, target: int | str) -> None:

@@ -49,6 +49,7 @@ def test_nothing_executes_more_than_recorded(compiler: None, run: Run) -> None:
     assert not gate.worse(run, RECORD[run], run.costs()), "python -m benchmarks.gate --record, and say why"
 
 
+@pytest.mark.nightly
 def test_the_gate_fails_when_a_kernel_executes_more(
     compiler: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -213,7 +213,7 @@ by_one_worker = pytest.mark.xdist_group("exports")
 
 
 @by_one_worker
-@pytest.mark.thinned(4)
+@pytest.mark.nightly
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 @pytest.mark.parametrize("member", MODULES)
 def test_an_exported_detector_trains_alike(member, strict):

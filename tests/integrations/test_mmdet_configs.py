@@ -43,6 +43,7 @@ def test_every_example_is_listed():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(PUBLISHED | OWN)
 
 
+@pytest.mark.thinned(2)
 @every_example
 def test_settings_are_the_published_ones(name):
     config = example(name)
