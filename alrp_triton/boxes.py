@@ -12,6 +12,8 @@ about 1e18:
 - NaN coordinates give NaN, in the result and in the gradient.
 
 float16 and bfloat16 boxes are computed in float32, float64 boxes in float64; a pair of different dtypes in the wider.
+On a GPU with Triton one kernel computes values and derivatives, and backward is one multiplication; there they cannot
+be differentiated twice.
 
 Sources: GIoU, Rezatofighi et al., CVPR 2019 (arXiv:1902.09630); DIoU and CIoU, Zheng et al., AAAI 2020
 (arXiv:1911.08287).
@@ -22,6 +24,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from .engine import operators, passes
+from .engine.devices import is_gpu
+from .engine.transforms import transformed
 
 __all__ = ["BoxError", "box_error", "ciou", "diou", "giou", "iou"]
 
@@ -58,16 +64,16 @@ def box_error(pred_boxes: Tensor, target_boxes: Tensor, kind: BoxError, tau: flo
     if isinstance(kind, str):
         # IoU is in [0, 1]; the others reach -1, so they are divided by 2.
         similarity_range = 1 if kind == "iou" else 2
-        return (1 - _SIMILARITIES[kind](pred_boxes, target_boxes)) / (similarity_range * (1 - tau))
-    pred, target = _checked(pred_boxes, target_boxes)
-    errors = kind(pred, target)
+        return _compare(pred_boxes, target_boxes, kind, similarity_range * (1 - tau))
+    dtype = _check(pred_boxes, target_boxes)
+    errors = kind(pred_boxes.to(dtype), target_boxes.to(dtype))
     if not isinstance(errors, Tensor):
         raise TypeError(f"kind: expected the callable to return a tensor [P], got {type(errors).__name__}")
     if errors.dtype not in _DTYPES:
         raise TypeError(f"kind: expected the callable to return floating-point errors, got {errors.dtype}")
-    if errors.shape != pred.shape[:1] or errors.device != pred.device:
+    if errors.shape != pred_boxes.shape[:1] or errors.device != pred_boxes.device:
         raise ValueError(
-            f"kind: expected the callable to return shape [{pred.shape[0]}] on {pred.device}, "
+            f"kind: expected the callable to return shape [{pred_boxes.shape[0]}] on {pred_boxes.device}, "
             f"got {list(errors.shape)} on {errors.device}"
         )
     return errors
@@ -91,18 +97,12 @@ def iou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
 
     Args, dtypes and errors are those of `box_error`, also for the three functions below.
     """
-    return _overlap(*_checked(pred_boxes, target_boxes))[0]
+    return _compare(pred_boxes, target_boxes, "iou")
 
 
 def giou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
     """Generalised IoU of each pair, in [-1, 1]: IoU - (C - U)/C, U the area of the union, C of the enclosing box."""
-    pred, target = _checked(pred_boxes, target_boxes)
-    overlap, union = _overlap(pred, target)
-    width, height = _enclosing_sides(pred, target)
-    enclosing = width * height
-    # After rounding, a union may be (1 + e) times its enclosing area. The IoU is then too small by about the same
-    # amount that the second term adds, so the result stays at most 1.
-    return overlap - _ratio(enclosing - union, enclosing)
+    return _compare(pred_boxes, target_boxes, "giou")
 
 
 def diou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
@@ -110,8 +110,7 @@ def diou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
 
     d is the distance of the two centres, c the diagonal of the enclosing box.
     """
-    pred, target = _checked(pred_boxes, target_boxes)
-    return _overlap(pred, target)[0] - _centre_distance(pred, target)
+    return _compare(pred_boxes, target_boxes, "diou")
 
 
 def ciou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
@@ -120,8 +119,39 @@ def ciou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
     v = 4/pi^2 (atan(w_target/h_target) - atan(w_pred/h_pred))^2, and alpha = v/(1 - IoU + v), a factor that is a
     constant in the gradient, as in Zheng et al. The gradient of v is exact.
     """
-    pred, target = _checked(pred_boxes, target_boxes)
-    overlap, _ = _overlap(pred, target)
+    return _compare(pred_boxes, target_boxes, "ciou")
+
+
+def _compare(pred_boxes: Tensor, target_boxes: Tensor, kind: str, divisor: float = 0.0) -> Tensor:
+    """Similarities, or errors (1 - similarity) / divisor."""
+    dtype = _check(pred_boxes, target_boxes)
+    if is_gpu(pred_boxes.device) and passes.triton_installed() and not transformed(pred_boxes, target_boxes):
+        differentiate = torch.is_grad_enabled() and (pred_boxes.requires_grad or target_boxes.requires_grad)
+        values: Tensor = operators.compare_boxes(pred_boxes, target_boxes, kind, divisor, differentiate)[0]
+        return values
+    found = _SIMILARITIES[kind](pred_boxes.to(dtype), target_boxes.to(dtype))
+    return (1 - found) / divisor if divisor else found
+
+
+def _iou(pred: Tensor, target: Tensor) -> Tensor:
+    return _overlap(pred, target)[0]
+
+
+def _giou(pred: Tensor, target: Tensor) -> Tensor:
+    overlap, union = _overlap(pred, target)
+    width, height = _enclosing_sides(pred, target)
+    enclosing = width * height
+    # After rounding, a union may be (1 + e) times its enclosing area. The IoU is then too small by about the same
+    # amount that the second term adds, so the result stays at most 1.
+    return overlap - _ratio(enclosing - union, enclosing)
+
+
+def _diou(pred: Tensor, target: Tensor) -> Tensor:
+    return _iou(pred, target) - _centre_distance(pred, target)
+
+
+def _ciou(pred: Tensor, target: Tensor) -> Tensor:
+    overlap = _iou(pred, target)
     v = (4 / math.pi**2) * (_aspect_angle(target) - _aspect_angle(pred)) ** 2
     with torch.no_grad():
         denominator = 1 - overlap + v
@@ -130,7 +160,7 @@ def ciou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
     return overlap - _centre_distance(pred, target) - alpha * v
 
 
-_SIMILARITIES = {"iou": iou, "giou": giou, "diou": diou, "ciou": ciou}
+_SIMILARITIES = {"iou": _iou, "giou": _giou, "diou": _diou, "ciou": _ciou}
 
 
 # The branches below use masked_fill(x < bound, ...) and not clamp. A comparison with NaN is false, so NaN stays in the
@@ -191,8 +221,8 @@ def _aspect_angle(boxes: Tensor) -> Tensor:
     return torch.atan2(width.masked_fill(point, 1.0), height.masked_fill(point, 1.0))
 
 
-def _checked(pred_boxes: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Both arguments in the compute dtype, or an error that names the wrong one. Does not read values."""
+def _check(pred_boxes: Tensor, target_boxes: Tensor) -> torch.dtype:
+    """The compute dtype, or an error that names the wrong argument. Does not read values."""
     for name, boxes in (("pred_boxes", pred_boxes), ("target_boxes", target_boxes)):
         if not isinstance(boxes, Tensor):
             raise TypeError(f"{name}: expected a tensor [P, 4], got {type(boxes).__name__}")
@@ -208,5 +238,4 @@ def _checked(pred_boxes: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"target_boxes: expected the device of pred_boxes, {pred_boxes.device}, got {target_boxes.device}"
         )
-    dtype = torch.promote_types(torch.promote_types(pred_boxes.dtype, target_boxes.dtype), torch.float32)
-    return pred_boxes.to(dtype), target_boxes.to(dtype)
+    return torch.promote_types(torch.promote_types(pred_boxes.dtype, target_boxes.dtype), torch.float32)

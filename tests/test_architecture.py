@@ -15,7 +15,7 @@ from alrp_triton.engine.passes import BACKENDS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "alrp_triton"
 # From the top down; whatever is in none of them stands above all. Within the engine there is no circle.
-LAYERS = ("integrations", "losses", "engine", "kernels")
+LAYERS = ("integrations", "losses", "boxes", "engine", "kernels")
 KERNELS = LAYERS.index("kernels")
 
 

@@ -24,7 +24,7 @@ if KERNELS:
 import triton
 from alrp_triton.kernels.settings import pinned
 
-from alrp_triton import kernels
+from alrp_triton import ALRPLoss, kernels
 from alrp_triton.engine import counted
 
 TARGETS: list[int | str] = [80, 90, 100, 120, "gfx942"]
@@ -55,7 +55,7 @@ def strided() -> tuple[Tensor, Tensor]:
     return x, torch.zeros(x.shape, dtype=torch.int64)
 
 
-Call = Callable[[], Results]
+Call = Callable[[], Results | None]
 
 
 def call(member: Member, *levels: tuple[Tensor, Tensor], backend: str = "triton", **arguments: Any) -> Call:
@@ -84,6 +84,16 @@ def sorted_ones(member: Member) -> Call:
     return sorting
 
 
+def criterion_of(kind: str, dtype: torch.dtype = torch.float32) -> Call:
+    """With errors of boxes, and self-balancing."""
+
+    def run() -> None:
+        pred, target = torch.zeros(NUM_POS, 4, dtype=dtype, requires_grad=True), torch.zeros(NUM_POS, 4)
+        sum(ALRPLoss(box_error=kind, backend="triton")(*rows(), pred, target)[:2]).backward()
+
+    return run
+
+
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 CALLS: dict[str, Call] = {
     **{member.name: call(member) for member in FAMILY},
@@ -108,6 +118,8 @@ CALLS: dict[str, Call] = {
     "groups of logits, float64": call(AP, rows(torch.float64), groups=[torch.zeros(ROWS, CLASSES).long()]),
     **{f"pairwise, {member.name}": call(member, backend="pairwise") for member in (ALRP, RANK_SORT, DEPTH)},
     **{f"pairwise, {name}": call(ALRP, rows(dtype), backend="pairwise") for name, dtype in DTYPES.items()},
+    **{f"boxes, {kind}": criterion_of(kind) for kind in ("iou", "giou", "diou", "ciou")},
+    **{f"boxes, {name}": criterion_of("ciou", dtype) for name, dtype in DTYPES.items()},
     "pairwise, step function": call(ALRP, delta=0.0, backend="pairwise"),
     "pairwise, groups": grouped(RANK_SORT, backend="pairwise"),
     "pairwise, levels": call(AP, by_logit(), channels_first(), strided(), backend="pairwise"),
@@ -152,7 +164,7 @@ def kernels_of_the_package() -> set[str]:
 
 
 def test_some_of_these_calls_launch_every_kernel() -> None:
-    some = ("depth", "levels, channels first", "pairwise, rank_sort", "ap", "rank_sort, groups")
+    some = ("depth", "levels, channels first", "pairwise, rank_sort", "ap", "rank_sort, groups", "boxes, giou")
     found = {kernel.name for name in some for kernel in compiled(CALLS[name], 90).kernels}
     assert found == kernels_of_the_package()
 

@@ -9,13 +9,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from alrp_triton import RankSortLoss, alrp_loss
+from alrp_triton import ALRPLoss, RankSortLoss, alrp_loss
 from alrp_triton.framework import ranking_loss
 
 # What only kernels compute: seen where they run.
-BY_KERNELS = {"place", "rank", "sums", "send"}
-# Where a loss meets autograd: which argument the logits are.
-DIFFERENTIABLE = {"attach": 2, "send": 0}
+BY_KERNELS = {"place", "rank", "sums", "send", "compare_boxes", "scale_rows", "balance"}
+# Where a loss meets autograd: which argument has a derivative.
+DIFFERENTIABLE = {"attach": 2, "send": 0, "compare_boxes": 0}
 
 
 def registered():
@@ -70,8 +70,9 @@ def run_everything(backend):
     boxes = torch.cat([corners, corners + 1], 1)
     for dtype in (torch.float32, torch.bfloat16):
         x = case.logits.to(dtype, copy=True).requires_grad_()
-        output = RankSortLoss(backend=backend)(x, case.labels, boxes, boxes)
-        (output.cls + output.loc).backward()
+        for criterion in (RankSortLoss(backend=backend), ALRPLoss(backend=backend)):
+            output = criterion(x, case.labels, (boxes + 0.1).requires_grad_(), boxes)
+            (output.cls + output.loc).backward()
 
 
 def recorded(backends):
@@ -85,10 +86,11 @@ def recorded(backends):
 def with_leaves(name, args):
     """Arguments of which those that have a derivative require one, and no others."""
     args = tree_map_only(torch.Tensor, torch.Tensor.detach, args)
-    if name not in DIFFERENTIABLE:
+    if name not in DIFFERENTIABLE or (name == "compare_boxes" and not args[4]):
         return args
     at = DIFFERENTIABLE[name]
-    return (*args[:at], [x.detach().clone().requires_grad_() for x in args[at]], *args[at + 1 :])
+    leaves = tree_map_only(torch.Tensor, lambda x: x.clone().requires_grad_(), args[at])
+    return (*args[:at], leaves, *args[at + 1 :])
 
 
 def test_every_operator_is_called_and_passes(monkeypatch):

@@ -143,6 +143,7 @@ def test_wrong_arguments():
             ALRPLoss(**arguments)(*problem())
 
 
+@pytest.mark.usefixtures("looking")
 def test_wrong_boxes():
     logits, labels, pred, target = problem()
     criterion = ALRPLoss()

@@ -384,3 +384,69 @@ def sort_by_value(
 def _(logits: Tensor, *further: Any) -> tuple[Tensor, Tensor]:
     errors, gradients = (logits.new_empty(logits.shape, dtype=torch.float64) for _ in range(2))
     return errors, gradients
+
+
+@refuse_vmap
+@torch.library.custom_op("alrp_triton::compare_boxes", mutates_args=())
+def compare_boxes(
+    pred: Tensor, target: Tensor, kind: str, divisor: float, differentiate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities or errors of boxes ``[P]``, and if asked for the derivatives with respect to both boxes ``[P, 4]``,
+    by a kernel; see ``kernels.boxes``."""
+    from .passes import gpu
+
+    return gpu.compare_boxes(pred, target, kind, divisor, differentiate)
+
+
+@compare_boxes.register_fake
+def _(pred: Tensor, target: Tensor, kind: str, divisor: float, differentiate: bool) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(torch.promote_types(pred.dtype, target.dtype))
+    of_pred, of_target = (pred.new_empty(pred.shape if differentiate else 0, dtype=dtype) for _ in range(2))
+    return pred.new_empty(pred.shape[0], dtype=dtype), of_pred, of_target
+
+
+@refuse_vmap
+@torch.library.custom_op("alrp_triton::scale_rows", mutates_args=())
+def scale_rows(rows: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows ``[P, K]`` times factors ``[P]``; it has no derivative."""
+    return (rows * factors[:, None]).to(dtype)
+
+
+@scale_rows.register_fake
+def _(rows: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    return rows.new_empty(rows.shape, dtype=dtype)
+
+
+def _keep_compared(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    pred, target, *_ = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.dtypes = pred.dtype, target.dtype
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward_compared(ctx: Any, upstream: Tensor | None, *derivatives: None) -> tuple[Any, ...]:
+    gradients: list[Any] = [None] * 5
+    for i, (rows, dtype) in enumerate(zip(ctx.saved_tensors, ctx.dtypes)):
+        if upstream is not None and ctx.needs_input_grad[i]:
+            gradients[i] = scale_rows(rows, upstream, dtype)
+    return tuple(gradients)
+
+
+compare_boxes.register_autograd(_backward_compared, setup_context=_keep_compared)
+
+
+@refuse_vmap
+@torch.library.custom_op("alrp_triton::balance", mutates_args=("weight", "sums", "count"))
+def balance(
+    cls: Tensor, loc: Tensor, weight: Tensor, sums: Tensor, count: Tensor, period: int, by_means: bool
+) -> Tensor:
+    """The weight of self-balancing for this iteration, by a kernel that changes its state; see ``kernels.balance``."""
+    from .passes import gpu
+
+    return gpu.balance(cls, loc, (weight, sums, count), period, by_means)
+
+
+@balance.register_fake
+def _(cls: Tensor, loc: Tensor, weight: Tensor, *further: Any) -> Tensor:
+    return torch.empty_like(weight)

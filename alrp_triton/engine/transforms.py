@@ -41,6 +41,17 @@ def refuse_transforms(name: str, tensors: Iterable[Tensor]) -> None:
             raise RuntimeError(f"{name}: expected a tensor without a forward-mode tangent; {_INSTEAD}")
 
 
+def transformed(*tensors: Tensor) -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation follows one of these tensors. False within
+    a graph of torch.compile, where it cannot be told."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(
+        torch.func.debug_unwrap(tensor) is not tensor or forward_ad.unpack_dual(tensor).tangent is not None
+        for tensor in tensors
+    )
+
+
 def refuse_vmap(operator: _Operator) -> _Operator:
     """Make an operator raise under ``torch.func.vmap`` and ``is_grads_batched``; returns the operator. Without this
     rule PyTorch says that it has none, or calls the operator in a loop and warns."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 
-from ..engine.devices import is_asynchronous
+from ..engine import operators, passes
+from ..engine.devices import is_asynchronous, is_gpu
 
 __all__ = ["SelfBalance"]
 
@@ -104,6 +105,10 @@ class SelfBalance(nn.Module):
             self.to(loc.device, non_blocking=is_asynchronous(loc.device))
         with torch.no_grad():
             if self.training and has_positives and not _recomputes():
+                if is_gpu(loc.device) and passes.triton_installed():
+                    state = self.weight, self.sums, self.count
+                    weight: Tensor = operators.balance(cls, loc, *state, self.period or 0, self.average == "means")
+                    return weight
                 self._count(cls.double(), loc.double())
             # Not the buffer itself: autograd may keep the result for backward, and the buffer changes later.
             return self.weight.clone()

@@ -157,8 +157,8 @@ def test_launches_of_an_iteration(name: str, most: int) -> None:
 
 
 @of_compiled_kernels
-@pytest.mark.parametrize(("name", "most"), [("ALRPLoss", 153), ("RankSortLoss", 220), ("APLoss", 8), ("NDCGLoss", 7)])
+@pytest.mark.parametrize(("name", "most"), [("ALRPLoss", 13), ("RankSortLoss", 78), ("APLoss", 8), ("NDCGLoss", 7)])
 def test_launches_of_a_criterion(name: str, most: int) -> None:
-    """Errors of boxes and self-balancing are PyTorch's operations: with another PyTorch there may be some more."""
+    """The highest logits of rows are PyTorch's operations, more of them with more levels."""
     forward, backward = launches_of(CRITERIA[name], 40, num_levels=5)
     assert sum(forward.values()) + sum(backward.values()) <= most

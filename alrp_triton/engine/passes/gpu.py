@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...kernels import count, find, pairwise, place, rank, send, write
+from ...kernels import balance as kernel_balance
+from ...kernels import boxes, count, find, pairwise, place, rank, send, write
 from ...kernels.formulas import FORMULAS, Formula
 from ...kernels.layout import Positives, Walk, walk_over
 from ...kernels.layout import Table as kernel_table
 from ...kernels.sums import sums as kernel_sums
 from ..devices import is_asynchronous
-from ..inputs import Levels, debug_checks
+from ..inputs import Levels, compute_dtype, debug_checks
 from ..knots import Table
 from .find import raise_on_mistakes
 from .protocol import Found, Own
@@ -133,3 +134,18 @@ def send_positives(
     """See ``kernels.send``."""
     ranks, how = rank.Ranks(rows, None, poison), FORMULAS[formula]._replace(eps=eps)
     return send.send(Positives(*positives), kernel_table(*table), ranks, values, how, delta, num_processes)
+
+
+def compare_boxes(
+    pred: Tensor, target: Tensor, kind: str, divisor: float, differentiate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``kernels.boxes``; empty tensors for derivatives that are not asked for."""
+    dtype = compute_dtype(torch.promote_types(pred.dtype, target.dtype))
+    pair = boxes.Boxes(pred, target)
+    values, (of_pred, of_target) = boxes.compare_boxes(pair, kind, divisor, dtype, differentiate)
+    return values, *((of_pred, of_target) if differentiate else (values.new_empty(0), values.new_empty(0)))
+
+
+def balance(cls: Tensor, loc: Tensor, state: tuple[Tensor, Tensor, Tensor], period: int, by_means: bool) -> Tensor:
+    """See ``kernels.balance``."""
+    return kernel_balance.balance(cls, loc, kernel_balance.State(*state), period, by_means)
