@@ -55,7 +55,13 @@ def piecewise(path: Path) -> None:
     # w_i / P: the excess c_i of a positive, which is its own gradient, over its false positives.
     num_fp = ramp(difference(NEGATIVES, POSITIVES), DELTA).sum(dim=1)
     weights = -gradient[: len(POSITIVES)] / num_fp
-    t = torch.cat([torch.tensor([RANGE[0]]), make_knots(POSITIVES, DELTA).thresholds, torch.tensor([RANGE[1]])])
+    t = torch.cat(
+        [
+            torch.tensor([RANGE[0]]),
+            make_knots(POSITIVES, DELTA).table.thresholds[: 2 * len(POSITIVES)],
+            torch.tensor([RANGE[1]]),
+        ]
+    )
     ramps = weights[:, None] * ramp(difference(t, POSITIVES), DELTA)
 
     figure, (top, bottom) = plt.subplots(
@@ -123,7 +129,9 @@ def members(path: Path) -> None:
     }
     num_fp = ramp(difference(COMPARED_NEGATIVES, COMPARED_POSITIVES), DELTA).sum(dim=1)
     edges = torch.tensor([-3.6, 6.8], dtype=torch.float64)
-    t = torch.cat([edges[:1], make_knots(COMPARED_POSITIVES, DELTA).thresholds, edges[1:]])
+    t = torch.cat(
+        [edges[:1], make_knots(COMPARED_POSITIVES, DELTA).table.thresholds[: 2 * len(COMPARED_POSITIVES)], edges[1:]]
+    )
     ramps = ramp(difference(t, COMPARED_POSITIVES), DELTA)
 
     figure, (top, bottom) = plt.subplots(

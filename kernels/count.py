@@ -1,8 +1,8 @@
 """Pass 1: for each bucket count its negatives, and sum their offsets in fixed point.
 
-All sums are 64-bit integers, so the order of tiles and atomics does not matter. Two things reduce contention. Scores
-below the first threshold, which are most scores late in training, send no atomics. Each tile sums the bucket of its
-first score, which early in training has nearly all scores, and sends one atomic for it.
+All sums are 64-bit integers, so the order of tiles and atomics does not matter. If all scores of a tile lie in one
+bucket, as early in training, there is no search, and one sum; in bucket 0, as late in training, there is nothing to
+add. Otherwise each tile sums the bucket of its first score that reaches a ramp, and sends one atomic for it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,25 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import num_threads
+from triton.language.target_info import is_cuda
 
-from .lanes import address, address_of_label, address_or_position, is_positive, load, places, takes_part, within
+from .lanes import (
+    INTERPRETED,
+    address,
+    address_of_label,
+    address_or_position,
+    is_positive,
+    load,
+    places,
+    takes_part,
+    within,
+)
 from .launch import launch, level_of, ramp_of
 from .layout import Table, Walk
-from .search import find_bucket, groups_of, offset_in_bucket, reaches_any
+from .search import anchor_of, find_bucket, groups_of, is_between, offset_in_bucket
 
+_INTERPRETED = tl.constexpr(INTERPRETED)
 # A sum over a tile holds a count of at most 2^12 above units of at most 2^36 each.
 _UNIT_BITS = tl.constexpr(50)
 _ONE_MORE = tl.constexpr(1 << 50)
@@ -33,6 +46,31 @@ def first_of(there, lane, bucket, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     return (tl.min(key) & ((1 << STEPS) - 1)).to(tl.int32)
 
 
+@triton.jit
+def add_each(pointers, value, mask, BLOCK: tl.constexpr):
+    """Add each lane's 64-bit integer. Triton's own atomics first move all lanes through shared memory, even those that
+    are masked; the instruction itself may only be used if no two threads have the same lane."""
+    if not _INTERPRETED and is_cuda() and num_threads() <= BLOCK:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p red.relaxed.gpu.global.add.u64 [$1], $2; mov.u32 $0, 0; }",
+            "=r,l,l,r",
+            [pointers.to(tl.int64), value, mask.to(tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        tl.atomic_add(pointers, value, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def add_to(totals, bucket, both, num_buckets):
+    """Add a count and units in one sum. If the count is 0, the bucket may lie beyond the totals."""
+    count = both >> _UNIT_BITS
+    tl.atomic_add(totals + bucket, count, mask=count > 0, sem="relaxed")
+    tl.atomic_add(totals + num_buckets + 1 + bucket, both - (count << _UNIT_BITS), mask=count > 0, sem="relaxed")
+
+
 @triton.jit(do_not_specialize=["num_buckets", "ignore_index"])
 def count_kernel(
     levels, table, totals, num_buckets, scale, ignore_index, ramp, STEPS: tl.constexpr, BLOCK: tl.constexpr
@@ -46,30 +84,27 @@ def count_kernel(
     label = tl.load(level.labels + address_of_label(at, levels, level), mask=there, other=0)
     counted = there & takes_part(label, ignore_index, levels.CLASSES) & ~is_positive(label, at[0], levels.CLASSES)
 
+    anchor, low, high = anchor_of(levels, level, begin, table, num_buckets, STEPS)
     # One reduction answers two questions; NaN are rare.
-    reaches = counted & reaches_any(score, table, num_buckets)
+    beside = counted & ~is_between(score, low, high)
     nan = counted & (score != score)
-    interest = tl.max(tl.where(nan, 2, reaches.to(tl.int32)))
+    interest = tl.max(tl.where(nan, 2, beside.to(tl.int32)))
     if interest > 1:
         tl.atomic_add(totals + num_buckets, tl.sum(nan.to(tl.int32)).to(tl.int64), sem="relaxed")
     if interest > 0:
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
         bucket = find_bucket(score, group, table, STEPS)
-        if table.groups is not None:
-            # Scores that reach only ramps of another group.
-            reaches = reaches & (bucket > 0)
+        reaches = counted & (bucket > 0)
         units = (offset_in_bucket(score, bucket, table, ramp) * scale).to(tl.int64)
         # Use the bucket of the first score that reaches a ramp as the most frequent one.
         crowd = first_of(reaches, lane, bucket, STEPS, BLOCK)
         alone = reaches & (bucket != crowd)
-        tl.atomic_add(totals + bucket, tl.full([BLOCK], 1, tl.int64), mask=alone, sem="relaxed")
-        tl.atomic_add(totals + num_buckets + 1 + bucket, units, mask=alone, sem="relaxed")
-        # Count and units in one sum. If the count is 0, the bucket may lie beyond the totals.
-        both = tl.sum(tl.where(reaches & (bucket == crowd), units + _ONE_MORE, 0))
-        count = both >> _UNIT_BITS
-        tl.atomic_add(totals + crowd, count, mask=count > 0, sem="relaxed")
-        units_of_crowd = both - (count << _UNIT_BITS)
-        tl.atomic_add(totals + num_buckets + 1 + crowd, units_of_crowd, mask=count > 0, sem="relaxed")
+        add_each(totals + bucket, tl.full([BLOCK], 1, tl.int64), alone, BLOCK)
+        add_each(totals + num_buckets + 1 + bucket, units, alone, BLOCK)
+        add_to(totals, crowd, tl.sum(tl.where(reaches & (bucket == crowd), units + _ONE_MORE, 0)), num_buckets)
+    elif anchor > 0:
+        units = (offset_in_bucket(score, anchor, table, ramp) * scale).to(tl.int64)
+        add_to(totals, anchor, tl.sum(tl.where(counted, units + _ONE_MORE, 0)), num_buckets)
 
 
 def count(walks: Sequence[Walk], table: Table, totals: Tensor, delta: float, scale: float, ignore_index: int) -> None:

@@ -5,19 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .lanes import load
 from .ramp import largest
 
 # Larger than all indices.
 NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
-
-
-@triton.jit
-def reaches_any(score, table, num_buckets):
-    """Whether a score reaches the lowest threshold of all groups."""
-    if table.groups is not None:
-        return score >= tl.load(table.thresholds + 2 * (num_buckets - 1))
-    else:
-        return score >= tl.load(table.thresholds)
 
 
 @triton.jit
@@ -36,6 +28,28 @@ def find_bucket(score, group, table, STEPS: tl.constexpr):
         own = tl.load(table.groups + bucket - 1, mask=bucket > 0, other=0)
         bucket = tl.where(own == group, bucket, 0)
     return bucket
+
+
+@triton.jit
+def anchor_of(levels, level, begin, table, num_buckets, STEPS: tl.constexpr):
+    """A bucket in which many scores of a tile may lie, with its ends: that of the first score. It is bucket 0 with
+    groups, up to the lowest threshold of all, and where the first score is costly to find."""
+    # With groups the lowest threshold of all is in the last place.
+    lowest = 2 * (num_buckets - 1) if table.groups is not None else 0
+    high = tl.load(table.thresholds + lowest)
+    bucket, low = 0, tl.zeros_like(high) - float("inf")
+    if table.groups is None and levels.FLAT:
+        first = load(level.logits + begin, begin < level.num_logits, high.dtype)
+        if first >= high:
+            bucket = find_bucket(first, 0, table, STEPS)
+            low, high = tl.load(table.thresholds + bucket - 1), tl.load(table.thresholds + bucket)
+    return bucket, low, high
+
+
+@triton.jit
+def is_between(score, low, high):
+    """Whether scores lie in a bucket with these ends; never NaN. A NaN as the upper end is above all."""
+    return (score >= low) & ~(score >= high)
 
 
 @triton.jit

@@ -10,10 +10,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .lanes import address, address_of_label, address_or_position, is_positive, load, places, store, takes_part, within
+from .lanes import (
+    address,
+    address_of_label,
+    address_or_position,
+    is_positive,
+    load,
+    places,
+    store,
+    takes_part,
+    within,
+)
 from .launch import launch, level_of, ramp_of
 from .layout import Table, Walk
-from .search import NONE, find_bucket, groups_of, number_below, offset_in_bucket, reaches_any
+from .search import NONE, anchor_of, find_bucket, groups_of, is_between, number_below, offset_in_bucket
 
 
 class Own(NamedTuple):
@@ -82,19 +92,21 @@ def write_kernel(
     counted = takes_part(label, ignore_index, levels.CLASSES)
     positive = there & counted & is_positive(label, at[0], levels.CLASSES)
 
+    anchor, low, high = anchor_of(levels, level, begin, table, num_buckets, STEPS)
     # One reduction answers two questions; positives are rare.
-    reaches = reaches_any(score, table, num_buckets)
-    interest = tl.max(tl.where(positive, 2, reaches.to(tl.int32)))
-    value = tl.zeros_like(score) + tl.load(lines)
-    if interest > 0:
+    found = tl.sum(tl.where(positive, 1 << 16, (~is_between(score, low, high)).to(tl.int32)))
+    if found % (1 << 16) > 0:
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
         bucket = find_bucket(score, group, table, STEPS)
         offset = offset_in_bucket(score, bucket, table, ramp)
         value = tl.load(lines + bucket) + tl.load(lines + num_buckets + bucket) * offset
+    else:
+        offset = offset_in_bucket(score, anchor, table, ramp)
+        value = tl.load(lines + anchor) + tl.load(lines + num_buckets + anchor) * offset
     value *= tl.load(factors.first).to(value.dtype)
     # Unexpected positives keep the gradient of a negative, which is NaN then.
     value = tl.where(counted, value, 0.0)
-    if interest > 1:
+    if found >> 16 > 0:
         value = with_positives(value, lane, level.first_index + begin, own, factors, num_own, highest, BLOCK)
     g_at = address_or_position(begin + lane, at, level.gradient_steps, levels)
     store(level.gradient + g_at, value, there)

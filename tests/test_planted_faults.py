@@ -44,7 +44,10 @@ FAULTS = {
         "kernels/find.py", "(slot < num_slots)", "(slot <= num_slots)", "find_kernel: out of bounds", PASSES
     ),
     "a crowd that is not there": Fault(
-        "kernels/count.py", "units_of_crowd, mask=count > 0", "units_of_crowd", "count_kernel: out of bounds"
+        "kernels/count.py",
+        "both - (count << _UNIT_BITS), mask=count > 0",
+        "both - (count << _UNIT_BITS)",
+        "count_kernel: out of bounds",
     ),
     "a barrier left out": Fault(
         # The compiler writes them, and so it would be the one to leave one out.
@@ -55,8 +58,8 @@ FAULTS = {
     ),
     "a race between programs": Fault(
         "kernels/count.py",
-        'tl.atomic_add(totals + crowd, count, mask=count > 0, sem="relaxed")',
-        "tl.store(totals + crowd, tl.load(totals + crowd) + count, mask=count > 0)",
+        'tl.atomic_add(totals + bucket, count, mask=count > 0, sem="relaxed")',
+        "tl.store(totals + bucket, tl.load(totals + bucket) + count, mask=count > 0)",
         "count_kernel: race in global memory",
     ),
     "memory that is not set": Fault(

@@ -87,10 +87,10 @@ class Counted:
                 "distribution": distribution is not None,
                 "backend": not passes.looks_at_pairs(backend),
             }
-            self._meeting = levels.processes.meet(logits.shape[0], levels.num_logits, settings)
+            self._meeting = levels.processes.meet(logits.shape[0], levels.num_logits(), settings)
             logits, *self.values = self._meeting.gather([logits, *values])
             groups = self._meeting.gather(groups)
-        self.num_logits = levels.num_logits if self._meeting is None else self._meeting.num_logits
+        self.num_logits = levels.num_logits() if self._meeting is None else self._meeting.num_logits
         self._pairs: Pairs | None = None
         with torch.no_grad():
             self.placed: Sorted | Compared
@@ -175,7 +175,7 @@ class Counted:
             lines = (self._pairs or self.placed).lines(weights, poison) * self.num_processes
             own = torch.stack([-sent] if evaluated.sorting is None else [-sent, evaluated.sorting])
             own = ((own + poison) * self.num_processes)[:, self.own]
-            dtype = self.levels.compute_dtype
+            dtype = self.levels.compute_dtype()
             scalars = [(total(added) + poison).to(dtype) for added in evaluated.added]
             derivative = None if evaluated.derivative is None else evaluated.derivative + poison
         first, second = scalars[0], scalars[1] if len(scalars) > 1 else None
@@ -239,7 +239,7 @@ def attach_whole(
 ) -> tuple[Tensor, Tensor]:
     """Scalars as in :meth:`Counted.send`, from the derivatives ``[M]`` of each with respect to all logits, and of the
     last one with respect to the given values, in parts."""
-    first, *second = (scalar.to(levels.compute_dtype) for scalar in scalars)
+    first, *second = (scalar.to(levels.compute_dtype()) for scalar in scalars)
     nothing = first.new_empty(0)
     attached: tuple[Tensor, Tensor] = operators.attach(
         first,

@@ -37,12 +37,11 @@ class Levels(NamedTuple):
         groups: Iterable[Tensor | None] = self.groups or repeat(None)
         return zip(self.logits, self.labels, groups)
 
-    @property
+    # Methods, since torch.compile of PyTorch 2.9 does not look into properties of tuples.
     def num_logits(self) -> int:
         """M, over all levels."""
         return sum(level.numel() for level in self.logits)
 
-    @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype scores are compared in, see :func:`compute_dtype`."""
         return compute_dtype(self.logits[0].dtype)
@@ -89,9 +88,8 @@ def check_inputs(
         TypeError, ValueError: naming the argument, what was expected and what was given.
         RuntimeError: within a transform of ``torch.func`` or forward-mode differentiation.
     """
-    levels = Levels(
-        _tensors("logits", logits), _tensors("labels", labels), () if groups is None else _tensors("groups", groups)
-    )
+    ids = () if groups is None else _tensors("groups", groups)
+    levels = Levels(_tensors("logits", logits), _tensors("labels", labels), ids, ignore_index)
     for name, given in (("logits", levels.logits), ("labels", levels.labels), ("groups", levels.groups)):
         refuse_transforms(name, given)
     for name, tensors in (("labels", levels.labels), ("groups", levels.groups)):
@@ -102,7 +100,7 @@ def check_inputs(
     if not levels.logits:
         raise ValueError("logits: expected at least one tensor, got an empty sequence")
     first = levels.logits[0]
-    for i, (x, y, ids) in enumerate(levels.each()):
+    for i, (x, y, z) in enumerate(levels.each()):
         at = f"[{i}]" if len(levels.logits) > 1 else ""
         if x.dtype not in FLOAT_DTYPES:
             raise TypeError(f"logits{at}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
@@ -117,17 +115,17 @@ def check_inputs(
                 f"labels{at}: expected shape {list(x.shape)} (a label for each logit) or {list(x.shape[:-1])} "
                 f"(a class index for each row), got {list(y.shape)}"
             )
-        if ids is not None and ids.dtype not in LABEL_DTYPES:
-            raise TypeError(f"groups{at}: expected an integer dtype, got {ids.dtype}")
-        for what, tensor in (("logits", x), ("labels", y), ("groups", ids)):
+        if z is not None and z.dtype not in LABEL_DTYPES:
+            raise TypeError(f"groups{at}: expected an integer dtype, got {z.dtype}")
+        for what, tensor in (("logits", x), ("labels", y), ("groups", z)):
             if tensor is not None:
                 _check_layout(f"{what}{at}", tensor)
-        if ids is not None and ids.shape != x.shape and ids.shape != x.shape[:-1]:
+        if z is not None and z.shape != x.shape and z.shape != x.shape[:-1]:
             raise ValueError(
                 f"groups{at}: expected shape {list(x.shape)} (a group for each logit) or {list(x.shape[:-1])} "
-                f"(for each row), got {list(ids.shape)}"
+                f"(for each row), got {list(z.shape)}"
             )
-        for what, tensor in (("logits", x), ("labels", y), ("groups", ids)):
+        for what, tensor in (("logits", x), ("labels", y), ("groups", z)):
             if tensor is not None and tensor.device != first.device:
                 raise ValueError(
                     f"{what}{at}: expected device {first.device}, as the first logits, got {tensor.device}"
@@ -156,8 +154,7 @@ def check_inputs(
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
-    processes = None if process_group is None else processes_of(process_group)
-    return levels._replace(ignore_index=ignore_index, processes=processes)
+    return levels if process_group is None else levels._replace(processes=processes_of(process_group))
 
 
 def _check_per_positive(name: str, values: Tensor, device: torch.device) -> None:

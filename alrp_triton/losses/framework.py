@@ -97,7 +97,7 @@ def evaluate(
     ranking = Ranking(counted)
     evaluated = definition.evaluate(ranking, *(value.double() for value in counted.values))
     scalars = counted.send(ranking.ranks, evaluated, definition.eps, doubtful=not definition.in_kernels)
-    return Loss(scalars, ranking.rank[counted.own].to(levels.compute_dtype), counted.indices, counted.gather)
+    return Loss(scalars, ranking.rank[counted.own].to(levels.compute_dtype()), counted.indices, counted.gather)
 
 
 def _exactly(
@@ -118,7 +118,7 @@ def _exactly(
     given = torch.cat([values[key].double() for key in exact.of_values]) if exact.of_values else None
     rank = logits.new_empty(0) if exact.rank is None else exact.rank
     scalars = attach_whole(levels, exact.scalars, exact.of_logits, given, [*exact.of_values.values()])
-    return Loss(scalars, rank.to(levels.compute_dtype), index, lambda *columns: columns)
+    return Loss(scalars, rank.to(levels.compute_dtype()), index, lambda *columns: columns)
 
 
 class Criterion(nn.Module):

@@ -134,7 +134,7 @@ def _rank_sort(
         process_group=process_group,
     )
     # IoUs are constants, compared in the dtype of the scores.
-    values = {"ious": ious.detach().to(levels.compute_dtype)}
+    values = {"ious": ious.detach().to(levels.compute_dtype())}
     return evaluate(_DEFINITION, levels, values, ious.shape[0], delta=delta, backend=backend), levels
 
 

@@ -21,7 +21,7 @@ def assert_same_passes(levels: Levels, delta: float = 1.0) -> None:
 
     found = passes_of("torch").find(levels, None, "num_positives")
     knots = make_knots(found.logits, delta, found.groups)
-    scale = 2.0 ** fraction_bits(levels.num_logits)
+    scale = 2.0 ** fraction_bits(levels.num_logits())
     generator = torch.Generator().manual_seed(0)
     weights, gradients = torch.randn(2, len(found.indices), generator=generator, dtype=torch.float64)
     lines, own = ramp_coefficients(knots, weights), Own(found.indices, gradients[None])

@@ -91,7 +91,7 @@ def test_numbers_that_are_none(kind: str) -> None:
 
 @by_kind
 def test_sizes_of_any_magnitude(kind: str) -> None:
-    for scale in (1e-20, 1e-6, 1e6, 1e17):
+    for scale in (1e-20, 1e-6, 1e6, 1e13):
         check(Boxes(*(box * scale for box in drawn(100))), kind)
 
 

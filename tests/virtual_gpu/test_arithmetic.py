@@ -158,6 +158,19 @@ def test_halves(dtype):
         assert torch.equal(found, as_words(expected)), pairs
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_with_floats(dtype):
+    x, y, z = torch.randn(512).to(dtype), torch.randn(512), torch.randn(512).to(dtype)
+    kind = "f16" if dtype == torch.float16 else "bf16"
+    for instruction, expected in (
+        (f"add.rn.f32.{kind} {{d}}, {{a}}, {{b}};", x.float() + y),
+        (f"sub.rn.f32.{kind} {{d}}, {{a}}, {{b}};", x.float() - y),
+    ):
+        assert torch.equal(apply(instruction, x, y, dtype=torch.float32), expected), instruction
+    found = apply(f"fma.rn.f32.{kind} {{d}}, {{a}}, {{b}}, {{c}};", x, z, y, dtype=torch.float32)
+    assert torch.equal(found, (x.double() * z.double() + y.double()).float())
+
+
 def test_a_fused_product_of_halves_is_rounded_once():
     # The product lies half way between two numbers; what is added decides, but is too small for float64's sum.
     a = torch.tensor([1.0078125], dtype=torch.bfloat16)

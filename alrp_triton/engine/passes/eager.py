@@ -42,7 +42,7 @@ class Eager:
             return counters[tables]
 
         for tables, (x, y, _, group), picks in _walk(levels, tables_of):
-            scores, ignored = x.reshape(-1).to(levels.compute_dtype), _ignored_rows(y, levels.ignore_index)
+            scores, ignored = x.reshape(-1).to(levels.compute_dtype()), _ignored_rows(y, levels.ignore_index)
             counter(tables).add(scores, ignored, _spread(group, x), picks)
         counter(tables_of.all).take_out(own.logits, own.groups)
         for tables, counted in counters.items():
@@ -55,13 +55,13 @@ class Eager:
     ) -> list[Tensor]:
         tables_of = TablesByGroup(table, delta)
         # No -0 for any sign of the factor.
-        lines = (lines * factors[0].double() + 0.0).to(levels.compute_dtype)
+        lines = (lines * factors[0].double() + 0.0).to(levels.compute_dtype())
         rows: dict[Tables, Tensor] = {}
         gradients = [torch.empty_like(logits) for logits in levels.logits]
         for tables, (x, y, out, group), picks in _walk(levels, tables_of, gradients):
             if tables not in rows:
                 rows[tables] = tables.rows(lines)
-            scores = x.reshape(-1).to(levels.compute_dtype)
+            scores = x.reshape(-1).to(levels.compute_dtype())
             in_place = out.dtype == scores.dtype and out.is_contiguous()
             values = out.view(-1) if in_place else torch.empty_like(scores)
             level, slope = rows[tables]

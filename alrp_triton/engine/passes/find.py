@@ -90,7 +90,7 @@ def _collect_without_sync(levels: Levels, num_positives: int) -> tuple[Tensor, T
 
 
 def _gather_logits(levels: Levels, pos_index: Tensor) -> Tensor:
-    return _gather(levels, pos_index, levels.compute_dtype, lambda x, y, groups, place: x[place])
+    return _gather(levels, pos_index, levels.compute_dtype(), lambda x, y, groups, place: x[place])
 
 
 def _gather_groups(levels: Levels, pos_index: Tensor) -> Tensor | None:
@@ -110,7 +110,7 @@ def highest_in_row(levels: Levels, pos_index: Tensor) -> Tensor:
             found = found.masked_fill(equals(y[row], levels.ignore_index), -torch.inf)
         return found if x.dim() == 1 else found.amax(-1)
 
-    return _gather(levels, pos_index, levels.compute_dtype, highest)
+    return _gather(levels, pos_index, levels.compute_dtype(), highest)
 
 
 def _gather(levels: Levels, pos_index: Tensor, dtype: torch.dtype, pick: Callable[..., Tensor]) -> Tensor:

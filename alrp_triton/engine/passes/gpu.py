@@ -25,7 +25,7 @@ class Linear:
     """The linear form: search each score in the table."""
 
     def find(self, levels: Levels, num_positives: int | None, name: str) -> Found:
-        arguments = levels.ignore_index, levels.compute_dtype
+        arguments = levels.ignore_index, levels.compute_dtype()
         if num_positives is None:
             num_positives = int(find.find(_walks(levels), 0, *arguments)[3][0])
         index, logits, groups, numbers = find.find(_walks(levels), num_positives, *arguments)

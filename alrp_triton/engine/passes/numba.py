@@ -65,7 +65,7 @@ class Compiled(Eager):
         tables = _tables_for(levels, table, delta)
         if tables is None:
             return super().write(levels, table, lines, own, factors, delta)
-        dtype = levels.compute_dtype
+        dtype = levels.compute_dtype()
         of_buckets = (lines * factors[0].double() + 0.0).detach().to(dtype).T.numpy()
         of_places = np.concatenate([of_buckets, of_buckets[:1]])[tables.buckets.ravel()]
         gradients = [torch.empty_like(logits) for logits in levels.logits]
@@ -168,7 +168,7 @@ def _turns(levels: Levels, gradients: list[Tensor] | None) -> Iterator[_Turn]:
     for i, (logits, labels, groups) in enumerate(levels.each()):
         out = None if gradients is None else gradients[i]
         tensors = [logits, labels] if out is None else [logits, labels, out]
-        as_it_is = logits.dtype == levels.compute_dtype and all(tensor.is_contiguous() for tensor in tensors)
+        as_it_is = logits.dtype == levels.compute_dtype() and all(tensor.is_contiguous() for tensor in tensors)
         size = _PIECE if as_it_is else _COPIED_PIECE
         for piece in pieces(logits.detach(), labels, size, out, groups):
             yield piece, as_it_is
@@ -190,7 +190,7 @@ def _share_out(
         with torch.inference_mode():
             return work(iter(next_turn, None))
 
-    num_threads = min(torch.get_num_threads(), levels.num_logits // _PER_THREAD)
+    num_threads = min(torch.get_num_threads(), levels.num_logits() // _PER_THREAD)
     if num_threads < 2:
         return [run()]
     with ThreadPoolExecutor(num_threads) as pool:

@@ -20,6 +20,11 @@ def define() -> None:
                 sources = " ".join(["u32"] * number_of_operands)
                 lower, upper = (_result(name, kind, half) for half in _HALVES)
                 rule(f"{name}.{kind}x2", "u32", sources, f"(u32_t){upper} << 16 | (u16_t){lower}")
+        # From sm_100 on, of a half and a float32.
+        for name, sign in (("add", "+"), ("sub", "-")):
+            mixed = f"canonical_f32(from_{kind}(a) {sign} b)"
+            rule(f"{name}.f32.{kind} {name}.rn.f32.{kind}", "f32", "u16 f32", mixed)
+        rule(f"fma.rn.f32.{kind}", "f32", "u16 u16 f32", f"canonical_f32(fmaf(from_{kind}(a), from_{kind}(b), c))")
         # A comparison of pairs sets two predicates, by an instruction for each.
         for k, half in enumerate(_HALVES):
             a, b = (f"from_{kind}({half.format(x)})" for x in "ab")
