@@ -96,9 +96,9 @@ class Thinning:
         every = 1 if thinned is None else thinned.args[0]
         # Of each parametrisation the value's name; pytest numbers combinations, but not values.
         names = item.callspec._idlist if hasattr(item, "callspec") else []
-        if COMPILED_FOR and "pairwise" in names:
-            # Its kernels take longest to compile.
-            every *= 3
+        if COMPILED_FOR and item.path.parent.name != "kernels":
+            # What is to be compiled takes longest, pairwise kernels most of all.
+            every *= 3 if "pairwise" in names else 2
         total = 0
         for i, name in enumerate(names):
             places = self._places[item.function, i]

@@ -215,7 +215,7 @@ def problems_of_pieces():
     yield [logits[:2].transpose(0, 1), logits[2:]], [classes[:2].T, labels[2:]], values, [images[:2].T, by_logit[2:]]
 
 
-@pytest.mark.thinned(6)
+@pytest.mark.thinned(12)
 @pytest.mark.skipif(KERNELS, reason="of the CPU's backends")
 @by_backend
 @by_member

@@ -26,7 +26,7 @@ SEED, CASES = int(os.environ.get("FUZZ_SEED", 2020)), int(os.environ.get("FUZZ_C
 ROUND = 15 if KERNELS else 300
 
 
-@pytest.mark.thinned(20 if KERNELS else 4)
+@pytest.mark.thinned(20 if KERNELS else 7)
 @pytest.mark.parametrize("number", range(-(-CASES // ROUND)))
 def test_every_case_gives_the_reference_s_answer_or_a_clear_error(number, looking, tmp_path):
     folder = Path(os.environ.get("FUZZ_KEEP", tmp_path))
