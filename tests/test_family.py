@@ -53,7 +53,7 @@ def combinations():
     ]
 
 
-@pytest.mark.thinned(2 if KERNELS else 14)
+@pytest.mark.thinned(2 if KERNELS else 28)
 @pytest.mark.parametrize(("case", "member", "option", "backend", "deltas"), combinations())
 def test_agrees_with_reference(case, member, option, backend, deltas):
     for delta in deltas:

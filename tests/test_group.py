@@ -19,7 +19,7 @@ FEW = ["integers", "no_positives", "infinite", *([] if KERNELS else ["one_positi
 CHOSEN = [*FEW, "bfloat16"] if KERNELS else list(CASES)
 
 
-@pytest.mark.thinned(2 if KERNELS else 5)
+@pytest.mark.thinned(2 if KERNELS else 8)
 @pytest.mark.parametrize("name", CHOSEN)
 def test_three_processes_rank_as_one(pool, name):
     assert_as_alone(pool, name, 3, BACKENDS[0])

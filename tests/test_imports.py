@@ -123,6 +123,7 @@ assert "triton" not in sys.modules
         assert "Triton is not installed" in line
 
 
+@pytest.mark.thinned(2)
 @by_one_worker
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_works_on_other_systems(tmp_path: Path, platform: str) -> None:

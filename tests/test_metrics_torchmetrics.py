@@ -208,6 +208,7 @@ def gathered(rank: int, shares: list[list[int]]) -> list[Any]:
     return numbers
 
 
+@pytest.mark.nightly
 @pytest.mark.xdist_group("processes")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_processes_gather_what_each_has_seen(pool: Pool) -> None:

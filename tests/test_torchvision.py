@@ -129,6 +129,7 @@ def test_per_image_is_the_mean_over_the_images_with_objects(case, boxes_per_imag
             assert len(single) < 2 or abs(expected - together[part]) > 1e-5  # the images do not just add up
 
 
+@pytest.mark.thinned(2)
 @every_copy
 @every_case
 def test_copies_use_their_own_criteria(case, duplicate):

@@ -245,6 +245,7 @@ runpy.run_module(options[3], run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.thinned(2)
 @pytest.mark.skipif(not triton_installed(), reason="needs Triton")
 @pytest.mark.parametrize("every", [6, 1])

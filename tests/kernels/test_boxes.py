@@ -62,6 +62,7 @@ def test_any_number_of_boxes(num_pairs: int, kind: str) -> None:
     assert compare_boxes(drawn(num_pairs), kind, 0.0, torch.float32, False)[1] == (None, None)
 
 
+@pytest.mark.thinned(2)
 @by_kind
 @pytest.mark.parametrize(
     ("pred", "target"),
@@ -95,6 +96,7 @@ def test_sizes_of_any_magnitude(kind: str) -> None:
         check(Boxes(*(box * scale for box in drawn(100))), kind)
 
 
+@pytest.mark.thinned(3)
 @by_kind
 @pytest.mark.parametrize("divisor", [0.5, 0.3, 2.0])
 def test_equal_boxes_have_no_error(divisor: float, kind: str) -> None:
