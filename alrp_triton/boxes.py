@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from .engine import operators, passes
-from .engine.devices import is_gpu
 from .engine.transforms import transformed
 
 __all__ = ["BoxError", "box_error", "ciou", "diou", "giou", "iou"]
@@ -125,7 +124,7 @@ def ciou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
 def _compare(pred_boxes: Tensor, target_boxes: Tensor, kind: str, divisor: float = 0.0) -> Tensor:
     """Similarities, or errors (1 - similarity) / divisor."""
     dtype = _check(pred_boxes, target_boxes)
-    if is_gpu(pred_boxes.device) and passes.triton_installed() and not transformed(pred_boxes, target_boxes):
+    if passes.kernels_take(pred_boxes.device) and not transformed(pred_boxes, target_boxes):
         differentiate = torch.is_grad_enabled() and (pred_boxes.requires_grad or target_boxes.requires_grad)
         values: Tensor = operators.compare_boxes(pred_boxes, target_boxes, kind, divisor, differentiate)[0]
         return values

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import num_threads
-from triton.language.target_info import is_cuda
 
 from .lanes import (
-    INTERPRETED,
+    add_each,
     address,
     address_of_label,
     address_or_position,
@@ -30,7 +28,6 @@ from .launch import launch, level_of, ramp_of
 from .layout import Table, Walk
 from .search import anchor_of, find_bucket, groups_of, is_between, offset_in_bucket
 
-_INTERPRETED = tl.constexpr(INTERPRETED)
 # A sum over a tile holds a count of at most 2^12 above units of at most 2^36 each.
 _UNIT_BITS = tl.constexpr(50)
 _ONE_MORE = tl.constexpr(1 << 50)
@@ -44,23 +41,6 @@ def first_of(there, lane, bucket, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     else:
         key = tl.where(there, (lane.to(tl.int64) << STEPS) | bucket, (BLOCK << STEPS) - 1)
     return (tl.min(key) & ((1 << STEPS) - 1)).to(tl.int32)
-
-
-@triton.jit
-def add_each(pointers, value, mask, BLOCK: tl.constexpr):
-    """Add each lane's 64-bit integer. Triton's own atomics first move all lanes through shared memory, even those that
-    are masked; the instruction itself may only be used if no two threads have the same lane."""
-    if not _INTERPRETED and is_cuda() and num_threads() <= BLOCK:
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p red.relaxed.gpu.global.add.u64 [$1], $2; mov.u32 $0, 0; }",
-            "=r,l,l,r",
-            [pointers.to(tl.int64), value, mask.to(tl.int32)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-    else:
-        tl.atomic_add(pointers, value, mask=mask, sem="relaxed")
 
 
 @triton.jit

@@ -11,6 +11,8 @@ import os
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import num_threads
+from triton.language.target_info import is_cuda
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -138,3 +140,20 @@ def store(pointers, value, mask):
             tl.store(pointers.to(tl.pointer_type(tl.int16), bitcast=True), rounded, mask=mask)
         else:
             tl.store(pointers, value.to(dtype), mask=mask)
+
+
+@triton.jit
+def add_each(pointers, value, mask, BLOCK: tl.constexpr):
+    """Add each lane's 64-bit integer. Triton's own atomics first move all lanes through shared memory, even those that
+    are masked; the instruction itself may only be used if no two threads have the same lane."""
+    if not _INTERPRETED and is_cuda() and num_threads() <= BLOCK:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p red.relaxed.gpu.global.add.u64 [$1], $2; mov.u32 $0, 0; }",
+            "=r,l,l,r",
+            [pointers.to(tl.int64), value, mask.to(tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        tl.atomic_add(pointers, value, mask=mask, sem="relaxed")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 
 from ..engine import operators, passes
-from ..engine.devices import is_asynchronous, is_gpu
+from ..engine.devices import is_asynchronous
 
 __all__ = ["SelfBalance"]
 
@@ -105,7 +105,7 @@ class SelfBalance(nn.Module):
             self.to(loc.device, non_blocking=is_asynchronous(loc.device))
         with torch.no_grad():
             if self.training and has_positives and not _recomputes():
-                if is_gpu(loc.device) and passes.triton_installed():
+                if passes.kernels_take(loc.device):
                     state = self.weight, self.sums, self.count
                     weight: Tensor = operators.balance(cls, loc, *state, self.period or 0, self.average == "means")
                     return weight

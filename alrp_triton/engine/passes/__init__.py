@@ -24,6 +24,7 @@ __all__ = [
     "choose_for_pairs",
     "compares_positives",
     "has_passes",
+    "kernels_take",
     "looks_at_pairs",
     "numba_installed",
     "passes_of",
@@ -82,6 +83,11 @@ def runs_triton(backend: str) -> bool:
 def triton_installed() -> bool:
     """Whether Triton can be imported; does not import it."""
     return _TRITON_INSTALLED
+
+
+def kernels_take(device: Device) -> bool:
+    """Whether Triton's kernels take tensors of this device, and are there."""
+    return is_gpu(device) and triton_installed()
 
 
 def numba_installed() -> bool:
