@@ -140,13 +140,13 @@ def tiles_of(parts: list[Part], size: int) -> tuple[int, Levels]:
     logits, labels, gradients, groups = zip(*(part.tensors for part in parts))
     logit_steps, label_steps, gradient_steps, group_steps = (_by_axis(of_tensor, 1) for of_tensor in zip(*steps))
     levels = Levels(
-        first_tile=tuple(_code(tile) for tile in accumulate(tiles[:-1], initial=0)),
+        first_tile=tuple(code(tile) for tile in accumulate(tiles[:-1], initial=0)),
         logits=logits,
         labels=labels,
         gradient=gradients,
         groups=groups,
-        num_logits=tuple(_code(part.walk.logits.numel() // unit) for part in parts),
-        first_index=tuple(_code(part.first_index) for part in parts),
+        num_logits=tuple(code(part.walk.logits.numel() // unit) for part in parts),
+        first_index=tuple(code(part.first_index) for part in parts),
         sizes=_by_axis([part.walk.layout.sizes for part in parts], None),
         logit_steps=logit_steps,
         label_steps=label_steps,
@@ -162,18 +162,18 @@ def tiles_of(parts: list[Part], size: int) -> tuple[int, Levels]:
 
 def _by_axis(levels: Sequence[tuple[int, ...]], left_out: int | None) -> tuple[tuple[int | None, ...], ...]:
     """For each axis the coded numbers of all levels; None for missing axes and for left-out steps."""
-    rows = [tuple(None if n == left_out else _code(n) for n in of_axis) for of_axis in zip(*levels)]
+    rows = [tuple(None if n == left_out else code(n) for n in of_axis) for of_axis in zip(*levels)]
     return tuple(rows + [(None,) * len(levels)] * (MAX_AXES - len(rows)))
 
 
-def _code(value: int) -> int:
+def code(value: int) -> int:
     """A code that is neither 1 nor a multiple of 16; see ``number``."""
     return 2 * value + 3
 
 
 @triton.jit
 def number(code):
-    """Decodes a number of ``_code``."""
+    """Decodes a number of ``code``."""
     return (code >> 1) - 1
 
 

@@ -41,8 +41,10 @@ class Table(NamedTuple):
     thresholds: Any
     """``[4P + 1]``, float32 or float64: 2P thresholds, NaN last in its group; then NaN, which no score reaches. With
     groups, the lowest threshold of all is in the last place, which no search reads."""
-    floors: Any
-    """``[2P + 1]``: finite lower ends of the buckets; the lowest finite number for bucket 0."""
+    cells: Any
+    """``[G + 1, 4]``, see :mod:`.grid`; not used with groups. The first row holds the rounds of a search beyond the
+    thresholds of a row (an integer), then slope, offset and highest value of the map from scores to cells. Each further
+    row is a cell."""
     groups: Any = None
     """``[4P + 1]`` int64: the group of each threshold, the highest number beyond them; None for one ranking."""
 

@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .grid import lay, shape_of_cells
 from .launch import compare, ramp_of
 from .layout import Positives, Table
-from .ramp import largest, ramp_ends, sort_key
+from .ramp import ramp_ends, sort_key
 
 _LAST_GROUP = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
@@ -45,17 +46,9 @@ class Placed(NamedTuple):
 
 
 @triton.jit
-def finite_floor(threshold):
-    """The lower end of a bucket in the thresholds' dtype; NaN counts as the largest number."""
-    limit: tl.constexpr = largest(threshold.dtype)
-    floor = tl.where(threshold == threshold, threshold, limit)
-    return tl.where(floor > limit, limit, tl.where(floor < -limit, -limit, floor))
-
-
-@triton.jit
 def fill(table, totals, num_positives, BLOCK_P: tl.constexpr):
-    """Write the values that do not depend on the positives: padding of the table, floor of bucket 0, zeros of the
-    totals. Each program writes a part."""
+    """Write the values that do not depend on the positives: padding of the table, the 0 from which the grid begins,
+    zeros of the totals. Each program writes a part."""
     at = tl.program_id(0) * (8 * BLOCK_P) + tl.arange(0, 8 * BLOCK_P)
     tl.store(totals + at, tl.zeros([8 * BLOCK_P], tl.int64), mask=at < 4 * num_positives + 4)
     place = 2 * num_positives + at
@@ -65,8 +58,8 @@ def fill(table, totals, num_positives, BLOCK_P: tl.constexpr):
         tl.store(table.groups + place, tl.full([8 * BLOCK_P], _LAST_GROUP, tl.int64), mask=beyond)
         beyond = beyond & (place != 4 * num_positives)
     tl.store(table.thresholds + place, tl.full([8 * BLOCK_P], float("nan"), dtype), mask=beyond)
-    if tl.program_id(0) == 0:
-        tl.store(table.floors, tl.full([], -largest(dtype), dtype))
+    if table.groups is None and tl.program_id(0) == 0:
+        tl.store(table.cells, tl.full([], 0, dtype))
 
 
 @triton.jit(do_not_specialize=["num_positives"])
@@ -135,8 +128,6 @@ def place_kernel(
     lower_place, upper_place = tl.sum(below_lower, axis=1), tl.sum(below_upper, axis=1)
     tl.store(table.thresholds + lower_place, lower, mask=there)
     tl.store(table.thresholds + upper_place, upper, mask=there)
-    tl.store(table.floors + 1 + lower_place, finite_floor(lower), mask=there)
-    tl.store(table.floors + 1 + upper_place, finite_floor(upper), mask=there)
     place = i
     if found.numbers is not None:
         place = tl.sum(earlier_ones, axis=1)
@@ -163,16 +154,20 @@ def place(found: Found, delta: float) -> Placed:
     num_pos, device = len(logits), logits.device
     # Separate tensors, so that all have the same alignment for any P; otherwise a launch needs a new specialisation.
     index, begin, end = (torch.empty(num_pos, dtype=torch.int64, device=device) for _ in range(3))
-    thresholds, floors = (logits.new_empty(size) for size in (4 * num_pos + 1, 2 * num_pos + 1))
+    thresholds = logits.new_empty(4 * num_pos + 1)
     totals = torch.empty(2, 2 * num_pos + 2, dtype=torch.int64, device=device)
-    table, positives, num_groups = Table(thresholds, floors), Positives(logits, begin, end, groups), None
+    table, positives, num_groups = (
+        Table(thresholds, logits.new_empty(shape_of_cells(num_pos))),
+        Positives(logits, begin, end, groups),
+        None,
+    )
     if found.numbers is not None:
         in_order = None if groups is None else torch.empty_like(groups)
         positives = positives._replace(logits=torch.empty_like(logits), groups=in_order)
     elif found.indices is not None:
         index = found.indices
     if groups is not None:
-        table = table._replace(groups=groups.new_empty(len(thresholds)))
+        table = Table(thresholds, logits.new_empty(0), groups.new_empty(len(thresholds)))
         num_groups = torch.zeros(1, dtype=torch.int64, device=device)
     compare(
         place_kernel,
@@ -188,4 +183,4 @@ def place(found: Found, delta: float) -> Placed:
         num_positives=num_pos,
         ramp=ramp_of(logits, delta),
     )
-    return Placed(index, positives, table, totals, num_groups)
+    return Placed(index, positives, lay(table), totals, num_groups)

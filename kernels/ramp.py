@@ -69,6 +69,14 @@ def finite(x):
 
 
 @triton.jit
+def finite_floor(threshold):
+    """The lower end of a bucket in the thresholds' dtype; NaN counts as the largest number."""
+    limit: tl.constexpr = largest(threshold.dtype)
+    floor = tl.where(threshold == threshold, threshold, limit)
+    return tl.where(floor > limit, limit, tl.where(floor < -limit, -limit, floor))
+
+
+@triton.jit
 def floor_of(bucket, thresholds, there):
     """The finite lower end of buckets other than 0, float64; NaN counts as the largest."""
     floor = tl.load(thresholds + bucket - 1, mask=there, other=0)

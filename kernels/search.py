@@ -1,37 +1,52 @@
-"""Device code of both passes: bucket and offset of a score. See ``layout.Table``."""
+"""Device code of both passes: bucket and offset of a score. See ``layout.Table`` and :mod:`.grid`."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from .grid import cell_of, row_of
 from .lanes import load
-from .ramp import largest
 
 # Larger than all indices.
 NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
 @triton.jit
-def find_bucket(score, group, table, STEPS: tl.constexpr):
-    """The number of thresholds at or below each score. With groups, the number before or at it in the order of the
-    table, but 0 if none of them is of the score's group. 0 for NaN."""
-    bucket = tl.zeros_like(score).to(tl.int32)
-    for step in tl.static_range(STEPS):
-        half = 1 << (STEPS - 1 - step)
-        reached = score >= tl.load(table.thresholds + bucket + (half - 1))
-        if table.groups is not None:
-            other = tl.load(table.groups + bucket + (half - 1))
-            reached = (other < group) | ((other == group) & reached)
-        bucket += tl.where(reached, half, 0)
-    if table.groups is not None:
+def find_bucket(score, group, table, highest):
+    """The number of thresholds at or below each score, and the bucket's lower end, -inf for bucket 0. With groups the
+    number is that of thresholds before or at the score in the order of the table, but 0 if none of them is of the
+    score's group; ``highest`` is the largest power of two up to 2P. 0 for NaN."""
+    if table.groups is None:
+        bits: tl.constexpr = tl.int64 if score.dtype == tl.float64 else tl.int32
+        rounds = tl.load(table.cells.to(tl.pointer_type(bits), bitcast=True)).to(tl.int32)
+        cell = cell_of(score, tl.load(table.cells + 1), tl.load(table.cells + 2), tl.load(table.cells + 3))
+        bucket, floor, first, second = row_of(table.cells, cell)
+        bucket += (score >= first).to(tl.int32) + (score >= second).to(tl.int32)
+        floor = tl.where(score >= first, first, floor)
+        floor = tl.where(score >= second, second, floor)
+        step = 1 << rounds >> 1
+        while step > 0:
+            other = tl.load(table.thresholds + (step - 1) + bucket)
+            floor = tl.where(score >= other, other, floor)
+            bucket += tl.where(score >= other, step, 0)
+            step = step >> 1
+        return bucket, floor
+    else:
+        bucket = tl.zeros_like(score).to(tl.int32)
+        step = highest
+        while step > 0:
+            other = tl.load(table.groups + (step - 1) + bucket)
+            reached = (other < group) | ((other == group) & (score >= tl.load(table.thresholds + (step - 1) + bucket)))
+            bucket += tl.where(reached, step, 0)
+            step = step >> 1
         own = tl.load(table.groups + bucket - 1, mask=bucket > 0, other=0)
         bucket = tl.where(own == group, bucket, 0)
-    return bucket
+        return bucket, tl.load(table.thresholds + bucket - 1, mask=bucket > 0, other=float("-inf"))
 
 
 @triton.jit
-def anchor_of(levels, level, begin, table, num_buckets, STEPS: tl.constexpr):
+def anchor_of(levels, level, begin, table, num_buckets):
     """A bucket in which many scores of a tile may lie, with its ends: that of the first score. It is bucket 0 with
     groups, up to the lowest threshold of all, and where the first score is costly to find."""
     # With groups the lowest threshold of all is in the last place.
@@ -41,8 +56,8 @@ def anchor_of(levels, level, begin, table, num_buckets, STEPS: tl.constexpr):
     if table.groups is None and levels.FLAT:
         first = load(level.logits + begin, begin < level.num_logits, high.dtype)
         if first >= high:
-            bucket = find_bucket(first, 0, table, STEPS)
-            low, high = tl.load(table.thresholds + bucket - 1), tl.load(table.thresholds + bucket)
+            bucket, low = find_bucket(first, 0, table, 0)
+            high = tl.load(table.thresholds + bucket)
     return bucket, low, high
 
 
@@ -76,11 +91,9 @@ def number_below(value, ascending, length, highest):
 
 
 @triton.jit
-def offset_in_bucket(score, bucket, table, ramp):
-    """(score - floor) / (2 delta), at most 1. Infinities count as the largest finite number, as in the floors."""
+def offset_from(score, floor, ramp):
+    """(score - floor) / (2 delta), at most 1; 0 for equal infinities."""
     if ramp.inverse_width == 0:
         return tl.zeros_like(score)
     else:
-        limit: tl.constexpr = largest(score.dtype)
-        finite = tl.minimum(tl.maximum(score, -limit), limit)
-        return tl.minimum((finite - tl.load(table.floors + bucket)) * ramp.inverse_width, 1.0)
+        return tl.minimum(tl.where(score == floor, 0.0, score - floor) * ramp.inverse_width, 1.0)

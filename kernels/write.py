@@ -23,7 +23,7 @@ from .lanes import (
 )
 from .launch import launch, level_of, ramp_of
 from .layout import Table, Walk
-from .search import NONE, anchor_of, find_bucket, groups_of, is_between, number_below, offset_in_bucket
+from .search import NONE, anchor_of, find_bucket, groups_of, is_between, number_below, offset_from
 
 
 class Own(NamedTuple):
@@ -67,7 +67,7 @@ def with_positives(value, lane, first_index, own, factors, num_own, highest, BLO
     return value
 
 
-@triton.jit(do_not_specialize=["num_buckets", "num_own", "highest", "ignore_index"])
+@triton.jit(do_not_specialize=["num_buckets", "highest", "num_own", "highest_own", "ignore_index"])
 def write_kernel(
     levels,
     table,
@@ -75,11 +75,11 @@ def write_kernel(
     own,
     factors,
     num_buckets,
-    num_own,
     highest,
+    num_own,
+    highest_own,
     ignore_index,
     ramp,
-    STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     level = level_of(levels)
@@ -87,27 +87,27 @@ def write_kernel(
     at = places(levels, level, begin, lane)
     x_at = address_or_position(begin + lane, at, level.logit_steps, levels)
     there = within(begin, lane, level.num_logits, BLOCK)
-    score = load(level.logits + x_at, there, table.floors.dtype.element_ty)
+    score = load(level.logits + x_at, there, table.thresholds.dtype.element_ty)
     label = tl.load(level.labels + address_of_label(at, levels, level), mask=there, other=0)
     counted = takes_part(label, ignore_index, levels.CLASSES)
     positive = there & counted & is_positive(label, at[0], levels.CLASSES)
 
-    anchor, low, high = anchor_of(levels, level, begin, table, num_buckets, STEPS)
+    anchor, low, high = anchor_of(levels, level, begin, table, num_buckets)
     # One reduction answers two questions; positives are rare.
     found = tl.sum(tl.where(positive, 1 << 16, (~is_between(score, low, high)).to(tl.int32)))
     if found % (1 << 16) > 0:
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
-        bucket = find_bucket(score, group, table, STEPS)
-        offset = offset_in_bucket(score, bucket, table, ramp)
+        bucket, floor = find_bucket(score, group, table, highest)
+        offset = offset_from(score, floor, ramp)
         value = tl.load(lines + bucket) + tl.load(lines + num_buckets + bucket) * offset
     else:
-        offset = offset_in_bucket(score, anchor, table, ramp)
+        offset = offset_from(score, low, ramp)
         value = tl.load(lines + anchor) + tl.load(lines + num_buckets + anchor) * offset
     value *= tl.load(factors.first).to(value.dtype)
     # Unexpected positives keep the gradient of a negative, which is NaN then.
     value = tl.where(counted, value, 0.0)
     if found >> 16 > 0:
-        value = with_positives(value, lane, level.first_index + begin, own, factors, num_own, highest, BLOCK)
+        value = with_positives(value, lane, level.first_index + begin, own, factors, num_own, highest_own, BLOCK)
     g_at = address_or_position(begin + lane, at, level.gradient_steps, levels)
     store(level.gradient + g_at, value, there)
 
@@ -135,7 +135,7 @@ def write(
         delta: half width of the ramp.
         ignore_index: label of logits with gradient 0.
     """
-    num_own, num_buckets = len(own.indices), len(table.floors)
+    num_own, num_buckets = len(own.indices), len(table.thresholds) // 2 + 1
     arguments = {
         "table": table,
         "lines": lines.contiguous(),
@@ -143,9 +143,9 @@ def write(
         "factors": factors,
         "num_buckets": num_buckets,
         "num_own": num_own,
-        "highest": 1 << num_own.bit_length() >> 1,
+        "highest_own": 1 << num_own.bit_length() >> 1,
         "ignore_index": ignore_index,
-        "ramp": ramp_of(table.floors, delta),
-        "STEPS": (num_buckets - 1).bit_length(),
+        "ramp": ramp_of(table.thresholds, delta),
+        "highest": 1 << (num_buckets - 1).bit_length() >> 1,
     }
     launch(write_kernel, "write" if table.groups is None else "write_grouped", walks, arguments, gradients)

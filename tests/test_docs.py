@@ -193,7 +193,7 @@ def test_the_tables_are_what_the_code_makes():
     knots = make_knots(positives, 1.0)
     passes, levels = passes_of("torch"), Levels([LOGITS], [LABELS])
     totals, unit = torch.zeros(2, 2 * len(positives) + 2, dtype=torch.int64), 2.0**-36
-    passes.count(levels, knots.table, passes.find(levels, 2, ""), totals, 1.0, 1 / unit)
+    passes.count(levels, knots.table, passes.find(levels, 2, ""), totals, 1.0, levels.num_logits())
     # Without bucket 0, and without the count of NaN; offsets are in units of 2 delta.
     counts, distances = totals[:, 1:-1].double() * torch.tensor([1.0, 2 * unit])[:, None]
     thresholds = knots.table.thresholds[: 2 * len(positives)]

@@ -113,7 +113,7 @@ def test_ramp_coefficients(pos_logits, delta):
     level, slope = knots.ramp_coefficients(table, weights)
     largest = torch.finfo(scores.dtype).max
     bucket = knots.buckets_of(scores, table.table.thresholds)
-    distance = scores.clamp(-largest, largest).double() - table.table.floors[bucket].double()
+    distance = scores.clamp(-largest, largest).double() - knots.bucket_floors(table.table.thresholds)[bucket].double()
     u = (distance / (2 * delta) if delta > 0 else torch.zeros_like(distance)).clamp(max=1)
     actual = level[bucket] + slope[bucket] * u
     expected = weights @ brute_ramps(scores, pos_logits, delta)
@@ -152,7 +152,7 @@ def test_false_positives(idle_offset, pos_logits, delta):
     scores = torch.cat([probes(pos_logits, delta), normal(100).to(pos_logits.dtype)])
     bucket = knots.buckets_of(scores, table.table.thresholds)
     largest = torch.finfo(scores.dtype).max
-    distance = scores.clamp(-largest, largest).double() - table.table.floors[bucket].double()
+    distance = scores.clamp(-largest, largest).double() - knots.bucket_floors(table.table.thresholds)[bucket].double()
     # Where no ramp is under way any offset of a ramp's width may stand.
     number = torch.arange(2 * len(pos_logits) + 1)[:, None]
     active = ((number >= table.begin) & (number < table.end)).any(1)

@@ -40,10 +40,14 @@ class Table(NamedTuple):
     thresholds: Tensor
     """``[4P + 1]`` in the compute dtype: 2P thresholds, NaN last in its group; then NaN, which no score reaches. With
     groups, the lowest threshold of all is in the last place."""
-    floors: Tensor
-    """``[2P + 1]``: finite lower ends of the buckets, for subtraction; the lowest finite number for bucket 0."""
+    cells: Tensor
+    """The grid in which kernels begin a search, see ``kernels.grid``; empty for the other backends and with groups."""
     groups: Tensor | None = None
     """``[4P + 1]`` int64: the group of each threshold, the highest number beyond them; None for one ranking."""
+
+    def num_thresholds(self) -> int:
+        """2P."""
+        return self.thresholds.shape[0] // 2
 
 
 class Knots(NamedTuple):
@@ -82,21 +86,21 @@ class Knots(NamedTuple):
 
 
 def bucket_floors(thresholds: Tensor) -> Tensor:
-    """``[n + 1]``: finite lower end of each bucket of sorted thresholds ``[n]``; see :attr:`Table.floors`."""
+    """``[n + 1]``: finite lower end of each bucket of sorted thresholds ``[n]``, for subtraction; the lowest finite
+    number for bucket 0."""
     return _finite(F.pad(thresholds.masked_fill(thresholds.isnan(), torch.inf), (1, 0), value=-torch.inf))
 
 
 def make_table(thresholds: Tensor, groups: Tensor | None) -> Table:
     """The table of ``[2P]`` sorted thresholds and their groups."""
-    floors = bucket_floors(thresholds)
     padding = 0, thresholds.shape[0] + 1
     padded = F.pad(thresholds, padding, value=torch.nan)
     if groups is None:
-        return Table(padded, floors)
+        return Table(padded, thresholds.new_empty(0))
     padded[-1] = padded.masked_fill(padded.isnan(), torch.inf).amin()
     # F.pad would convert the number to a float.
     beyond = groups.new_full((padding[1],), torch.iinfo(torch.int64).max)
-    return Table(padded, floors, torch.cat([groups, beyond]))
+    return Table(padded, thresholds.new_empty(0), torch.cat([groups, beyond]))
 
 
 def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -> Knots:
@@ -128,8 +132,7 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
         group_end = torch.searchsorted(order_groups, groups, right=True)
         below_end = torch.where(below_end == group_end, num_pos, below_end)
 
-    table = make_table(thresholds, threshold_groups)
-    floors = table.floors.double()
+    floors = bucket_floors(thresholds).double()
     # From each threshold to the next, from the top down; 0 from the last to the first, which is not above it. No
     # distance is measured in bucket 0.
     gaps = (floors[1:].roll(-1) - floors[1:]).clamp_(0, 2 * delta)
@@ -141,7 +144,7 @@ def make_knots(pos_logits: Tensor, delta: float, groups: Tensor | None = None) -
 
     return Knots(
         pos_logits=pos_logits,
-        table=table,
+        table=make_table(thresholds, threshold_groups),
         begin=begin,
         end=end,
         coordinate=coordinate,

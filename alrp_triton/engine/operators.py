@@ -1,7 +1,7 @@
 """The operators that the engine registers with PyTorch; torch.compile treats them as opaque, with known shapes.
 
-Related tensors are passed as lists. A table is its thresholds and floors, and with groups their groups. Positives are
-their logits, the buckets in which their ramps begin and end, and with groups their groups.
+Related tensors are passed as lists. A table is its thresholds and cells, and with groups the groups of the thresholds.
+Positives are their logits, the buckets in which their ramps begin and end, and with groups their groups.
 
 ``send`` and ``attach`` connect a ranking loss to autograd: the derivative of their result with respect to the logits is
 that of the update rule. For backward they keep the logits and tables of size P. Backward is a separate operator without
@@ -88,23 +88,26 @@ def _(logits: list[Tensor], labels: list[Tensor], ignore_index: int, pos_index: 
 @refuse_vmap
 @torch.library.custom_op("alrp_triton::place", mutates_args=())
 def place(index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float) -> list[Tensor]:
-    """The ramps of positives, by kernels: the totals of pass 1, still 0; thresholds, floors; beginnings and ends of
+    """The ramps of positives, by kernels: the totals of pass 1, still 0; thresholds, cells; beginnings and ends of
     ramps. With groups, the groups of the thresholds and their number ``[1]``. For positives in any order also those in
     flat order: indices, logits, groups."""
     from .passes import gpu
 
     placed = gpu.place_positives(Found(index, logits, groups, numbers if len(numbers) else None), delta)
-    positives, (thresholds, floors, of_thresholds) = placed.positives, placed.table
+    positives, (thresholds, cells, of_thresholds) = placed.positives, placed.table
     in_order = present(placed.indices, positives.logits, positives.groups) if len(numbers) else []
     by_group = present(of_thresholds, placed.num_groups)
-    return [placed.totals, thresholds, floors, positives.begin, positives.end, *by_group, *in_order]
+    return [placed.totals, thresholds, cells, positives.begin, positives.end, *by_group, *in_order]
 
 
 @place.register_fake
 def _(index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float) -> list[Tensor]:
+    from .passes import gpu
+
     num_pos = index.shape[0]
     totals, begin, end = (index.new_empty(size) for size in ((2, 2 * num_pos + 2), num_pos, num_pos))
-    placed = [totals, logits.new_empty(4 * num_pos + 1), logits.new_empty(2 * num_pos + 1), begin, end]
+    cells = logits.new_empty(gpu.shape_of_cells(num_pos) if groups is None else 0)
+    placed = [totals, logits.new_empty(4 * num_pos + 1), cells, begin, end]
     if groups is not None:
         placed += [index.new_empty(4 * num_pos + 1), index.new_empty(1)]
     if numbers.shape[0]:
@@ -129,8 +132,8 @@ def count(
     """Pass 1; see ``passes.Passes.count``. ``own`` holds logits and groups of this process's positives, and
     ``num_logits`` is M of all processes."""
     found = Found(own[0], own[0], own[1] if len(own) > 1 else None)
-    levels, scale = Levels(logits, labels, groups, ignore_index), 2.0 ** fraction_bits(num_logits)
-    passes_of(backend).count(levels, Table(*table), found, totals, delta, scale)
+    levels = Levels(logits, labels, groups, ignore_index)
+    passes_of(backend).count(levels, Table(*table), found, totals, delta, num_logits)
 
 
 @count.register_fake
@@ -230,7 +233,7 @@ def _(logits: list[Tensor], *further: Any) -> tuple[Tensor, Tensor, Tensor, Tens
     return (
         like.new_empty(()),
         like.new_empty(()),
-        like.new_empty((2, table[1].shape[0])),
+        like.new_empty((2, table[0].shape[0] // 2 + 1)),
         like.new_empty((how.num_scores, index.shape[0]), dtype=torch.float64),
         like.new_empty(like.shape[0] if how.has_derivative else 0, dtype=how.derivative_dtype(given)),
     )

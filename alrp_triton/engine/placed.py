@@ -165,11 +165,11 @@ def compare(
     """Placed positives from those of ``operators.find``, and their indices in flat order."""
     grouped, in_any_order = bool(groups), numbers.shape[0] > 0
     of_each = groups[0] if groups else None
-    totals, thresholds, floors, *rest = operators.place(index, logits, numbers, of_each, delta)
+    totals, thresholds, cells, *rest = operators.place(index, logits, numbers, of_each, delta)
     if in_any_order:
         index, logits = rest[-3:-1] if grouped else rest[-2:]
         of_each = rest[-1] if grouped else None
-    table = Table(thresholds, floors, rest[2] if grouped else None)
+    table = Table(thresholds, cells, rest[2] if grouped else None)
     return index, Compared(logits, of_each, delta, table, totals, rest[:2] + (rest[3:4] if grouped else []))
 
 

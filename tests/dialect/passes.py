@@ -9,7 +9,6 @@ import torch
 from alrp_triton.engine import Levels
 from alrp_triton.engine.knots import make_knots, ramp_coefficients
 from alrp_triton.engine.passes import Own, passes_of
-from alrp_triton.engine.scans import fraction_bits
 
 from .cases import INF, NAN
 from .checks import assert_same_bits
@@ -21,7 +20,6 @@ def assert_same_passes(levels: Levels, delta: float = 1.0) -> None:
 
     found = passes_of("torch").find(levels, None, "num_positives")
     knots = make_knots(found.logits, delta, found.groups)
-    scale = 2.0 ** fraction_bits(levels.num_logits())
     generator = torch.Generator().manual_seed(0)
     weights, gradients = torch.randn(2, len(found.indices), generator=generator, dtype=torch.float64)
     lines, own = ramp_coefficients(knots, weights), Own(found.indices, gradients[None])
@@ -29,7 +27,7 @@ def assert_same_passes(levels: Levels, delta: float = 1.0) -> None:
     with patch.object(numba, "_RUN", 0):  # in loops, however groups alternate
         for passes in (passes_of("torch"), passes_of("numba")):
             counted.append(torch.zeros(2, 2 * len(found.indices) + 2, dtype=torch.int64))
-            passes.count(levels, knots.table, found, counted[-1], delta, scale)
+            passes.count(levels, knots.table, found, counted[-1], delta, levels.num_logits())
             written.append(passes.write(levels, knots.table, lines, own, [torch.ones(())], delta))
     expected, compiled = counted
     # Of NaN only the number means anything; of bucket 0 nothing.

@@ -19,6 +19,7 @@ from alrp_triton.engine.placed import Compared
 from alrp_triton.reference import difference, ramp
 
 SCALE, DELTA, CLASSES = 2.0**30, 0.375, 5
+OF_MANY = 2**31  # logits, that fixed point of this scale belongs to
 LINEAR, PAIRWISE, BY_TORCH = gpu.Linear(), gpu.Pairwise(), Eager()
 IDS = {
     torch.int64: (-(2**63), -5, 0, 2**40, 2**40 + 1, 2**63 - 1),
@@ -145,11 +146,11 @@ def check_linear(levels: Levels, delta: float = DELTA, scalars: int = 1) -> Tens
         same_numbers("groups", placed.positives.groups, wanted.groups)
         assert placed.num_groups.tolist() == [len(wanted.groups.unique())]
     table, totals = make_knots(wanted.logits, delta, wanted.groups).table, torch.zeros_like(placed.totals)
-    for name, of_kernels, of_torch in zip(Table._fields, placed.table, table):
-        if of_torch is not None:
-            same_numbers(name, of_kernels, of_torch)
-    LINEAR.count(levels, Table(*placed.table), found, placed.totals, delta, SCALE)
-    BY_TORCH.count(levels, table, wanted, totals, delta, SCALE)
+    same_numbers("thresholds", placed.table.thresholds, table.thresholds)
+    if table.groups is not None:
+        same_numbers("groups of thresholds", placed.table.groups, table.groups)
+    LINEAR.count(levels, Table(*placed.table), found, placed.totals, delta, OF_MANY)
+    BY_TORCH.count(levels, table, wanted, totals, delta, OF_MANY)
     # Of bucket 0 nothing is asked, and of NaN how many there are.
     same_numbers("totals", placed.totals[:, 1:-1], totals[:, 1:-1])
     same_numbers("NaN", placed.totals[0, -1], totals[0, -1])
@@ -160,7 +161,7 @@ def check_linear(levels: Levels, delta: float = DELTA, scalars: int = 1) -> Tens
 def check_written(levels: Levels, table: Table, index: Tensor, delta: float, scalars: int = 1) -> None:
     """Pass 2, for some table, with own gradients at some places."""
     generator = torch.Generator().manual_seed(1)
-    lines = torch.rand(2, len(table.floors), generator=generator, dtype=torch.float64) + 0.5
+    lines = torch.rand(2, table.num_thresholds() + 1, generator=generator, dtype=torch.float64) + 0.5
     lines[1, 0] = 0  # bucket 0 has no slope
     own = Own(index, torch.randn(scalars, len(index), generator=generator, dtype=torch.float64))
     factors = [torch.tensor(-0.7), torch.tensor(3.0)][:scalars]
@@ -181,7 +182,7 @@ def check_pairwise(levels: Levels, delta: float = DELTA, tolerance: float = 2e-7
     h = ramp(difference(scores.double(), found.logits.double()), delta).nan_to_num(0.0)
     h *= (groups == groups[positive, None]) & negative
     totals = torch.zeros(num_pos + 1, dtype=torch.int64)
-    PAIRWISE.count(levels, table, found, totals, delta, SCALE)
+    PAIRWISE.count(levels, table, found, totals, delta, OF_MANY)
     same_numbers("N_FP", totals[:-1] / SCALE, h.sum(1).float(), tolerance, tolerance * len(scores) + 1e-30)
     assert totals[-1] == (negative & scores.isnan()).sum()
     weights = torch.rand(num_pos + 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

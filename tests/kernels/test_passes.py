@@ -16,6 +16,7 @@ from drawn import (
     IDS,
     LAYOUTS,
     LINEAR,
+    OF_MANY,
     Draw,
     check_linear,
     check_pairwise,
@@ -193,7 +194,7 @@ def passes(levels: Levels, num_positives: int) -> tuple[list[int], gpu.place.Pla
     """All three, for a number of positives that may be wrong: the numbers found, what is placed, the gradients."""
     found = LINEAR.find(levels, num_positives, "")
     placed = gpu.place_positives(found, DELTA)
-    LINEAR.count(levels, placed.table, found, placed.totals, DELTA, 2.0**30)
+    LINEAR.count(levels, placed.table, found, placed.totals, DELTA, OF_MANY)
     lines = torch.full((2, 2 * num_positives + 1), NAN, dtype=torch.float64)
     own = Own(placed.indices, torch.full((1, num_positives), NAN, dtype=torch.float64))
     gradients = LINEAR.write(levels, placed.table, lines, own, [torch.ones(())], DELTA)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alrp_triton.engine import operators, scans
+from alrp_triton.engine import operators
 from alrp_triton.engine.inputs import compute_dtype
-from alrp_triton.engine.knots import make_knots
+from alrp_triton.engine.knots import bucket_floors, make_knots
 from alrp_triton.engine.passes import gpu
 from alrp_triton.engine.passes.protocol import Found
 from alrp_triton.engine.placed import Compared, Ranks, Sorted
@@ -33,9 +33,9 @@ def check_placed(logits: Tensor, delta: float, groups: Tensor | None = None) -> 
     """Knots as sorting places them, those that begin a ramp before equal ones that end one. Which of several equal ones
     of a kind comes first is of no interest."""
     placed, expected = place(logits, delta, groups), make_knots(logits, delta, groups)
-    for name, found, wanted in zip(("thresholds", "floors", "groups"), placed.table, expected.table):
-        if wanted is not None:
-            same_numbers(name, found, wanted)
+    same_numbers("thresholds", placed.table.thresholds, expected.table.thresholds)
+    if groups is not None:
+        same_numbers("groups", placed.table.groups, expected.table.groups)
     begin, end = placed.positives[1:3]
     same_numbers("places", torch.cat([begin, end]).sort().values, torch.arange(2 * len(logits)) + 1)
     for found, wanted in ((begin, expected.begin), (end, expected.end)):
@@ -50,8 +50,7 @@ def check_ranked(placed: Compared, by_sorting: Sorted, scores: Tensor, of_scores
     logits, groups, delta, num_pos = placed.logits, placed.groups, placed.delta, len(placed.logits)
     levels = levels_of((scores, torch.zeros(len(scores), dtype=torch.int64), *([] if groups is None else [of_scores])))
     nobody = Found(torch.empty(0, dtype=torch.int64), logits[:0], None if groups is None else groups[:0])
-    scale = 2.0 ** scans.fraction_bits(len(scores))
-    BY_TORCH.count(levels, by_sorting.table, nobody, by_sorting.totals, delta, scale)
+    BY_TORCH.count(levels, by_sorting.table, nobody, by_sorting.totals, delta, len(scores))
     placed.totals.copy_(by_sorting.totals)
     placed.totals[:, 0] = 77  # of no interest
     close = {"rtol": 1e-12, "atol": 1e-11 * (num_pos + len(scores) + 1)}
@@ -80,7 +79,7 @@ def check_ranked(placed: Compared, by_sorting: Sorted, scores: Tensor, of_scores
     same_numbers("first", result.first.double(), added.sum(), 1e-6)
     assert torch.equal(result.first, result.second)
     lines = 3 * by_sorting.lines(torch.where(spread > eps, sent / spread, 0.0), NOTHING)
-    floors = placed.table.floors
+    floors = bucket_floors(placed.table.thresholds[: 2 * num_pos])
     # Where scores can be; of narrower buckets there may be anything.
     wide = torch.ones(len(floors), dtype=torch.bool)
     wide[1:-1] = floors[2:] > floors[1:-1]

@@ -15,6 +15,7 @@ from ..devices import is_asynchronous
 from ..inputs import Levels
 from ..knots import Table
 from ..labels import Piece, equals, group_of_each, pieces, rows_at_once
+from ..scans import fraction_bits
 from .find import find, local_indices, place_of
 from .protocol import Found, Own
 from .tables import UNSEEN, Seen, Sums, Tables, TablesByGroup, look_up
@@ -32,9 +33,10 @@ class Eager:
     def find(self, levels: Levels, num_positives: int | None, name: str) -> Found:
         return find(levels, num_positives, name)
 
-    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, num_logits: int) -> None:
         tables_of = TablesByGroup(table, delta)
         counters: dict[Tables, _Counter] = {}
+        scale = 2.0 ** fraction_bits(num_logits)
 
         def counter(tables: Tables) -> _Counter:
             if tables not in counters:

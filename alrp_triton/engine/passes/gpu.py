@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import balance as kernel_balance
-from ...kernels import boxes, count, find, pairwise, place, rank, send, write
+from ...kernels import boxes, count, find, grid, pairwise, place, rank, send, write
 from ...kernels.formulas import FORMULAS, Formula
 from ...kernels.layout import Positives, Walk, walk_over
 from ...kernels.layout import Table as kernel_table
@@ -17,6 +17,7 @@ from ...kernels.sums import sums as kernel_sums
 from ..devices import is_asynchronous
 from ..inputs import Levels, compute_dtype, debug_checks
 from ..knots import Table
+from ..scans import fraction_bits
 from .find import raise_on_mistakes
 from .protocol import Found, Own
 
@@ -34,15 +35,17 @@ class Linear:
             raise_on_mistakes(number, num_invalid > 0, num_positives, name)
         return Found(index, logits, groups, numbers)
 
-    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
-        count.count(_walks(levels), table, totals, delta, scale, levels.ignore_index)
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, num_logits: int) -> None:
+        # Several processes get the bits of one.
+        alone, scale = num_logits == levels.num_logits(), 2.0 ** fraction_bits(num_logits)
+        count.count(_walks(levels), _with_grid(table), totals, delta, scale, levels.ignore_index, alone)
 
     def write(
         self, levels: Levels, table: Table, lines: Tensor, own: Own, factors: Sequence[Tensor], delta: float
     ) -> list[Tensor]:
         walks, gradients = _to_write(levels)
         arguments = write.Own(*own), _factors(factors), delta, levels.ignore_index
-        write.write(walks, gradients, table, lines.to(table.floors.dtype), *arguments)
+        write.write(walks, gradients, _with_grid(table), lines.to(table.thresholds.dtype), *arguments)
         return _written(levels, gradients)
 
 
@@ -51,7 +54,8 @@ class Pairwise(Linear):
     ``[P + 1]``: N_FP in units, and the number of NaN. Lines are ``[P + 1]``: weights, and a term that is added to
     all."""
 
-    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, num_logits: int) -> None:
+        scale = 2.0 ** fraction_bits(num_logits)
         arguments = table.thresholds, table.groups, totals, delta, scale, levels.ignore_index
         pairwise.count_pairs(_walks(levels), *arguments)
 
@@ -63,6 +67,12 @@ class Pairwise(Linear):
         arguments = write.Own(*own), _factors(factors), delta, levels.ignore_index
         pairwise.write_pairs(walks, gradients, table.thresholds, table.groups, weights, *arguments)
         return _written(levels, gradients)
+
+
+def _with_grid(table: Table) -> kernel_table:
+    """A table that was not made by kernels has no grid yet."""
+    given = kernel_table(table.thresholds, table.cells if table.cells.numel() else None, table.groups)
+    return given if given.cells is not None else grid.lay(given)
 
 
 def _walks(levels: Levels) -> list[Walk]:
@@ -92,6 +102,11 @@ def _factors(factors: Sequence[Tensor]) -> write.Factors:
 def formula_of(name: str) -> Formula:
     """A formula that the kernels have."""
     return FORMULAS[name]
+
+
+def shape_of_cells(num_positives: int) -> tuple[int, int]:
+    """See ``kernels.grid``."""
+    return grid.shape_of_cells(num_positives)
 
 
 def place_positives(found: Found, delta: float) -> place.Placed:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ..inputs import Levels
-from ..knots import Table, inverse_width
+from ..knots import Table, bucket_floors, inverse_width
 from ..labels import Piece, pieces
+from ..scans import fraction_bits
 from .eager import Eager, overwrite_positives
 from .numba_loops import Array, Search, count, write
 from .protocol import Found, Own
@@ -40,11 +41,11 @@ _MOST_ENTRIES = 1 << 22
 class Compiled(Eager):
     """The passes in compiled loops."""
 
-    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, num_logits: int) -> None:
         tables = _tables_for(levels, table, delta)
         if tables is None:
-            return super().count(levels, table, own, totals, delta, scale)
-        scale = tables.number(scale)
+            return super().count(levels, table, own, totals, delta, num_logits)
+        scale = tables.number(2.0 ** fraction_bits(num_logits))
 
         def work(turns: Iterator[_Turn]) -> Array:
             sums = np.zeros((tables.buckets.size, 2), np.int64)
@@ -105,7 +106,7 @@ class Tables:
     """What the loops look up, in the dtype in which scores are compared."""
 
     def __init__(self, table: Table, delta: float) -> None:
-        num_thresholds = len(table.floors) - 1
+        num_thresholds = table.num_thresholds()
         thresholds = table.thresholds[:num_thresholds].numpy()
         self.number = number = thresholds.dtype.type
         reached = thresholds == thresholds
@@ -134,7 +135,9 @@ class Tables:
             lowest,
             low,
             cells_per_unit,
-            np.append(table.floors.numpy(), -np.finfo(number).max)[self.buckets.ravel()],
+            np.append(bucket_floors(table.thresholds[:num_thresholds]).numpy(), -np.finfo(number).max)[
+                self.buckets.ravel()
+            ],
             number(inverse_width(delta)),
             np.finfo(number).max,
             number(1),

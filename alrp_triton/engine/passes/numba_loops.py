@@ -35,7 +35,7 @@ class Search(NamedTuple):
     """Where the grid begins."""
     cells_per_unit: Any
     floors: Array
-    """``[places]``, see :attr:`Table.floors`. The place of a score is the row of its group times ``D + 2``, plus the
+    """``[places]``, see ``knots.bucket_floors``. The place of a score is the row of its group times ``D + 2``, plus the
     number of thresholds at or below it, or D + 1 for NaN."""
     inverse_width: Any
     """1 / (2 delta), or 0."""

@@ -41,8 +41,9 @@ class Passes(Protocol):
         """The positives. Without their number the host waits for it. A wrong number, or a label out of range, raises
         ``ValueError`` if the host may read the labels; ``name`` is the argument that gives the number."""
 
-    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
-        """Add up the negatives in ``totals``, int64 zeros with ``scale`` units to 1. In the linear form they are
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, num_logits: int) -> None:
+        """Add up the negatives in ``totals``, int64 zeros, in fixed point with
+        ``scans.fraction_bits`` for ``num_logits`` of all processes. In the linear form they are
         ``[2, 2P + 2]``: for each bucket the number of its negatives, and the sum of their offsets from its floor
         divided by 2 delta; the last column has the number of NaN. Bucket 0 is not used. ``own`` are the positives of
         this process."""

@@ -278,7 +278,7 @@ class TablesByGroup:
     """The tables for each piece of the logits."""
 
     def __init__(self, table: Table, delta: float) -> None:
-        num_thresholds = len(table.floors) - 1
+        num_thresholds = table.num_thresholds()
         self.thresholds, self.delta = table.thresholds[:num_thresholds], delta
         self.threshold_groups = None if table.groups is None else table.groups[:num_thresholds]
         self.all = Tables(self.thresholds, delta, self.threshold_groups)

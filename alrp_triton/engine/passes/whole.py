@@ -18,7 +18,7 @@ class Whole:
     def find(self, levels: Levels, num_positives: int | None, name: str) -> Found:
         raise NotImplementedError("the reference computes losses whole")
 
-    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, scale: float) -> None:
+    def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, num_logits: int) -> None:
         raise NotImplementedError("the reference computes losses whole")
 
     def write(

@@ -1,0 +1,119 @@
+"""A grid over the thresholds: the cell of a score tells its bucket, up to a few comparisons.
+
+Cells have equal width. The map from scores to cells is monotone in floating point, and thresholds go through the same
+map. So every threshold in a lower cell is below the score, and every threshold in a higher cell is above it. A cell
+holds the number of thresholds before it and its first thresholds. The fullest cell says how many comparisons are left;
+kernels read this number from memory, so no host waits for it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.target_info import is_cuda
+
+from .lanes import INTERPRETED
+from .launch import on_device_of
+from .layout import Table
+from .ramp import finite_floor
+
+_BLOCK = 256
+_INTERPRETED = tl.constexpr(INTERPRETED)
+_CELLS_FOR_A_POSITIVE = 8
+
+
+def shape_of_cells(num_positives: int) -> tuple[int, int]:
+    """The shape of ``Table.cells``."""
+    return _CELLS_FOR_A_POSITIVE * num_positives + 17, 4
+
+
+@triton.jit
+def cell_of(score, slope, offset, top):
+    """The cell of each score, 0 for NaN."""
+    place = tl.fma(score, tl.zeros_like(score) + slope, tl.zeros_like(score) + offset)
+    return tl.where(place > 0, tl.minimum(place, top), 0.0).to(tl.int32)
+
+
+@triton.jit
+def row_of(cells, cell):
+    """The row of a cell: the number of thresholds before it, the last of them, and its first two or those after it."""
+    row = cells + 4 + 4 * cell
+    if not _INTERPRETED and is_cuda() and cells.dtype.element_ty == tl.float32:
+        before, floor, first, second = tl.inline_asm_elementwise(
+            "ld.global.v4.b32 {$0, $1, $2, $3}, [$4];",
+            "=r,=f,=f,=f,l",
+            [row.to(tl.int64)],
+            dtype=(tl.int32, tl.float32, tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        before = tl.load(row)
+        before = before.to(tl.int64 if before.dtype == tl.float64 else tl.int32, bitcast=True).to(tl.int32)
+        floor, first, second = tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    return before, floor, first, second
+
+
+@triton.jit
+def line_over(thresholds, num_thresholds, num_cells):
+    """Slope, offset and highest place of the map to cells, for any thresholds. The slope is positive and finite."""
+    low = finite_floor(tl.load(thresholds))
+    high = finite_floor(tl.load(thresholds + num_thresholds - 1, mask=num_thresholds > 0, other=0))
+    cells = num_cells.to(low.dtype)
+    slope = 0.5 * cells / tl.maximum(0.5 * high - 0.5 * low, 2.0**-100)
+    return slope, -low * slope, cells - 1
+
+
+@triton.jit(do_not_specialize=["num_thresholds", "highest"])
+def lay_kernel(thresholds, cells, num_thresholds, num_cells, highest, BLOCK: tl.constexpr):
+    slope, offset, top = line_over(thresholds, num_thresholds, num_cells)
+    kind: tl.constexpr = tl.int64 if slope.dtype == tl.float64 else tl.int32
+    if tl.program_id(0) == 0:
+        tl.store(cells + 1, slope)
+        tl.store(cells + 2, offset)
+        tl.store(cells + 3, top)
+    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    before = tl.zeros([BLOCK], tl.int32)
+    step = highest
+    while step > 0:
+        other = tl.load(thresholds + before + (step - 1))
+        is_lower = (other == other) & (cell_of(other, slope, offset, top) < cell)
+        before += tl.where(is_lower, step, 0)
+        step = step // 2
+    rounds, more = 0, 1
+    while more > 0:
+        at = before + 1 + (1 << rounds)
+        other = tl.load(thresholds + at, mask=at < num_thresholds, other=float("nan"))
+        more = tl.max(((other == other) & (cell_of(other, slope, offset, top) == cell)).to(tl.int32))
+        rounds += more
+    if rounds > 0:
+        most = cells.to(tl.pointer_type(kind), bitcast=True)
+        tl.atomic_max(most, tl.full([], 0, kind) + rounds, sem="relaxed")
+    row, there = cells + 4 + 4 * cell.to(tl.int64), cell < num_cells
+    tl.store(row, before.to(kind).to(slope.dtype, bitcast=True), mask=there)
+    floor = tl.load(thresholds + before - 1, mask=before > 0, other=float("-inf"))
+    tl.store(row + 1, floor, mask=there)
+    for k in tl.static_range(2):
+        inside = there & (before + k < num_thresholds)
+        tl.store(row + 2 + k, tl.load(thresholds + before + k, mask=inside, other=float("nan")), mask=there)
+
+
+def lay(table: Table) -> Table:
+    """The table with its grid; tables with groups need none. Cells that are given must begin with 0."""
+    if table.groups is not None:
+        return table
+    thresholds, num_thresholds, cells = table.thresholds, len(table.thresholds) // 2, table.cells
+    if cells is None:
+        cells = thresholds.new_zeros(shape_of_cells(num_thresholds // 2))
+    num_cells = len(cells) - 1
+    with on_device_of(thresholds):
+        lay_kernel[(triton.cdiv(num_cells, _BLOCK),)](
+            thresholds,
+            cells,
+            num_thresholds,
+            num_cells,
+            1 << num_thresholds.bit_length() >> 1,
+            BLOCK=_BLOCK,
+            num_warps=4,
+        )
+    return table._replace(cells=cells)

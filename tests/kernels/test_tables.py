@@ -1,0 +1,105 @@
+"""Pass 1 over so many logits that several tables share them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from alrp_triton.kernels import count as kernel
+from drawn import BY_TORCH, DELTA, LINEAR, levels_of, place, same_numbers
+from torch import Tensor
+
+from alrp_triton.engine.inputs import Levels
+from alrp_triton.engine.knots import Table
+from alrp_triton.engine.passes.protocol import Found
+
+MANY = 2**17 + 5000
+POSITIVES = torch.linspace(-1, 1, 9)
+NOBODY = Found(torch.empty(0, dtype=torch.int64), POSITIVES[:0], None)
+UNIT = 2.0**-30
+
+
+def negatives(*scores: Tensor, groups: bool = False) -> Levels:
+    """Levels without a positive, some of whose logits are ignored."""
+    labels = [torch.zeros(x.shape, dtype=torch.int64).masked_fill(torch.arange(len(x)) % 5 == 3, -1) for x in scores]
+    if groups:
+        return levels_of(*((x, y, torch.arange(len(x)) % 2) for x, y in zip(scores, labels)))
+    return levels_of(*zip(scores, labels))
+
+
+def totals_of(
+    levels: Levels, dtype: torch.dtype = torch.float32, num_logits: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of the kernels and of PyTorch, without what has no meaning."""
+    groups = torch.arange(len(POSITIVES)) % 2 if levels.groups else None
+    placed = place(POSITIVES.to(dtype), DELTA, groups)
+    own = NOBODY._replace(logits=NOBODY.logits.to(dtype), groups=None if groups is None else groups[:0])
+    found = []
+    for passes in (LINEAR, BY_TORCH):
+        found.append(torch.zeros_like(placed.totals))
+        passes.count(levels, Table(*placed.table), own, found[-1], DELTA, num_logits or levels.num_logits())
+        found[-1] = torch.cat([found[-1][:, 1:-1], found[-1][:1, -1:].expand(2, 1)], dim=1)
+    return found[0], found[1]
+
+
+def check(levels: Levels) -> None:
+    """Counts are the same; offsets are cut off at a unit."""
+    ours, expected = totals_of(levels)
+    same_numbers("counts", ours[0], expected[0])
+    cut = (expected[1, :-1] - ours[1, :-1]) * 2.0**-36
+    assert (cut >= 0).all()
+    assert (cut <= UNIT * expected[0, :-1]).all()
+
+
+def scores(number: int, seed: int = 0) -> Tensor:
+    drawn = torch.randn(number, generator=torch.Generator().manual_seed(seed))
+    drawn[::1000] = torch.nan
+    return drawn
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_scattered_scores(groups: bool) -> None:
+    check(negatives(scores(MANY), groups=groups))
+
+
+@pytest.mark.parametrize("score", [5.0, -5.0, 0.1])
+def test_all_in_one_bucket(score: float) -> None:
+    """Beyond all ramps an offset is 1: the largest sum that a table takes."""
+    check(negatives(torch.full((MANY,), score)))
+
+
+def test_in_one_bucket_of_which_every_tile_has_another_score() -> None:
+    """So each logit is added by itself; table and word are as full as they can be."""
+    check(negatives(torch.full((2 * MANY,), 5.0).index_fill(0, torch.arange(0, 2 * MANY, 64), -5.0)))
+
+
+def test_levels_have_the_bits_of_one_tensor() -> None:
+    x = scores(MANY)
+    whole, _ = totals_of(negatives(x))
+    parts, _ = totals_of(negatives(*(part.clone() for part in x.split([50_000, 30_000, 40_005, 7, MANY - 120_012]))))
+    labels = negatives(x).labels[0]
+    parts, _ = totals_of(levels_of(*((a.clone(), b) for a, b in zip(x.split(60_000), labels.split(60_000)))))
+    assert torch.equal(parts, whole)
+
+
+def test_float64_and_several_processes_are_not_packed() -> None:
+    x = scores(MANY)
+    for ours, expected in (
+        totals_of(negatives(x.double()), torch.float64),
+        totals_of(negatives(x), num_logits=2 * MANY),
+        totals_of(negatives(x, groups=True), num_logits=2 * MANY),
+    ):
+        same_numbers("totals", ours, expected)
+
+
+def test_when_there_are_several() -> None:
+    totals = torch.zeros(2, 2002, dtype=torch.int64)
+    assert kernel.tables_for(2**16 - 1, 1, totals, True) is None
+    for num_logits, num_levels in ((2**16, 1), (31_426_560, 5), (2**31, 7)):
+        tables = kernel.tables_for(num_logits, num_levels, totals, True)
+        number = len(tables.words) // 2002
+        # In a launch a table may get one tile more than others, and in each level there is a tile that is not full.
+        assert num_logits / number + 2 * num_levels * 4096 < 2**17
+        assert number <= num_logits / 2**16 + 1
+        assert tables.words.numel() * 8 <= num_logits
+    assert kernel.tables_for(10**6, 9, totals, True) is None, "no room for tiles that are not full"
+    assert kernel.tables_for(2**31, 1, torch.zeros(2, 100_002, dtype=torch.int64), True) is None, "too large"
