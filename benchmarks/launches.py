@@ -1,6 +1,6 @@
 """Count what an iteration launches on a GPU, without one.
 
-    python -m benchmarks.launches [--positives P] [--levels L]
+    python -m benchmarks.launches [--positives P] [--levels L] [--negatives N]
 
 Kernels run compiled, on the virtual GPU of the tests; the code around them takes the paths it takes on a GPU. Each
 PyTorch operation that would launch something there counts once, though some, such as a sort, launch several kernels;
@@ -128,10 +128,12 @@ def counting() -> Iterator[Counter[str]]:
         hooks.remove(launches.kernel)
 
 
-def launches_of(loss: Loss, num_pos: int = 300, num_levels: int = 1) -> tuple[Counter[str], Counter[str]]:
-    """What forward and backward of a loss launch, for levels of logits with class labels. What its caller launches to
-    add the scalars up, and to make the gradient of their sum, is not counted."""
-    given = _given(num_pos, num_levels)
+def launches_of(
+    loss: Loss, num_pos: int = 300, num_levels: int = 1, num_neg: int = 100
+) -> tuple[Counter[str], Counter[str]]:
+    """What forward and backward of a loss launch, for levels of logits with class labels; ``num_neg`` rows are
+    background. What its caller launches to add the scalars up and to make the gradient of their sum is not counted."""
+    given = _given(num_pos, num_levels, num_neg)
     with counting() as forward:
         returned = loss(given)
     scalars = [value for value in returned if value.requires_grad]
@@ -141,9 +143,9 @@ def launches_of(loss: Loss, num_pos: int = 300, num_levels: int = 1) -> tuple[Co
     return forward, backward
 
 
-def _given(num_pos: int, num_levels: int) -> Given:
+def _given(num_pos: int, num_levels: int, num_neg: int) -> Given:
     generator = torch.Generator().manual_seed(0)
-    rows = num_pos + 20 * num_levels
+    rows = num_pos + num_neg
     logits = [x.clone().requires_grad_() for x in torch.randn(rows, 3, generator=generator).tensor_split(num_levels)]
     labels = list(torch.where(torch.arange(rows) < num_pos, 1, 3).tensor_split(num_levels))
     values = torch.rand(num_pos, generator=generator).requires_grad_()
@@ -160,13 +162,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--positives", type=int, default=300, help="P (default: %(default)s)")
     parser.add_argument("--levels", type=int, default=1, help="levels of a pyramid (default: %(default)s)")
+    # From 65,536 logits on, of three for each row, pass 1 takes two launches more.
+    parser.add_argument("--negatives", type=int, default=22_000, help="rows of background (default: %(default)s)")
     options = parser.parse_args(arguments)
     rows = []
     for name, loss in (LOSSES | CRITERIA).items():
         with counting_gpu(90):
-            numbers = [count.total() for count in launches_of(loss, options.positives, options.levels)]
+            counted = launches_of(loss, options.positives, options.levels, options.negatives)
+        numbers = [count.total() for count in counted]
         rows.append([name, *map(str, numbers), str(sum(numbers))])
-    title = f"Launches, P = {options.positives}, levels: {options.levels}"
+    logits = 3 * (options.positives + options.negatives)
+    title = f"Launches, M = {logits:,}, P = {options.positives}, levels: {options.levels}"
     print_table(title, ["loss or criterion", "forward", "backward", "both"], rows)
 
 

@@ -23,12 +23,10 @@ from torch import Tensor
 from .lanes import (
     add_each,
     address,
-    address_of_label,
     address_or_position,
-    is_positive,
+    kinds,
     load,
     places,
-    takes_part,
     within,
 )
 from .launch import code, launch, level_of, number, on_device_of, ramp_of
@@ -53,8 +51,8 @@ class Tables(NamedTuple):
 
     words: Any
     """``[R, 2P + 2]`` int64, packed, or ``[R, 2, 2P + 2]`` as the totals."""
-    number: Any
-    """R, coded as the numbers of levels."""
+    step: Any
+    """Words from a table to the next, coded as the numbers of levels; 0 if there is one for all tiles."""
     columns: Any
     """2P + 2, coded."""
     PACKED: Any
@@ -73,30 +71,25 @@ def add_tile(table, bucket, both, tables):
 
 
 @triton.jit(do_not_specialize=["highest", "ignore_index"])
-def count_kernel(levels, table, tables, num_nan, highest, scale, ignore_index, ramp, BLOCK: tl.constexpr):
-    level = level_of(levels)
+def count_kernel(levels, table, tables, highest, scale, ignore_index, ramp, BLOCK: tl.constexpr):
+    level = level_of(levels, tl.program_id(1) * tl.num_programs(0) + tl.program_id(0))
     begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
     at = places(levels, level, begin, lane)
     x_at = address_or_position(begin + lane, at, level.logit_steps, levels)
     there = within(begin, lane, level.num_logits, BLOCK)
     score = load(level.logits + x_at, there, table.thresholds.dtype.element_ty)
-    label = tl.load(level.labels + address_of_label(at, levels, level), mask=there, other=0)
-    counted = there & takes_part(label, ignore_index, levels.CLASSES) & ~is_positive(label, at[0], levels.CLASSES)
+    takes_part, positive = kinds(levels, level, begin, lane, at, there, ignore_index, BLOCK)
+    counted = there & takes_part & ~positive
 
-    anchor, low, high = anchor_of(levels, level, begin, table, number(tables.columns) // 2)
-    # One reduction answers two questions; NaN are rare.
-    beside = counted & ~is_between(score, low, high)
-    nan = counted & (score != score)
-    interest = tl.max(tl.where(nan, 2, beside.to(tl.int32)))
-    if interest > 1:
-        tl.atomic_add(num_nan, tl.sum(nan.to(tl.int32)).to(tl.int64), sem="relaxed")
     columns = number(tables.columns)
-    row = (tl.program_id(0) % number(tables.number)).to(tl.int64)
-    own = tables.words + row * (columns if tables.PACKED else 2 * columns)
+    anchor, low, high = anchor_of(levels, level, begin, table, columns - 1)
+    own = tables.words + tl.program_id(0).to(tl.int64) * number(tables.step)
     one: tl.constexpr = _ONE_PACKED if tables.PACKED else _ONE_OF_TILE
-    if interest > 0:
+    if tl.max((counted & ~is_between(score, low, high)).to(tl.int32)) > 0:
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
         bucket, floor = find_bucket(score, group, table, highest)
+        # NaN have the last column.
+        bucket = tl.where(score == score, bucket, columns - 1)
         reaches = counted & (bucket > 0)
         units = (offset_from(score, floor, ramp) * scale).to(tl.int64)
         if tables.PACKED:
@@ -109,45 +102,44 @@ def count_kernel(levels, table, tables, num_nan, highest, scale, ignore_index, r
         add_tile(own, anchor, tl.sum(tl.where(counted, units + one, 0)), tables)
 
 
-@triton.jit(do_not_specialize=["shift"])
-def fold_kernel(tables, totals, shift, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["num_tables", "shift"])
+def fold_kernel(tables, num_tables, totals, shift, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     columns = number(tables.columns)
     inside = column < columns
-    there = (row < number(tables.number)) & inside[None, :]
+    there = (row < num_tables) & inside[None, :]
+    places = tables.words + row.to(tl.int64) * number(tables.step) + column[None, :]
     if tables.PACKED:
-        words = tl.load(tables.words + row.to(tl.int64) * columns + column[None, :], mask=there, other=0)
+        words = tl.load(places, mask=there, other=0)
         counts = words.to(tl.uint64, bitcast=True) >> _PACKED_BITS
         units = (words & (_ONE_PACKED - 1)) << shift
     else:
-        words = tables.words + row.to(tl.int64) * (2 * columns) + column[None, :]
-        counts = tl.load(words, mask=there, other=0)
-        units = tl.load(words + columns, mask=there, other=0)
+        counts = tl.load(places, mask=there, other=0)
+        units = tl.load(places + columns, mask=there, other=0)
     tl.atomic_add(totals + column, tl.sum(counts.to(tl.int64), axis=0), mask=inside, sem="relaxed")
     tl.atomic_add(totals + columns + column, tl.sum(units, axis=0), mask=inside, sem="relaxed")
 
 
-def tables_for(num_logits: int, num_levels: int, totals: Tensor, packed: bool) -> Tables | None:
-    """Zeros for several tables, or None if the totals themselves serve better."""
+def tables_for(num_logits: int, num_levels: int, totals: Tensor, packed: bool) -> tuple[Tables, int]:
+    """Zeros for several tables, and their number; or the totals and 0."""
     # Each launch may give a table one tile more than others, and each level has a tile that is not full.
     room = (1 << _COUNT_BITS) - 2 * num_levels * _MOST_IN_A_TILE
-    if num_logits < _MANY_LOGITS or room < _MANY_LOGITS:
-        return None
-    num_tables = triton.cdiv(num_logits, room)
-    words = num_tables * totals.numel() // (2 if packed else 1)
-    if 8 * words > _BYTES_FOR_A_LOGIT * num_logits:
-        return None
-    return Tables(totals.new_zeros(words), code(num_tables), code(totals.shape[1]), tl.constexpr(packed))
+    num_tables, columns = triton.cdiv(num_logits, max(1, room)), totals.shape[1]
+    step = columns if packed else 2 * columns
+    too_large = 8 * num_tables * step > _BYTES_FOR_A_LOGIT * num_logits
+    if num_logits < _MANY_LOGITS or room < _MANY_LOGITS or too_large:
+        return Tables(totals, code(0), code(columns), tl.constexpr(False)), 0
+    words = totals.new_zeros(num_tables, step)
+    return Tables(words, code(step if num_tables > 1 else 0), code(columns), tl.constexpr(packed)), num_tables
 
 
-def fold(tables: Tables, totals: Tensor, shift: int) -> None:
+def fold(tables: Tables, num_tables: int, totals: Tensor, shift: int) -> None:
     """Add several tables to the totals."""
-    rows, block, columns = 32, 128, totals.shape[1]
-    num_tables = tables.words.numel() // (columns if tables.PACKED.value else 2 * columns)
+    rows, block = 32, 128
     with on_device_of(totals):
-        fold_kernel[(triton.cdiv(columns, block), triton.cdiv(num_tables, rows))](
-            tables, totals, shift, ROWS=rows, BLOCK=block, num_warps=4
+        fold_kernel[(triton.cdiv(totals.shape[1], block), triton.cdiv(num_tables, rows))](
+            tables, num_tables, totals, shift, ROWS=rows, BLOCK=block, num_warps=4
         )
 
 
@@ -175,17 +167,16 @@ def count(
     num_logits, highest = sum(walk.logits.numel() for walk in walks), (totals.shape[1] - 2).bit_length()
     shift = int(math.log2(scale)) - _PACKED_FRACTION
     packed = may_pack and table.thresholds.dtype == torch.float32 and shift >= 0
-    several = tables_for(num_logits, len(walks), totals, packed)
-    tables = several or Tables(totals, code(1), code(totals.shape[1]), tl.constexpr(False))
+    tables, num_tables = tables_for(num_logits, len(walks), totals, packed)
     arguments = {
         "table": table,
         "tables": tables,
-        "num_nan": totals[0, -1],
         "highest": 1 << highest >> 1,
         "scale": 2.0**_PACKED_FRACTION if tables.PACKED.value else scale,
         "ignore_index": ignore_index,
         "ramp": ramp_of(table.thresholds, delta),
     }
-    launch(count_kernel, "count" if table.groups is None else "count_grouped", walks, arguments)
-    if several is not None:
-        fold(several, totals, shift)
+    name = "count" if table.groups is None else "count_grouped"
+    launch(count_kernel, name, walks, arguments, columns=max(1, num_tables))
+    if num_tables:
+        fold(tables, num_tables, totals, shift)

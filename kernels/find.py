@@ -31,7 +31,7 @@ def places_of_rows(levels, level, begin, lane):
 
 @triton.jit(do_not_specialize=["num_slots", "ignore_index"])
 def find_kernel(levels, found, slots, scores, slot_groups, num_slots, ignore_index, BLOCK: tl.constexpr):
-    level = level_of(levels)
+    level = level_of(levels, tl.program_id(0))
     begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
     at = places_of_rows(levels, level, begin, lane)
     # A constant for row labels, so that there is no division by a run-time number.

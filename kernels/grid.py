@@ -19,12 +19,12 @@ from .ramp import finite_floor
 
 _BLOCK = 256
 _INTERPRETED = tl.constexpr(INTERPRETED)
-_CELLS_FOR_A_POSITIVE = 8
+_CELLS_FOR_A_POSITIVE = 4
 
 
 def shape_of_cells(num_positives: int) -> tuple[int, int]:
     """The shape of ``Table.cells``."""
-    return _CELLS_FOR_A_POSITIVE * num_positives + 17, 4
+    return _CELLS_FOR_A_POSITIVE * num_positives + 17, 8
 
 
 @triton.jit
@@ -36,22 +36,23 @@ def cell_of(score, slope, offset, top):
 
 @triton.jit
 def row_of(cells, cell):
-    """The row of a cell: the number of thresholds before it, the last of them, and its first two or those after it."""
-    row = cells + 4 + 4 * cell
+    """The row of a cell: the number of thresholds before it, the last of them, and the next six."""
+    row = cells + 8 + 8 * cell
     if not _INTERPRETED and is_cuda() and cells.dtype.element_ty == tl.float32:
-        before, floor, first, second = tl.inline_asm_elementwise(
-            "ld.global.v4.b32 {$0, $1, $2, $3}, [$4];",
-            "=r,=f,=f,=f,l",
+        return tl.inline_asm_elementwise(
+            "ld.global.v4.b32 {$0, $1, $2, $3}, [$8]; ld.global.v4.b32 {$4, $5, $6, $7}, [$8 + 16];",
+            "=r,=f,=f,=f,=f,=f,=f,=f,l",
             [row.to(tl.int64)],
-            dtype=(tl.int32, tl.float32, tl.float32, tl.float32),
+            dtype=(tl.int32,) + (tl.float32,) * 7,
             is_pure=True,
             pack=1,
         )
     else:
         before = tl.load(row)
         before = before.to(tl.int64 if before.dtype == tl.float64 else tl.int32, bitcast=True).to(tl.int32)
-        floor, first, second = tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
-    return before, floor, first, second
+        t0, t1, t2 = tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+        t3, t4, t5 = tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
+        return before, tl.load(row + 1), t0, t1, t2, t3, t4, t5
 
 
 @triton.jit
@@ -64,7 +65,7 @@ def line_over(thresholds, num_thresholds, num_cells):
     return slope, -low * slope, cells - 1
 
 
-@triton.jit(do_not_specialize=["num_thresholds", "highest"])
+@triton.jit(do_not_specialize=["num_thresholds", "num_cells", "highest"])
 def lay_kernel(thresholds, cells, num_thresholds, num_cells, highest, BLOCK: tl.constexpr):
     slope, offset, top = line_over(thresholds, num_thresholds, num_cells)
     kind: tl.constexpr = tl.int64 if slope.dtype == tl.float64 else tl.int32
@@ -82,18 +83,18 @@ def lay_kernel(thresholds, cells, num_thresholds, num_cells, highest, BLOCK: tl.
         step = step // 2
     rounds, more = 0, 1
     while more > 0:
-        at = before + 1 + (1 << rounds)
+        at = before + 5 + (1 << rounds)
         other = tl.load(thresholds + at, mask=at < num_thresholds, other=float("nan"))
         more = tl.max(((other == other) & (cell_of(other, slope, offset, top) == cell)).to(tl.int32))
         rounds += more
     if rounds > 0:
         most = cells.to(tl.pointer_type(kind), bitcast=True)
         tl.atomic_max(most, tl.full([], 0, kind) + rounds, sem="relaxed")
-    row, there = cells + 4 + 4 * cell.to(tl.int64), cell < num_cells
+    row, there = cells + 8 + 8 * cell.to(tl.int64), cell < num_cells
     tl.store(row, before.to(kind).to(slope.dtype, bitcast=True), mask=there)
     floor = tl.load(thresholds + before - 1, mask=before > 0, other=float("-inf"))
     tl.store(row + 1, floor, mask=there)
-    for k in tl.static_range(2):
+    for k in tl.static_range(6):
         inside = there & (before + k < num_thresholds)
         tl.store(row + 2 + k, tl.load(thresholds + before + k, mask=inside, other=float("nan")), mask=there)
 

@@ -96,6 +96,27 @@ def address_or_position(position, at, steps, levels):
 
 
 @triton.jit
+def kinds(levels, level, begin, lane, at, there, ignore_index, BLOCK: tl.constexpr):
+    """Whether logits are negatives or positives (not ignored), and whether those are positives."""
+    if levels.CLASSES > 0 and levels.CLASSES % 4 == 0:
+        # Four neighbours have the same row, so its label is read once for them.
+        quad = tl.arange(0, BLOCK // 4)
+        begin, classes = begin // 4, levels.CLASSES // 4
+        of_quad = split(begin, quad, classes, level.sizes[1], level.sizes[2], levels.AXES)
+        rows = level.labels + address_of_label(of_quad, levels, level)
+        label = tl.load(rows, mask=within(begin, quad, level.num_logits // 4, BLOCK // 4), other=0)
+        # The class among the four, or others for none of them and for ignored rows.
+        past = label.to(tl.int64) - 4 * of_quad[0].to(tl.int64)
+        code = tl.where((past >= 0) & (past < 4), past.to(tl.int32), 4)
+        code = tl.where(label == ignore_index, 5, code)
+        code = tl.reshape(tl.broadcast_to(code[:, None], [BLOCK // 4, 4]), [BLOCK])
+        return code < 5, code == lane % 4
+    else:
+        label = tl.load(level.labels + address_of_label(at, levels, level), mask=there, other=0)
+        return takes_part(label, ignore_index, levels.CLASSES), is_positive(label, at[0], levels.CLASSES)
+
+
+@triton.jit
 def takes_part(label, ignore_index, CLASSES: tl.constexpr):
     """Whether a logit is a negative or a positive (not ignored), from the label of its row or its own label."""
     if CLASSES > 0:
@@ -123,6 +144,22 @@ def load(pointers, mask, dtype: tl.constexpr):
         return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
     else:
         return tl.load(pointers, mask=mask, other=0).to(dtype)
+
+
+@triton.jit
+def load_pair(pointers):
+    """The two numbers at each of these addresses, which are multiples of their size; together if they are float32."""
+    if not _INTERPRETED and is_cuda() and pointers.dtype.element_ty == tl.float32:
+        return tl.inline_asm_elementwise(
+            "ld.global.v2.b32 {$0, $1}, [$2];",
+            "=f,=f,l",
+            [pointers.to(tl.int64)],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        return tl.load(pointers), tl.load(pointers + 1)
 
 
 @triton.jit

@@ -71,6 +71,7 @@ def launch(
     arguments: dict[str, Any],
     gradients: Sequence[Tensor] | None = None,
     by_row: bool = False,
+    columns: int = 1,
 ) -> None:
     """Launch a kernel over all levels that are not empty: once for all of one structure, up to eight.
 
@@ -81,6 +82,7 @@ def launch(
         arguments: arguments that all levels share.
         gradients: tensors that the kernel writes, of the logits' shape and with the strides of ``empty_like``.
         by_row: whether a tile consists of rows of logits that share a label, and not of logits.
+        columns: of the launch grid; programs are numbered row by row. Some in the last row may have nothing to do.
     """
     for parts in join(walks, gradients):
         first = parts[0].walk
@@ -88,7 +90,8 @@ def launch(
         block, num_warps = settings["block"], settings["num_warps"]
         num_tiles, levels = tiles_of(parts, block * first.classes if by_row and first.classes else block)
         with on_device_of(first.logits):
-            kernel[(num_tiles,)](levels=levels, **arguments, BLOCK=block, num_warps=num_warps)
+            grid = (num_tiles,) if columns == 1 else (columns, triton.cdiv(num_tiles, columns))
+            kernel[grid](levels=levels, **arguments, BLOCK=block, num_warps=num_warps)
 
 
 def settings_for(name: str, parts: list[Part]) -> Settings:
@@ -219,9 +222,9 @@ def tile_of(program, first_tile):
 
 
 @triton.jit
-def level_of(levels):
-    """The level of this program. Triton before 3.7 cannot put a None into a tuple, so missing values are 1."""
-    program, first_tile = tl.program_id(0), levels.first_tile
+def level_of(levels, program):
+    """The level of a program. Triton before 3.7 cannot put a None into a tuple, so missing values are 1."""
+    first_tile = levels.first_tile
     return Level(
         tile_of(program, first_tile),
         pick(levels.logits, program, first_tile),

@@ -42,7 +42,7 @@ class Table(NamedTuple):
     """``[4P + 1]``, float32 or float64: 2P thresholds, NaN last in its group; then NaN, which no score reaches. With
     groups, the lowest threshold of all is in the last place, which no search reads."""
     cells: Any
-    """``[G + 1, 4]``, see :mod:`.grid`; not used with groups. The first row holds the rounds of a search beyond the
+    """``[G + 1, 8]``, see :mod:`.grid`; not used with groups. The first row holds the rounds of a search beyond the
     thresholds of a row (an integer), then slope, offset and highest value of the map from scores to cells. Each further
     row is a cell."""
     groups: Any = None

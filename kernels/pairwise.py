@@ -174,7 +174,7 @@ def pairwise_count_kernel(
     if ALL or kind_of(base) == KIND:
         WIDTH: tl.constexpr = BLOCK // 4
         GROUPED: tl.constexpr = blocks.groups is not None
-        level = level_of(levels)
+        level = level_of(levels, tl.program_id(0))
         begin, lane = level.tile.to(tl.int64) * (BLOCK * TILES), tl.arange(0, BLOCK)
         i = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
         positive = tl.load((blocks.scaled if KIND == _CLOSE else blocks.positives) + i)[:, None]
@@ -243,7 +243,7 @@ def pairwise_write_kernel(
     BLOCK: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    level = level_of(levels)
+    level = level_of(levels, tl.program_id(0))
     begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
     at = places(levels, level, begin, lane)
     x_at = address_or_position(begin + lane, at, level.logit_steps, levels)

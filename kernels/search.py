@@ -21,10 +21,15 @@ def find_bucket(score, group, table, highest):
         bits: tl.constexpr = tl.int64 if score.dtype == tl.float64 else tl.int32
         rounds = tl.load(table.cells.to(tl.pointer_type(bits), bitcast=True)).to(tl.int32)
         cell = cell_of(score, tl.load(table.cells + 1), tl.load(table.cells + 2), tl.load(table.cells + 3))
-        bucket, floor, first, second = row_of(table.cells, cell)
-        bucket += (score >= first).to(tl.int32) + (score >= second).to(tl.int32)
-        floor = tl.where(score >= first, first, floor)
-        floor = tl.where(score >= second, second, floor)
+        bucket, floor, t0, t1, t2, t3, t4, t5 = row_of(table.cells, cell)
+        # A binary search in seven thresholds, of which none reaches the last.
+        in_upper = score >= t3
+        second = tl.where(in_upper, t5, t1)
+        over_second = score >= second
+        third = tl.where(in_upper, tl.where(over_second, float("nan"), t4), tl.where(over_second, t2, t0))
+        over_third = score >= third
+        bucket += tl.where(in_upper, 4, 0) + tl.where(over_second, 2, 0) + tl.where(over_third, 1, 0)
+        floor = tl.where(over_third, third, tl.where(over_second, second, tl.where(in_upper, t3, floor)))
         step = 1 << rounds >> 1
         while step > 0:
             other = tl.load(table.thresholds + (step - 1) + bucket)
@@ -92,8 +97,18 @@ def number_below(value, ascending, length, highest):
 
 @triton.jit
 def offset_from(score, floor, ramp):
-    """(score - floor) / (2 delta), at most 1; 0 for equal infinities."""
+    """(score - floor) / (2 delta), at most 1; 0 for equal infinities and NaN."""
     if ramp.inverse_width == 0:
         return tl.zeros_like(score)
+    elif ramp.saturate:
+        return tl.inline_asm_elementwise(
+            "mul.rn.sat.f32 $0, $1, $2;",
+            "=f,f,f",
+            [score - floor, tl.zeros_like(score) + ramp.inverse_width],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
     else:
-        return tl.minimum(tl.where(score == floor, 0.0, score - floor) * ramp.inverse_width, 1.0)
+        offset = (score - floor) * ramp.inverse_width
+        return tl.where(offset > 0, tl.minimum(offset, 1.0), 0.0)

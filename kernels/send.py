@@ -33,7 +33,7 @@ class Sent(NamedTuple):
     second: Any
     """The second scalar, or the first again."""
     lines: Any
-    """``[2, 2P + 1]``: level and slope of each bucket."""
+    """``[2, 2P + 1]``: level and slope of each bucket, which are side by side."""
     own: Any
     """``[K, P]`` float64: the derivatives of the scalars with respect to the positives' own scores; K = 2 for a loss
     that sorts, else 1."""
@@ -161,8 +161,8 @@ def send_kernel(
         num_buckets = 2 * num_positives + 1
         level, slope = level_and_slope(place, positives, table, rows, num_positives, formula, ramp, BLOCK, BLOCK_P)
         dtype: tl.constexpr = result.lines.dtype.element_ty
-        tl.store(result.lines + place, ((level + bad) * scale).to(dtype), mask=place < num_buckets)
-        tl.store(result.lines + num_buckets + place, ((slope + bad) * scale).to(dtype), mask=place < num_buckets)
+        tl.store(result.lines + 2 * place, ((level + bad) * scale).to(dtype), mask=place < num_buckets)
+        tl.store(result.lines + 2 * place + 1, ((slope + bad) * scale).to(dtype), mask=place < num_buckets)
     else:
         if tl.program_id(0) == 0:
             total = total_of(rows, FIRST, num_positives, BLOCK) + bad
@@ -207,7 +207,7 @@ def send(
     result = Sent(
         first=logits.new_empty(()),
         second=logits.new_empty(()),
-        lines=logits.new_empty(2, 2 * num_pos + 1),
+        lines=logits.new_empty(2 * num_pos + 1, 2).t(),
         own=logits.new_empty(formula.num_scores, num_pos, dtype=torch.float64),
         derivative=logits.new_empty(num_pos if formula.has_derivative else 0, dtype=dtype),
     )

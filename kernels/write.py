@@ -12,13 +12,12 @@ from torch import Tensor
 
 from .lanes import (
     address,
-    address_of_label,
     address_or_position,
-    is_positive,
+    kinds,
     load,
+    load_pair,
     places,
     store,
-    takes_part,
     within,
 )
 from .launch import launch, level_of, ramp_of
@@ -82,15 +81,15 @@ def write_kernel(
     ramp,
     BLOCK: tl.constexpr,
 ):
-    level = level_of(levels)
+    # Backwards: what pass 1 read last may still be in the cache.
+    level = level_of(levels, tl.num_programs(0) - 1 - tl.program_id(0))
     begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
     at = places(levels, level, begin, lane)
     x_at = address_or_position(begin + lane, at, level.logit_steps, levels)
     there = within(begin, lane, level.num_logits, BLOCK)
     score = load(level.logits + x_at, there, table.thresholds.dtype.element_ty)
-    label = tl.load(level.labels + address_of_label(at, levels, level), mask=there, other=0)
-    counted = takes_part(label, ignore_index, levels.CLASSES)
-    positive = there & counted & is_positive(label, at[0], levels.CLASSES)
+    counted, positive = kinds(levels, level, begin, lane, at, there, ignore_index, BLOCK)
+    positive = there & counted & positive
 
     anchor, low, high = anchor_of(levels, level, begin, table, num_buckets)
     # One reduction answers two questions; positives are rare.
@@ -99,10 +98,11 @@ def write_kernel(
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
         bucket, floor = find_bucket(score, group, table, highest)
         offset = offset_from(score, floor, ramp)
-        value = tl.load(lines + bucket) + tl.load(lines + num_buckets + bucket) * offset
+        line = load_pair(lines + 2 * bucket)
+        value = line[0] + line[1] * offset
     else:
         offset = offset_from(score, low, ramp)
-        value = tl.load(lines + anchor) + tl.load(lines + num_buckets + anchor) * offset
+        value = tl.load(lines + 2 * anchor) + tl.load(lines + 2 * anchor + 1) * offset
     value *= tl.load(factors.first).to(value.dtype)
     # Unexpected positives keep the gradient of a negative, which is NaN then.
     value = tl.where(counted, value, 0.0)
@@ -128,7 +128,8 @@ def write(
         walks: the levels.
         gradients: tensors to write, one for each level.
         table: as in pass 1.
-        lines: ``[2, 2P + 1]``, level and slope of each bucket, in the dtype of the table.
+        lines: ``[2, 2P + 1]``, level and slope of each bucket, in the dtype of the table; preferably those of a bucket
+            are side by side.
         own: gradients of the positives.
         factors: upstream gradients. The first multiplies the gradients of negatives before they are rounded to the
             logits' dtype.
@@ -138,7 +139,7 @@ def write(
     num_own, num_buckets = len(own.indices), len(table.thresholds) // 2 + 1
     arguments = {
         "table": table,
-        "lines": lines.contiguous(),
+        "lines": lines.t().contiguous(),
         "own": Own(own.indices.contiguous(), own.gradients.contiguous()),
         "factors": factors,
         "num_buckets": num_buckets,

@@ -233,7 +233,7 @@ def _(logits: list[Tensor], *further: Any) -> tuple[Tensor, Tensor, Tensor, Tens
     return (
         like.new_empty(()),
         like.new_empty(()),
-        like.new_empty((2, table[0].shape[0] // 2 + 1)),
+        like.new_empty((table[0].shape[0] // 2 + 1, 2)).t(),
         like.new_empty((how.num_scores, index.shape[0]), dtype=torch.float64),
         like.new_empty(like.shape[0] if how.has_derivative else 0, dtype=how.derivative_dtype(given)),
     )

@@ -72,7 +72,7 @@ def test_which_levels_go_together() -> None:
 
 @triton.jit
 def fields_kernel(levels, out):  # type: ignore[no-untyped-def]
-    level = level_of(levels)
+    level = level_of(levels, tl.program_id(0))
     to = out + 8 * tl.program_id(0)
     tl.store(to, level.tile)
     tl.store(to + 1, level.num_logits)
@@ -126,12 +126,14 @@ def test_number_below(length: int) -> None:
 @of_compiled_kernels
 @pytest.mark.parametrize("channels_first", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_no_size_of_image_and_no_number_of_positives_makes_a_new_kernel(channels_first: bool) -> None:
-    """But for whether all levels' numbers of logits are multiples of 16, and where a search has more steps."""
+    """But for whether all levels' numbers of logits are multiples of 16, and whether there are many."""
 
-    @settings(max_examples=25)
-    @given(st.lists(st.integers(2, 90), min_size=2, max_size=2), st.integers(33, 63))
+    @settings(max_examples=500)
+    @given(st.lists(st.integers(4, 90), min_size=2, max_size=2), st.integers(1, 120))
     @example([15, 16], 40)
-    @example([3, 5], 48)
+    @example([4, 5], 48)
+    @example([80, 80], 32)
+    @example([81, 81], 1)
     def train(heights: list[int], num_pos: int) -> None:
         logits = [torch.zeros(2, 3, 5, h, h + 1).permute(0, 3, 4, 1, 2) for h in heights]
         labels = [torch.zeros(x.shape[:-1], dtype=torch.int64) for x in logits]
@@ -141,12 +143,12 @@ def test_no_size_of_image_and_no_number_of_positives_makes_a_new_kernel(channels
     with compiling_for(COMPILED_FOR, assemble=False) as found:
         train()
     counted = Counter(kernel.name.removesuffix("_kernel") for kernel in found.kernels)
-    assert counted == {"find": 2, "place": 1, "count": 2, "rank": 1, "send": 1, "write": 2}
+    assert counted == {"find": 2, "place": 1, "lay": 1, "count": 4, "fold": 1, "rank": 1, "send": 1, "write": 2}
 
 
 @of_compiled_kernels
 @pytest.mark.parametrize(
-    ("name", "most"), [("alrp", 8), ("alrp, groups", 9), ("ap", 8), ("ndcg", 7), ("rank_sort", 7), ("own", 14)]
+    ("name", "most"), [("alrp", 9), ("alrp, groups", 9), ("ap", 9), ("ndcg", 8), ("rank_sort", 8), ("own", 15)]
 )
 def test_launches_of_an_iteration(name: str, most: int) -> None:
     """Whatever the number of levels; of a formula of one's own, with another PyTorch there may be some more."""
@@ -157,8 +159,10 @@ def test_launches_of_an_iteration(name: str, most: int) -> None:
 
 
 @of_compiled_kernels
-@pytest.mark.parametrize(("name", "most"), [("ALRPLoss", 13), ("RankSortLoss", 78), ("APLoss", 8), ("NDCGLoss", 7)])
+@pytest.mark.parametrize(("name", "most"), [("ALRPLoss", 14), ("RankSortLoss", 79), ("APLoss", 9), ("NDCGLoss", 8)])
 def test_launches_of_a_criterion(name: str, most: int) -> None:
-    """The highest logits of rows are PyTorch's operations, more of them with more levels."""
-    forward, backward = launches_of(CRITERIA[name], 40, num_levels=5)
-    assert sum(forward.values()) + sum(backward.values()) <= most
+    """The highest logits of rows are PyTorch's operations, more of them with more levels. Many logits share several
+    tables, which are made and added up."""
+    for num_neg, more in ((100, 0), (22_000, 2)):
+        forward, backward = launches_of(CRITERIA[name], 40, num_levels=5, num_neg=num_neg)
+        assert sum(forward.values()) + sum(backward.values()) <= most + more

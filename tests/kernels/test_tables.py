@@ -56,9 +56,10 @@ def scores(number: int, seed: int = 0) -> Tensor:
     return drawn
 
 
-@pytest.mark.parametrize("groups", [False, True])
-def test_scattered_scores(groups: bool) -> None:
-    check(negatives(scores(MANY), groups=groups))
+@pytest.mark.parametrize(("number", "groups"), [(2**16, False), (MANY, False), (MANY, True), (2 * MANY, False)])
+def test_scattered_scores(number: int, groups: bool) -> None:
+    """In one table, or two, or three."""
+    check(negatives(scores(number), groups=groups))
 
 
 @pytest.mark.parametrize("score", [5.0, -5.0, 0.1])
@@ -93,13 +94,16 @@ def test_float64_and_several_processes_are_not_packed() -> None:
 
 def test_when_there_are_several() -> None:
     totals = torch.zeros(2, 2002, dtype=torch.int64)
-    assert kernel.tables_for(2**16 - 1, 1, totals, True) is None
+    for num_logits, num_levels, found in (
+        (2**16 - 1, 1, totals),
+        (10**6, 9, totals),  # no room for tiles that are not full
+        (2**31, 1, torch.zeros(2, 100_002, dtype=torch.int64)),
+    ):
+        tables, number = kernel.tables_for(num_logits, num_levels, found, True)
+        assert (tables.words is found, number, tables.PACKED.value) == (True, 0, False)
     for num_logits, num_levels in ((2**16, 1), (31_426_560, 5), (2**31, 7)):
-        tables = kernel.tables_for(num_logits, num_levels, totals, True)
-        number = len(tables.words) // 2002
+        tables, number = kernel.tables_for(num_logits, num_levels, totals, True)
         # In a launch a table may get one tile more than others, and in each level there is a tile that is not full.
         assert num_logits / number + 2 * num_levels * 4096 < 2**17
         assert number <= num_logits / 2**16 + 1
         assert tables.words.numel() * 8 <= num_logits
-    assert kernel.tables_for(10**6, 9, totals, True) is None, "no room for tiles that are not full"
-    assert kernel.tables_for(2**31, 1, torch.zeros(2, 100_002, dtype=torch.int64), True) is None, "too large"
