@@ -31,7 +31,7 @@ from .lanes import (
 )
 from .launch import code, launch, level_of, number, on_device_of, ramp_of
 from .layout import Table, Walk
-from .search import anchor_of, find_bucket, groups_of, is_between, offset_from
+from .search import anchor_of, find_bucket, groups_of, is_between, offset_from, steps_of
 
 # A word of a table with fewer than 2^17 logits.
 _COUNT_BITS, _PACKED_FRACTION = 17, 30
@@ -70,8 +70,8 @@ def add_tile(table, bucket, both, tables):
         tl.atomic_add(table + number(tables.columns) + bucket, units, mask=count > 0, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["highest", "ignore_index"])
-def count_kernel(levels, table, tables, highest, scale, ignore_index, ramp, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["ignore_index"])
+def count_kernel(levels, table, tables, scale, ignore_index, ramp, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     level = level_of(levels, tl.program_id(1) * tl.num_programs(0) + tl.program_id(0))
     begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
     at = places(levels, level, begin, lane)
@@ -87,7 +87,7 @@ def count_kernel(levels, table, tables, highest, scale, ignore_index, ramp, BLOC
     one: tl.constexpr = _ONE_PACKED if tables.PACKED else _ONE_OF_TILE
     if tl.max((counted & ~is_between(score, low, high)).to(tl.int32)) > 0:
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
-        bucket, floor = find_bucket(score, group, table, highest)
+        bucket, floor = find_bucket(score, group, table, STEPS)
         # NaN have the last column.
         bucket = tl.where(score == score, bucket, columns - 1)
         reaches = counted & (bucket > 0)
@@ -164,14 +164,14 @@ def count(
         ignore_index: label of logits that are not counted.
         may_pack: whether the sums of many offsets may be in units of 2^-30. Float64 offsets never are.
     """
-    num_logits, highest = sum(walk.logits.numel() for walk in walks), (totals.shape[1] - 2).bit_length()
+    num_logits = sum(walk.logits.numel() for walk in walks)
     shift = int(math.log2(scale)) - _PACKED_FRACTION
     packed = may_pack and table.thresholds.dtype == torch.float32 and shift >= 0
     tables, num_tables = tables_for(num_logits, len(walks), totals, packed)
     arguments = {
         "table": table,
         "tables": tables,
-        "highest": 1 << highest >> 1,
+        "STEPS": steps_of(table),
         "scale": 2.0**_PACKED_FRACTION if tables.PACKED.value else scale,
         "ignore_index": ignore_index,
         "ramp": ramp_of(table.thresholds, delta),

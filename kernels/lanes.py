@@ -98,19 +98,20 @@ def address_or_position(position, at, steps, levels):
 @triton.jit
 def kinds(levels, level, begin, lane, at, there, ignore_index, BLOCK: tl.constexpr):
     """Whether logits are negatives or positives (not ignored), and whether those are positives."""
-    if levels.CLASSES > 0 and levels.CLASSES % 4 == 0:
-        # Four neighbours have the same row, so its label is read once for them.
-        quad = tl.arange(0, BLOCK // 4)
-        begin, classes = begin // 4, levels.CLASSES // 4
-        of_quad = split(begin, quad, classes, level.sizes[1], level.sizes[2], levels.AXES)
-        rows = level.labels + address_of_label(of_quad, levels, level)
-        label = tl.load(rows, mask=within(begin, quad, level.num_logits // 4, BLOCK // 4), other=0)
-        # The class among the four, or others for none of them and for ignored rows.
-        past = label.to(tl.int64) - 4 * of_quad[0].to(tl.int64)
-        code = tl.where((past >= 0) & (past < 4), past.to(tl.int32), 4)
-        code = tl.where(label == ignore_index, 5, code)
-        code = tl.reshape(tl.broadcast_to(code[:, None], [BLOCK // 4, 4]), [BLOCK])
-        return code < 5, code == lane % 4
+    # As many neighbours as a thread loads at once; if they have the same row, its label is read once for them.
+    WIDTH: tl.constexpr = 128 // level.logits.dtype.element_ty.primitive_bitwidth
+    if levels.FLAT and levels.CLASSES > 0 and levels.CLASSES % WIDTH == 0:
+        part = tl.arange(0, BLOCK // WIDTH)
+        begin, classes = begin // WIDTH, levels.CLASSES // WIDTH
+        of_part = split(begin, part, classes, level.sizes[1], level.sizes[2], levels.AXES)
+        rows = level.labels + address_of_label(of_part, levels, level)
+        label = tl.load(rows, mask=within(begin, part, level.num_logits // WIDTH, BLOCK // WIDTH), other=0)
+        # The class among these; other numbers for none of them and for ignored rows.
+        past = label.to(tl.int64) - WIDTH * of_part[0].to(tl.int64)
+        code = tl.where((past >= 0) & (past < WIDTH), past.to(tl.int32), WIDTH)
+        code = tl.where(label == ignore_index, WIDTH + 1, code)
+        code = tl.reshape(tl.broadcast_to(code[:, None], [BLOCK // WIDTH, WIDTH]), [BLOCK])
+        return code <= WIDTH, code == lane % WIDTH
     else:
         label = tl.load(level.labels + address_of_label(at, levels, level), mask=there, other=0)
         return takes_part(label, ignore_index, levels.CLASSES), is_positive(label, at[0], levels.CLASSES)

@@ -7,16 +7,17 @@ import triton.language as tl
 
 from .grid import cell_of, row_of
 from .lanes import load
+from .layout import Table
 
 # Larger than all indices.
 NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
 @triton.jit
-def find_bucket(score, group, table, highest):
+def find_bucket(score, group, table, STEPS: tl.constexpr):
     """The number of thresholds at or below each score, and the bucket's lower end, -inf for bucket 0. With groups the
     number is that of thresholds before or at the score in the order of the table, but 0 if none of them is of the
-    score's group; ``highest`` is the largest power of two up to 2P. 0 for NaN."""
+    score's group. 0 for NaN. ``STEPS`` are those of a search with groups."""
     if table.groups is None:
         bits: tl.constexpr = tl.int64 if score.dtype == tl.float64 else tl.int32
         rounds = tl.load(table.cells.to(tl.pointer_type(bits), bitcast=True)).to(tl.int32)
@@ -39,12 +40,11 @@ def find_bucket(score, group, table, highest):
         return bucket, floor
     else:
         bucket = tl.zeros_like(score).to(tl.int32)
-        step = highest
-        while step > 0:
-            other = tl.load(table.groups + (step - 1) + bucket)
-            reached = (other < group) | ((other == group) & (score >= tl.load(table.thresholds + (step - 1) + bucket)))
-            bucket += tl.where(reached, step, 0)
-            step = step >> 1
+        for step in tl.static_range(STEPS):
+            half = 1 << (STEPS - 1 - step)
+            other = tl.load(table.groups + bucket + (half - 1))
+            reached = score >= tl.load(table.thresholds + bucket + (half - 1))
+            bucket += tl.where((other < group) | ((other == group) & reached), half, 0)
         own = tl.load(table.groups + bucket - 1, mask=bucket > 0, other=0)
         bucket = tl.where(own == group, bucket, 0)
         return bucket, tl.load(table.thresholds + bucket - 1, mask=bucket > 0, other=float("-inf"))
@@ -112,3 +112,8 @@ def offset_from(score, floor, ramp):
     else:
         offset = (score - floor) * ramp.inverse_width
         return tl.where(offset > 0, tl.minimum(offset, 1.0), 0.0)
+
+
+def steps_of(table: Table) -> int:
+    """Of a search with groups, a constant of a kernel; a grid needs none."""
+    return 0 if table.groups is None else (len(table.thresholds) // 2).bit_length()

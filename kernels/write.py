@@ -22,7 +22,7 @@ from .lanes import (
 )
 from .launch import launch, level_of, ramp_of
 from .layout import Table, Walk
-from .search import NONE, anchor_of, find_bucket, groups_of, is_between, number_below, offset_from
+from .search import NONE, anchor_of, find_bucket, groups_of, is_between, number_below, offset_from, steps_of
 
 
 class Own(NamedTuple):
@@ -66,7 +66,7 @@ def with_positives(value, lane, first_index, own, factors, num_own, highest, BLO
     return value
 
 
-@triton.jit(do_not_specialize=["num_buckets", "highest", "num_own", "highest_own", "ignore_index"])
+@triton.jit(do_not_specialize=["num_buckets", "num_own", "highest_own", "ignore_index"])
 def write_kernel(
     levels,
     table,
@@ -74,11 +74,11 @@ def write_kernel(
     own,
     factors,
     num_buckets,
-    highest,
     num_own,
     highest_own,
     ignore_index,
     ramp,
+    STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # Backwards: what pass 1 read last may still be in the cache.
@@ -96,7 +96,7 @@ def write_kernel(
     found = tl.sum(tl.where(positive, 1 << 16, (~is_between(score, low, high)).to(tl.int32)))
     if found % (1 << 16) > 0:
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
-        bucket, floor = find_bucket(score, group, table, highest)
+        bucket, floor = find_bucket(score, group, table, STEPS)
         offset = offset_from(score, floor, ramp)
         line = load_pair(lines + 2 * bucket)
         value = line[0] + line[1] * offset
@@ -147,6 +147,6 @@ def write(
         "highest_own": 1 << num_own.bit_length() >> 1,
         "ignore_index": ignore_index,
         "ramp": ramp_of(table.thresholds, delta),
-        "highest": 1 << (num_buckets - 1).bit_length() >> 1,
+        "STEPS": steps_of(table),
     }
     launch(write_kernel, "write" if table.groups is None else "write_grouped", walks, arguments, gradients)

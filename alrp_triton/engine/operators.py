@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .inputs import Levels, compute_dtype
 from .knots import Table
-from .passes import Found, Own, passes_of
+from .passes import Found, Own, kernels_take, passes_of
 from .scans import fraction_bits
 from .transforms import refuse_vmap
 
@@ -75,9 +75,14 @@ def _(logits: list[Tensor], labels: list[Tensor], groups: list[Tensor], *further
 @torch.library.custom_op("alrp_triton::highest_in_row", mutates_args=())
 def highest_in_row(logits: list[Tensor], labels: list[Tensor], ignore_index: int, pos_index: Tensor) -> Tensor:
     """For each positive the highest logit along the last axis, ``[P]`` (compute dtype); for logits ``[M]`` its own."""
+    levels = Levels(logits, labels, (), ignore_index)
+    if kernels_take(pos_index.device):
+        from .passes import gpu
+
+        return gpu.highest_in_row(levels, pos_index)
     from .passes.find import highest_in_row
 
-    return highest_in_row(Levels(logits, labels, (), ignore_index), pos_index)
+    return highest_in_row(levels, pos_index)
 
 
 @highest_in_row.register_fake

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import balance as kernel_balance
-from ...kernels import boxes, count, find, grid, pairwise, place, rank, send, write
+from ...kernels import boxes, count, find, grid, highest, pairwise, place, rank, send, write
 from ...kernels.formulas import FORMULAS, Formula
 from ...kernels.layout import Positives, Walk, walk_over
 from ...kernels.layout import Table as kernel_table
@@ -149,6 +149,11 @@ def send_positives(
     """See ``kernels.send``."""
     ranks, how = rank.Ranks(rows, None, poison), FORMULAS[formula]._replace(eps=eps)
     return send.send(Positives(*positives), kernel_table(*table), ranks, values, how, delta, num_processes)
+
+
+def highest_in_row(levels: Levels, pos_index: Tensor) -> Tensor:
+    """See ``kernels.highest``."""
+    return highest.highest(_walks(levels), pos_index, levels.ignore_index, levels.compute_dtype())
 
 
 def compare_boxes(
