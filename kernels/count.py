@@ -87,7 +87,7 @@ def count_kernel(levels, table, tables, scale, ignore_index, ramp, STEPS: tl.con
     one: tl.constexpr = _ONE_PACKED if tables.PACKED else _ONE_OF_TILE
     if tl.max((counted & ~is_between(score, low, high)).to(tl.int32)) > 0:
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
-        bucket, floor = find_bucket(score, group, table, STEPS)
+        bucket, floor = find_bucket(score, group, table, level.logits.dtype.element_ty, STEPS)
         # NaN have the last column.
         bucket = tl.where(score == score, bucket, columns - 1)
         reaches = counted & (bucket > 0)

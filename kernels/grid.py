@@ -1,5 +1,8 @@
-"""A grid over the thresholds: the cell of a score tells its bucket, up to a few comparisons.
+"""Where the search for a bucket begins: for scores in half precision a table of all values, otherwise a grid.
 
+There are 65,536 numbers in half precision, so the bucket of each can be looked up.
+
+In a grid over the thresholds the cell of a score tells its bucket, up to a few comparisons.
 Cells have equal width. The map from scores to cells is monotone in floating point, and thresholds go through the same
 map. So every threshold in a lower cell is below the score, and every threshold in a higher cell is above it. A cell
 holds the number of thresholds before it and its first thresholds. The fullest cell says how many comparisons are left;
@@ -8,6 +11,7 @@ kernels read this number from memory, so no host waits for it.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from triton.language.target_info import is_cuda
@@ -20,10 +24,14 @@ from .ramp import finite_floor
 _BLOCK = 256
 _INTERPRETED = tl.constexpr(INTERPRETED)
 _CELLS_FOR_A_POSITIVE = 4
+# Numbers in half precision.
+_VALUES = 1 << 16
 
 
-def shape_of_cells(num_positives: int) -> tuple[int, int]:
-    """The shape of ``Table.cells``."""
+def shape_of_cells(num_positives: int, dtype: torch.dtype) -> tuple[int, int]:
+    """The shape of ``Table.cells`` for scores of this dtype."""
+    if dtype.itemsize == 2:
+        return _VALUES, 2
     return _CELLS_FOR_A_POSITIVE * num_positives + 17, 8
 
 
@@ -99,22 +107,54 @@ def lay_kernel(thresholds, cells, num_thresholds, num_cells, highest, BLOCK: tl.
         tl.store(row + 2 + k, tl.load(thresholds + before + k, mask=inside, other=float("nan")), mask=there)
 
 
-def lay(table: Table) -> Table:
-    """The table with its grid; tables with groups need none. Cells that are given must begin with 0."""
+@triton.jit
+def value_of(index, KIND: tl.constexpr):
+    """The numbers in half precision with these bits, float32."""
+    if tl.bfloat16 == KIND:
+        return (index << 16).to(tl.float32, bitcast=True)
+    else:
+        return index.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def index_of_value(score, KIND: tl.constexpr):
+    """The bits of numbers that are in half precision, as indices."""
+    if tl.bfloat16 == KIND:
+        return (score.to(tl.uint32, bitcast=True) >> 16).to(tl.int32)
+    else:
+        return score.to(tl.float16).to(tl.uint16, bitcast=True).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["highest"])
+def lay_values_kernel(thresholds, cells, highest, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = value_of(index, KIND)
+    bucket = tl.zeros([BLOCK], tl.int32)
+    step = highest
+    while step > 0:
+        bucket += tl.where(value >= tl.load(thresholds + bucket + (step - 1)), step, 0)
+        step = step // 2
+    floor = tl.load(thresholds + bucket - 1, mask=bucket > 0, other=float("-inf"))
+    tl.store(cells + 2 * index, bucket.to(tl.float32, bitcast=True))
+    tl.store(cells + 2 * index + 1, floor)
+
+
+def lay(table: Table, dtype: torch.dtype) -> Table:
+    """The table with what a search for scores of this dtype begins from; tables with groups need nothing. Cells that
+    are given must begin with 0."""
     if table.groups is not None:
         return table
     thresholds, num_thresholds, cells = table.thresholds, len(table.thresholds) // 2, table.cells
+    highest = 1 << num_thresholds.bit_length() >> 1
     if cells is None:
-        cells = thresholds.new_zeros(shape_of_cells(num_thresholds // 2))
-    num_cells = len(cells) - 1
+        cells = thresholds.new_zeros(shape_of_cells(num_thresholds // 2, dtype))
     with on_device_of(thresholds):
-        lay_kernel[(triton.cdiv(num_cells, _BLOCK),)](
-            thresholds,
-            cells,
-            num_thresholds,
-            num_cells,
-            1 << num_thresholds.bit_length() >> 1,
-            BLOCK=_BLOCK,
-            num_warps=4,
-        )
+        if dtype.itemsize == 2:
+            kind = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
+            lay_values_kernel[(_VALUES // _BLOCK,)](thresholds, cells, highest, KIND=kind, BLOCK=_BLOCK, num_warps=4)
+        else:
+            num_cells = len(cells) - 1
+            lay_kernel[(triton.cdiv(num_cells, _BLOCK),)](
+                thresholds, cells, num_thresholds, num_cells, highest, BLOCK=_BLOCK, num_warps=4
+            )
     return table._replace(cells=cells)

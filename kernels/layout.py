@@ -42,9 +42,10 @@ class Table(NamedTuple):
     """``[4P + 1]``, float32 or float64: 2P thresholds, NaN last in its group; then NaN, which no score reaches. With
     groups, the lowest threshold of all is in the last place, which no search reads."""
     cells: Any
-    """``[G + 1, 8]``, see :mod:`.grid`; not used with groups. The first row holds the rounds of a search beyond the
-    thresholds of a row (an integer), then slope, offset and highest value of the map from scores to cells. Each further
-    row is a cell."""
+    """Not used with groups; see :mod:`.grid`. For scores in half precision ``[65536, 2]``: the bucket of each value (an
+    integer) and the bucket's lower end. For other scores ``[G + 1, 8]``: the first row holds the rounds of a search
+    beyond the thresholds of a row (an integer), then slope, offset and highest value of the map from scores to cells.
+    Each further row is a cell."""
     groups: Any = None
     """``[4P + 1]`` int64: the group of each threshold, the highest number beyond them; None for one ranking."""
 

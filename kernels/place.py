@@ -148,8 +148,9 @@ def place_kernel(
     fill(table, totals, num_positives, BLOCK_P)
 
 
-def place(found: Found, delta: float) -> Placed:
-    """Order positives and the ends of their ramps, for a ramp of half width ``delta``."""
+def place(found: Found, delta: float, dtype: torch.dtype) -> Placed:
+    """Order positives and the ends of their ramps, for a ramp of half width ``delta``; ``dtype`` is that of the scores
+    that are to be searched."""
     logits, groups = found.logits, found.groups
     num_pos, device = len(logits), logits.device
     # Separate tensors, so that all have the same alignment for any P; otherwise a launch needs a new specialisation.
@@ -157,7 +158,7 @@ def place(found: Found, delta: float) -> Placed:
     thresholds = logits.new_empty(4 * num_pos + 1)
     totals = torch.empty(2, 2 * num_pos + 2, dtype=torch.int64, device=device)
     table, positives, num_groups = (
-        Table(thresholds, logits.new_empty(shape_of_cells(num_pos))),
+        Table(thresholds, logits.new_empty(shape_of_cells(num_pos, dtype))),
         Positives(logits, begin, end, groups),
         None,
     )
@@ -183,4 +184,4 @@ def place(found: Found, delta: float) -> Placed:
         num_positives=num_pos,
         ramp=ramp_of(logits, delta),
     )
-    return Placed(index, positives, lay(table), totals, num_groups)
+    return Placed(index, positives, lay(table, dtype), totals, num_groups)

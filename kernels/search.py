@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .grid import cell_of, row_of
-from .lanes import load
+from .grid import cell_of, index_of_value, row_of
+from .lanes import load, load_pair
 from .layout import Table
 
 # Larger than all indices.
@@ -14,11 +14,14 @@ NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
 @triton.jit
-def find_bucket(score, group, table, STEPS: tl.constexpr):
+def find_bucket(score, group, table, KIND: tl.constexpr, STEPS: tl.constexpr):
     """The number of thresholds at or below each score, and the bucket's lower end, -inf for bucket 0. With groups the
     number is that of thresholds before or at the score in the order of the table, but 0 if none of them is of the
-    score's group. 0 for NaN. ``STEPS`` are those of a search with groups."""
-    if table.groups is None:
+    score's group. 0 for NaN. ``KIND`` is the dtype of the logits, and ``STEPS`` are those of a search with groups."""
+    if table.groups is None and KIND.primitive_bitwidth == 16:
+        of_value, floor = load_pair(table.cells + 2 * index_of_value(score, KIND))
+        return of_value.to(tl.int32, bitcast=True), floor
+    elif table.groups is None:
         bits: tl.constexpr = tl.int64 if score.dtype == tl.float64 else tl.int32
         rounds = tl.load(table.cells.to(tl.pointer_type(bits), bitcast=True)).to(tl.int32)
         cell = cell_of(score, tl.load(table.cells + 1), tl.load(table.cells + 2), tl.load(table.cells + 3))
@@ -61,7 +64,7 @@ def anchor_of(levels, level, begin, table, num_buckets):
     if table.groups is None and levels.FLAT:
         first = load(level.logits + begin, begin < level.num_logits, high.dtype)
         if first >= high:
-            bucket, low = find_bucket(first, 0, table, 0)
+            bucket, low = find_bucket(first, 0, table, level.logits.dtype.element_ty, 0)
             high = tl.load(table.thresholds + bucket)
     return bucket, low, high
 

@@ -96,7 +96,7 @@ def write_kernel(
     found = tl.sum(tl.where(positive, 1 << 16, (~is_between(score, low, high)).to(tl.int32)))
     if found % (1 << 16) > 0:
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
-        bucket, floor = find_bucket(score, group, table, STEPS)
+        bucket, floor = find_bucket(score, group, table, level.logits.dtype.element_ty, STEPS)
         offset = offset_from(score, floor, ramp)
         line = load_pair(lines + 2 * bucket)
         value = line[0] + line[1] * offset

@@ -95,7 +95,9 @@ class Counted:
         with torch.no_grad():
             self.placed: Sorted | Compared
             if kernels and logits.shape[0] <= MOST_COMPARED:
-                self.indices, self.placed = compare(self.indices, logits, numbers, groups, self.delta)
+                self.indices, self.placed = compare(
+                    self.indices, logits, numbers, groups, self.delta, levels.logits[0].dtype
+                )
             else:
                 kind = Paired if passes.looks_at_pairs(backend) else Sorted
                 self.placed = kind(logits, groups[0] if groups else None, self.delta)

@@ -92,13 +92,15 @@ def _(logits: list[Tensor], labels: list[Tensor], ignore_index: int, pos_index: 
 
 @refuse_vmap
 @torch.library.custom_op("alrp_triton::place", mutates_args=())
-def place(index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float) -> list[Tensor]:
-    """The ramps of positives, by kernels: the totals of pass 1, still 0; thresholds, cells; beginnings and ends of
-    ramps. With groups, the groups of the thresholds and their number ``[1]``. For positives in any order also those in
-    flat order: indices, logits, groups."""
+def place(
+    index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float, dtype: torch.dtype
+) -> list[Tensor]:
+    """The ramps of positives, by kernels, for scores of a dtype: the totals of pass 1, still 0; thresholds, cells;
+    beginnings and ends of ramps. With groups, the groups of the thresholds and their number ``[1]``. For positives in
+    any order also those in flat order: indices, logits, groups."""
     from .passes import gpu
 
-    placed = gpu.place_positives(Found(index, logits, groups, numbers if len(numbers) else None), delta)
+    placed = gpu.place_positives(Found(index, logits, groups, numbers if len(numbers) else None), delta, dtype)
     positives, (thresholds, cells, of_thresholds) = placed.positives, placed.table
     in_order = present(placed.indices, positives.logits, positives.groups) if len(numbers) else []
     by_group = present(of_thresholds, placed.num_groups)
@@ -106,12 +108,14 @@ def place(index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None,
 
 
 @place.register_fake
-def _(index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float) -> list[Tensor]:
+def _(
+    index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float, dtype: torch.dtype
+) -> list[Tensor]:
     from .passes import gpu
 
     num_pos = index.shape[0]
     totals, begin, end = (index.new_empty(size) for size in ((2, 2 * num_pos + 2), num_pos, num_pos))
-    cells = logits.new_empty(gpu.shape_of_cells(num_pos) if groups is None else 0)
+    cells = logits.new_empty(gpu.shape_of_cells(num_pos, dtype) if groups is None else 0)
     placed = [totals, logits.new_empty(4 * num_pos + 1), cells, begin, end]
     if groups is not None:
         placed += [index.new_empty(4 * num_pos + 1), index.new_empty(1)]

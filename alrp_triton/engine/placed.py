@@ -160,12 +160,12 @@ class Compared:
 
 
 def compare(
-    index: Tensor, logits: Tensor, numbers: Tensor, groups: Sequence[Tensor], delta: float
+    index: Tensor, logits: Tensor, numbers: Tensor, groups: Sequence[Tensor], delta: float, dtype: torch.dtype
 ) -> tuple[Tensor, Compared]:
-    """Placed positives from those of ``operators.find``, and their indices in flat order."""
+    """Placed positives from those of ``operators.find``, and their indices in flat order; for scores of a dtype."""
     grouped, in_any_order = bool(groups), numbers.shape[0] > 0
     of_each = groups[0] if groups else None
-    totals, thresholds, cells, *rest = operators.place(index, logits, numbers, of_each, delta)
+    totals, thresholds, cells, *rest = operators.place(index, logits, numbers, of_each, delta, dtype)
     if in_any_order:
         index, logits = rest[-3:-1] if grouped else rest[-2:]
         of_each = rest[-1] if grouped else None

@@ -128,7 +128,7 @@ def same_numbers(name: str, found: Tensor, expected: Tensor, rtol: float = 0.0, 
 
 def place(logits: Tensor, delta: float, groups: Tensor | None = None) -> Compared:
     """Positives in flat order, for kernels that compare them with one another."""
-    placed = gpu.place_positives(Found(torch.arange(len(logits)), logits, groups), delta)
+    placed = gpu.place_positives(Found(torch.arange(len(logits)), logits, groups), delta, logits.dtype)
     ends = [placed.positives.begin, placed.positives.end, *([] if groups is None else [placed.num_groups])]
     return Compared(logits, groups, delta, Table(*placed.table), placed.totals, ends)
 
@@ -139,7 +139,7 @@ def check_linear(levels: Levels, delta: float = DELTA, scalars: int = 1) -> Tens
     found = LINEAR.find(levels, len(wanted.indices), "")
     assert found.numbers is not None
     assert found.numbers.tolist() == [len(wanted.indices), 0]
-    placed = gpu.place_positives(found, delta)
+    placed = gpu.place_positives(found, delta, levels.logits[0].dtype)
     same_numbers("index", placed.indices, wanted.indices)
     same_numbers("positives", placed.positives.logits, wanted.logits)
     if wanted.groups is not None:

@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from alrp_triton.kernels.grid import lay
+from alrp_triton.kernels.lanes import load
 from alrp_triton.kernels.launch import on_device_of
 from alrp_triton.kernels.layout import Table
 from alrp_triton.kernels.search import find_bucket
@@ -21,8 +22,8 @@ FLOATS = {torch.float32: 32, torch.float64: 64}
 @triton.jit
 def buckets_kernel(scores, table, buckets, floors, number, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    score = tl.load(scores + at, mask=at < number, other=0)
-    bucket, floor = find_bucket(score, 0, table, 0)
+    score = load(scores + at, at < number, floors.dtype.element_ty)
+    bucket, floor = find_bucket(score, 0, table, scores.dtype.element_ty, 0)
     tl.store(buckets + at, bucket, mask=at < number)
     tl.store(floors + at, floor, mask=at < number)
 
@@ -30,7 +31,7 @@ def buckets_kernel(scores, table, buckets, floors, number, BLOCK: tl.constexpr):
 def table_of(thresholds: Tensor) -> Table:
     """With its grid, of an even number of thresholds."""
     padded = torch.cat([thresholds.sort().values, thresholds.new_full((len(thresholds) + 1,), torch.nan)])
-    return lay(Table(padded, None))
+    return lay(Table(padded, None), thresholds.dtype)
 
 
 def check(thresholds: Tensor, scores: Tensor) -> Table:
@@ -48,6 +49,22 @@ def check(thresholds: Tensor, scores: Tensor) -> Table:
     assert not len(wrong), f"score {scores[wrong[0]]}: bucket {buckets[wrong[0]]}, expected {expected[wrong[0]]}"
     assert torch.equal(floors, torch.cat([known.new_full((1,), -INF), known])[expected])
     return table
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("number", [0, 2, 6, 254])
+def test_every_value_in_half_precision(number: int, dtype: torch.dtype) -> None:
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    thresholds = normal(number).to(torch.float16).float()
+    thresholds[:2] = torch.tensor([-INF, torch.nan])[:number]
+    table = lay(table_of(thresholds)._replace(cells=None), dtype)
+    buckets, floors = torch.empty(len(values), dtype=torch.int32), torch.empty(len(values))
+    with on_device_of(values):
+        buckets_kernel[(256,)](values, table, buckets, floors, len(values), BLOCK=256)
+    known = thresholds[~thresholds.isnan()].sort().values
+    expected = torch.searchsorted(known, values.float(), right=True).masked_fill(values.isnan(), 0)
+    assert torch.equal(buckets, expected.int())
+    assert torch.equal(floors, torch.cat([known.new_full((1,), -INF), known])[expected])
 
 
 def rounds_of(table: Table) -> int:

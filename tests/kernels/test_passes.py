@@ -193,7 +193,7 @@ def test_offsets_beyond_32_bits(shape, strides):
 def passes(levels: Levels, num_positives: int) -> tuple[list[int], gpu.place.Placed, Tensor]:
     """All three, for a number of positives that may be wrong: the numbers found, what is placed, the gradients."""
     found = LINEAR.find(levels, num_positives, "")
-    placed = gpu.place_positives(found, DELTA)
+    placed = gpu.place_positives(found, DELTA, levels.logits[0].dtype)
     LINEAR.count(levels, placed.table, found, placed.totals, DELTA, OF_MANY)
     lines = torch.full((2, 2 * num_positives + 1), NAN, dtype=torch.float64)
     own = Own(placed.indices, torch.full((1, num_positives), NAN, dtype=torch.float64))

@@ -138,8 +138,8 @@ def test_positives_in_any_order(grouped: bool, order: list[int]) -> None:
     index, logits = torch.arange(40) ** 2, (8 * random(40)).round().float()
     groups, numbers = torch.arange(40) % 3 if grouped else None, torch.tensor([40, 0])
     shuffled = index[order], logits[order], None if groups is None else groups[order]
-    found = gpu.place_positives(Found(*shuffled, numbers), DELTA)
-    expected = gpu.place_positives(Found(index, logits, groups), DELTA)
+    found = gpu.place_positives(Found(*shuffled, numbers), DELTA, logits.dtype)
+    expected = gpu.place_positives(Found(index, logits, groups), DELTA, logits.dtype)
     for name, one, other in zip(found._fields, found, expected):
         for part, whole in zip(
             one if isinstance(one, tuple) else [one], other if isinstance(other, tuple) else [other]

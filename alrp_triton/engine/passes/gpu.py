@@ -38,14 +38,14 @@ class Linear:
     def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, num_logits: int) -> None:
         # Several processes get the bits of one.
         alone, scale = num_logits == levels.num_logits(), 2.0 ** fraction_bits(num_logits)
-        count.count(_walks(levels), _with_grid(table), totals, delta, scale, levels.ignore_index, alone)
+        count.count(_walks(levels), _searchable(table, levels), totals, delta, scale, levels.ignore_index, alone)
 
     def write(
         self, levels: Levels, table: Table, lines: Tensor, own: Own, factors: Sequence[Tensor], delta: float
     ) -> list[Tensor]:
         walks, gradients = _to_write(levels)
         arguments = write.Own(*own), _factors(factors), delta, levels.ignore_index
-        write.write(walks, gradients, _with_grid(table), lines.to(table.thresholds.dtype), *arguments)
+        write.write(walks, gradients, _searchable(table, levels), lines.to(table.thresholds.dtype), *arguments)
         return _written(levels, gradients)
 
 
@@ -69,10 +69,10 @@ class Pairwise(Linear):
         return _written(levels, gradients)
 
 
-def _with_grid(table: Table) -> kernel_table:
-    """A table that was not made by kernels has no grid yet."""
+def _searchable(table: Table, levels: Levels) -> kernel_table:
+    """A table that was not made by kernels has nothing yet from which a search begins."""
     given = kernel_table(table.thresholds, table.cells if table.cells.numel() else None, table.groups)
-    return given if given.cells is not None else grid.lay(given)
+    return given if given.cells is not None else grid.lay(given, levels.logits[0].dtype)
 
 
 def _walks(levels: Levels) -> list[Walk]:
@@ -104,14 +104,14 @@ def formula_of(name: str) -> Formula:
     return FORMULAS[name]
 
 
-def shape_of_cells(num_positives: int) -> tuple[int, int]:
+def shape_of_cells(num_positives: int, dtype: torch.dtype) -> tuple[int, int]:
     """See ``kernels.grid``."""
-    return grid.shape_of_cells(num_positives)
+    return grid.shape_of_cells(num_positives, dtype)
 
 
-def place_positives(found: Found, delta: float) -> place.Placed:
+def place_positives(found: Found, delta: float, dtype: torch.dtype) -> place.Placed:
     """See ``kernels.place``."""
-    return place.place(place.Found(*found), delta)
+    return place.place(place.Found(*found), delta, dtype)
 
 
 def rank_positives(
