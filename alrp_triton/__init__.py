@@ -6,6 +6,7 @@ engine. The mathematics is in docs/mathematics.md.
 """
 
 from . import framework
+from .compiling import warm_up
 from .losses import (
     ALRPLoss,
     ALRPLossOutput,
@@ -37,4 +38,5 @@ __all__ = [
     "framework",
     "ndcg_loss",
     "rank_sort_loss",
+    "warm_up",
 ]
