@@ -15,12 +15,14 @@ import argparse
 import sys
 from typing import NamedTuple
 
+from alrp_triton.kernels.count import number_of_tables
+
 from .executed import BETWEEN, P_SIZED, PASSES, Case, Costs, Run, of_pass
 from .gate import RECORD, Counted, recorded
 from .report import print_table
-from .workloads import DTYPES, REGIMES
+from .workloads import DTYPES, NUM_CLASSES, REGIMES
 
-LAUNCHES = {"forward": 6, "backward": 2}
+LAUNCHES = {"forward": 9, "backward": 2}
 """Of the loss, for up to 4096 positives; ``python -m benchmarks.launches`` counts them."""
 _SAID = "model, nothing measured"
 
@@ -117,7 +119,22 @@ class Problem(NamedTuple):
     def bounds(self, counted: Counted, gpu: GPU, regime: str) -> dict[str, Bounds]:
         """Of finding the positives, and of both passes."""
         costs = counted[Run(gpu.counts_of, Case(dtype=self.dtype).name, regime)]
-        return {name: bounds_of(of_pass(name, costs), gpu, self.num_logits) for name in PASSES}
+        found = {name: of_pass(name, costs) for name in PASSES}
+        found["pass 1"] = self._with_tables(found["pass 1"])
+        return {name: bounds_of(of_each, gpu, self.num_logits) for name, of_each in found.items()}
+
+    def _with_tables(self, costs: Costs) -> Costs:
+        """The costs of pass 1 with the tables that these logits share: the more, the fewer atomics on one word. They
+        are set to 0 and added up."""
+        counted, step = Case(), 2 * self.num_positives + 2
+        before = number_of_tables(2 * counted.rows * NUM_CLASSES, 1, 2 * counted.positives + 2)
+        tables = number_of_tables(self.num_logits, 1, step)
+        moved = 8 * tables * step / self.num_logits
+        return costs._replace(
+            hottest=costs.hottest * max(1, before) / max(1, tables),
+            read=costs.read + moved,
+            written=costs.written + moved,
+        )
 
     def times(self, counted: Counted, gpu: GPU, regime: str) -> dict[str, Time]:
         """Forward and backward."""

@@ -121,14 +121,21 @@ def fold_kernel(tables, num_tables, totals, shift, ROWS: tl.constexpr, BLOCK: tl
     tl.atomic_add(totals + columns + column, tl.sum(units, axis=0), mask=inside, sem="relaxed")
 
 
-def tables_for(num_logits: int, num_levels: int, totals: Tensor, packed: bool) -> tuple[Tables, int]:
-    """Zeros for several tables, and their number; or the totals and 0."""
+def number_of_tables(num_logits: int, num_levels: int, step: int) -> int:
+    """The number of tables of ``step`` words each; 0 if the totals themselves serve better."""
     # Each launch may give a table one tile more than others, and each level has a tile that is not full.
     room = (1 << _COUNT_BITS) - 2 * num_levels * _MOST_IN_A_TILE
-    num_tables, columns = triton.cdiv(num_logits, max(1, room)), totals.shape[1]
-    step = columns if packed else 2 * columns
+    num_tables = triton.cdiv(num_logits, max(1, room))
     too_large = 8 * num_tables * step > _BYTES_FOR_A_LOGIT * num_logits
-    if num_logits < _MANY_LOGITS or room < _MANY_LOGITS or too_large:
+    return 0 if num_logits < _MANY_LOGITS or room < _MANY_LOGITS or too_large else num_tables
+
+
+def tables_for(num_logits: int, num_levels: int, totals: Tensor, packed: bool) -> tuple[Tables, int]:
+    """Zeros for several tables, and their number; or the totals and 0."""
+    columns = totals.shape[1]
+    step = columns if packed else 2 * columns
+    num_tables = number_of_tables(num_logits, num_levels, step)
+    if num_tables == 0:
         return Tables(totals, code(0), code(columns), tl.constexpr(False)), 0
     words = totals.new_zeros(num_tables, step)
     return Tables(words, code(step if num_tables > 1 else 0), code(columns), tl.constexpr(packed)), num_tables
