@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alrp_triton import ALRPLoss, APLoss, NDCGLoss, RankSortLoss, alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
 from alrp_triton.engine import Statistics
+from alrp_triton.engine.registered import FUNCTIONS
 from alrp_triton.framework import ranking_loss
 
 from .counting import counting_gpu
@@ -92,7 +93,7 @@ class Operators(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "alrp_triton":
             with self:
-                return torch._library.custom_ops.OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+                return FUNCTIONS[func._schema.name.split("::")[1]](*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         if self.counted(name, func._schema, args, kwargs):
             self.counts[name] += 1
@@ -133,7 +134,7 @@ def launches_of(
 ) -> tuple[Counter[str], Counter[str]]:
     """What forward and backward of a loss launch, for levels of logits with class labels; ``num_neg`` rows are
     background. What its caller launches to add the scalars up and to make the gradient of their sum is not counted."""
-    given = _given(num_pos, num_levels, num_neg)
+    given = given_to(num_pos, num_levels, num_neg)
     with counting() as forward:
         returned = loss(given)
     scalars = [value for value in returned if value.requires_grad]
@@ -143,7 +144,7 @@ def launches_of(
     return forward, backward
 
 
-def _given(num_pos: int, num_levels: int, num_neg: int) -> Given:
+def given_to(num_pos: int, num_levels: int, num_neg: int) -> Given:
     generator = torch.Generator().manual_seed(0)
     rows = num_pos + num_neg
     logits = [x.clone().requires_grad_() for x in torch.randn(rows, 3, generator=generator).tensor_split(num_levels)]

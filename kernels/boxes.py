@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .lanes import load
-from .launch import on_device_of
+from .launch import on_device_of, tiles_in
 
 KINDS = ("iou", "giou", "diou", "ciou")
 _BLOCK = 128
@@ -252,7 +252,7 @@ def compare_boxes(
         gradients = Boxes(*(torch.empty_like(tensor, dtype=dtype) for tensor in boxes))
     if num_pairs:
         with on_device_of(values):
-            compare_boxes_kernel[(triton.cdiv(num_pairs, _BLOCK),)](
+            compare_boxes_kernel[(tiles_in(num_pairs, _BLOCK),)](
                 boxes,
                 values,
                 gradients,

@@ -29,7 +29,7 @@ from .lanes import (
     places,
     within,
 )
-from .launch import code, launch, level_of, number, on_device_of, ramp_of
+from .launch import code, constant, launch, level_of, number, on_device_of, ramp_of, tiles_in
 from .layout import Table, Walk
 from .search import anchor_of, find_bucket, groups_of, is_between, offset_from, steps_of
 
@@ -125,7 +125,7 @@ def number_of_tables(num_logits: int, num_levels: int, step: int) -> int:
     """The number of tables of ``step`` words each; 0 if the totals themselves serve better."""
     # Each launch may give a table one tile more than others, and each level has a tile that is not full.
     room = (1 << _COUNT_BITS) - 2 * num_levels * _MOST_IN_A_TILE
-    num_tables = triton.cdiv(num_logits, max(1, room))
+    num_tables = tiles_in(num_logits, max(1, room))
     too_large = 8 * num_tables * step > _BYTES_FOR_A_LOGIT * num_logits
     return 0 if num_logits < _MANY_LOGITS or room < _MANY_LOGITS or too_large else num_tables
 
@@ -136,16 +136,16 @@ def tables_for(num_logits: int, num_levels: int, totals: Tensor, packed: bool) -
     step = columns if packed else 2 * columns
     num_tables = number_of_tables(num_logits, num_levels, step)
     if num_tables == 0:
-        return Tables(totals, code(0), code(columns), tl.constexpr(False)), 0
+        return Tables(totals, code(0), code(columns), constant(False)), 0
     words = totals.new_zeros(num_tables, step)
-    return Tables(words, code(step if num_tables > 1 else 0), code(columns), tl.constexpr(packed)), num_tables
+    return Tables(words, code(step if num_tables > 1 else 0), code(columns), constant(packed)), num_tables
 
 
 def fold(tables: Tables, num_tables: int, totals: Tensor, shift: int) -> None:
     """Add several tables to the totals."""
     rows, block = 32, 128
     with on_device_of(totals):
-        fold_kernel[(triton.cdiv(totals.shape[1], block), triton.cdiv(num_tables, rows))](
+        fold_kernel[(tiles_in(totals.shape[1], block), tiles_in(num_tables, rows))](
             tables, num_tables, totals, shift, ROWS=rows, BLOCK=block, num_warps=4
         )
 

@@ -5,11 +5,14 @@ Each has the same formula as in ``alrp_triton/losses``, which names the source; 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+
+from .launch import constant
 
 
 class Formula(NamedTuple):
@@ -34,7 +37,7 @@ class Formula(NamedTuple):
     @property
     def constants(self) -> Formula:
         """In the form that kernels take."""
-        return Formula(*map(tl.constexpr, self))
+        return _constants(*self)
 
     @property
     def num_rows(self) -> int:
@@ -57,6 +60,11 @@ class Formula(NamedTuple):
     def derivative_dtype(self, given: torch.Tensor | None) -> torch.dtype:
         """The dtype of that derivative."""
         return torch.float64 if given is None else torch.promote_types(given.dtype, torch.float32)
+
+
+@lru_cache(maxsize=None, typed=True)
+def _constants(*fields: Any) -> Formula:
+    return Formula(*map(constant, fields))
 
 
 FORMULAS = {

@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.language.target_info import is_cuda
 
 from .lanes import INTERPRETED
-from .launch import on_device_of
+from .launch import on_device_of, tiles_in
 from .layout import Table
 from .ramp import finite_floor
 
@@ -154,7 +154,7 @@ def lay(table: Table, dtype: torch.dtype) -> Table:
             lay_values_kernel[(_VALUES // _BLOCK,)](thresholds, cells, highest, KIND=kind, BLOCK=_BLOCK, num_warps=4)
         else:
             num_cells = len(cells) - 1
-            lay_kernel[(triton.cdiv(num_cells, _BLOCK),)](
+            lay_kernel[(tiles_in(num_cells, _BLOCK),)](
                 thresholds, cells, num_thresholds, num_cells, highest, BLOCK=_BLOCK, num_warps=4
             )
     return table._replace(cells=cells)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable, Sequence
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from triton.runtime import driver
 
 from .lanes import INTERPRETED
-from .layout import MAX_AXES, Level, Levels, Ramp, Walk
+from .layout import MAX_AXES, Layout, Level, Levels, Ramp, Walk
 from .settings import Settings, architecture_of, pinned, settings_of
 
 MOST_LEVELS = 8
@@ -40,10 +41,8 @@ class Part(NamedTuple):
     @property
     def structure(self) -> Hashable:
         """The properties that levels in one launch share."""
-        walk, layout = self.walk, self.walk.layout
-        kinds = tuple(x is not None and (x.dtype, x.data_ptr() % 16 == 0) for x in self.tensors)
-        ones = tuple(step == 1 for steps in layout.steps for step in steps)
-        return kinds, ones, len(layout.sizes), layout.flat, walk.classes
+        kinds = tuple([x is not None and (x.dtype, x.data_ptr() % 16 == 0) for x in self.tensors])
+        return kinds, self.walk.layout.structure, self.walk.classes
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -58,10 +57,23 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return guard
 
 
+# Python compares equal objects faster if they are the same.
+constant = lru_cache(maxsize=None, typed=True)(tl.constexpr)
+
+
+def tiles_in(number: int, size: int) -> int:
+    """The number of tiles of a size; ``triton.cdiv`` takes some microseconds."""
+    return -(-number // size)
+
+
 def ramp_of(logits: Tensor, delta: float) -> Ramp:
     """The ramp constants of a kernel for scores of this dtype and device."""
-    saturate = logits.dtype == torch.float32 and architecture_of(logits.device).startswith("sm_")
-    return Ramp(*map(tl.constexpr, (delta, 0.5 / delta if delta else 0.0, saturate)))
+    return _ramp(delta, logits.dtype == torch.float32 and architecture_of(logits.device).startswith("sm_"))
+
+
+@cache
+def _ramp(delta: float, saturate: bool) -> Ramp:
+    return Ramp(constant(delta), constant(0.5 / delta if delta else 0.0), constant(saturate))
 
 
 def launch(
@@ -90,7 +102,7 @@ def launch(
         block, num_warps = settings["block"], settings["num_warps"]
         num_tiles, levels = tiles_of(parts, block * first.classes if by_row and first.classes else block)
         with on_device_of(first.logits):
-            grid = (num_tiles,) if columns == 1 else (columns, triton.cdiv(num_tiles, columns))
+            grid = (num_tiles,) if columns == 1 else (columns, tiles_in(num_tiles, columns))
             kernel[grid](levels=levels, **arguments, BLOCK=block, num_warps=num_warps)
 
 
@@ -108,7 +120,7 @@ def compare(
     if places == 0:
         return
     with on_device_of(logits):
-        kernel[(triton.cdiv(places, settings["block_p"]), rows)](
+        kernel[(tiles_in(places, settings["block_p"]), rows)](
             **arguments,
             BLOCK=settings["block"],
             BLOCK_P=settings["block_p"],
@@ -135,30 +147,39 @@ def join(walks: Sequence[Walk], gradients: Sequence[Tensor] | None = None) -> li
 def tiles_of(parts: list[Part], size: int) -> tuple[int, Levels]:
     """The number of tiles of ``size`` logits, and the levels in the form that kernels take."""
     first = parts[0].walk
-    tiles = [triton.cdiv(part.walk.logits.numel(), size) for part in parts]
-    unit = _UNIT if all(part.walk.logits.numel() % _UNIT == 0 for part in parts) else 1
-    steps = [part.walk.layout.steps for part in parts]
-    if first.groups is None:
-        steps = [(*of_level, ()) for of_level in steps]
-    logits, labels, gradients, groups = zip(*(part.tensors for part in parts))
+    places = tuple([(part.walk.layout, part.walk.logits.numel(), part.first_index) for part in parts])
+    num_tiles, levels = _numbers_of(places, size, first.classes, first.groups is not None)
+    logits, labels, gradient, groups = zip(*[part.tensors for part in parts])
+    return num_tiles, levels._replace(logits=logits, labels=labels, gradient=gradient, groups=groups)
+
+
+@lru_cache(maxsize=4096)
+def _numbers_of(
+    places: tuple[tuple[Layout, int, int], ...], size: int, classes: int, grouped: bool
+) -> tuple[int, Levels]:
+    """:func:`tiles_of` without tensors, from layouts, numbers of logits and first indices."""
+    layouts, numels, first_indices = zip(*places)
+    tiles = [tiles_in(numel, size) for numel in numels]
+    unit = _UNIT if all(numel % _UNIT == 0 for numel in numels) else 1
+    steps = [layout.steps if grouped else (*layout.steps, ()) for layout in layouts]
     logit_steps, label_steps, gradient_steps, group_steps = (_by_axis(of_tensor, 1) for of_tensor in zip(*steps))
     levels = Levels(
         first_tile=tuple(code(tile) for tile in accumulate(tiles[:-1], initial=0)),
-        logits=logits,
-        labels=labels,
-        gradient=gradients,
-        groups=groups,
-        num_logits=tuple(code(part.walk.logits.numel() // unit) for part in parts),
-        first_index=tuple(code(part.first_index) for part in parts),
-        sizes=_by_axis([part.walk.layout.sizes for part in parts], None),
+        logits=None,
+        labels=None,
+        gradient=None,
+        groups=None,
+        num_logits=tuple(code(numel // unit) for numel in numels),
+        first_index=tuple(map(code, first_indices)),
+        sizes=_by_axis([layout.sizes for layout in layouts], None),
         logit_steps=logit_steps,
         label_steps=label_steps,
         gradient_steps=gradient_steps,
         group_steps=group_steps,
-        UNIT=tl.constexpr(unit),
-        AXES=tl.constexpr(len(first.layout.sizes)),
-        CLASSES=tl.constexpr(first.classes),
-        FLAT=tl.constexpr(first.layout.flat),
+        UNIT=constant(unit),
+        AXES=constant(len(layouts[0].sizes)),
+        CLASSES=constant(classes),
+        FLAT=constant(layouts[0].flat),
     )
     return sum(tiles), levels
 

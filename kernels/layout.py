@@ -10,7 +10,10 @@ The tuples of related kernel arguments are also here; :mod:`.lanes` reads them.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import lru_cache
+from itertools import accumulate
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
@@ -114,13 +117,10 @@ class Layout(NamedTuple):
     sizes: tuple[int, ...]
     steps: tuple[tuple[int, ...], ...]
 
-    @property
-    def flat(self) -> bool:
-        """See :attr:`Levels.FLAT`."""
-        contiguous = [1]
-        for size in self.sizes[:-1]:
-            contiguous.append(contiguous[-1] * size)
-        return self.steps[0] == self.steps[2] == tuple(contiguous)
+    flat: bool
+    """See :attr:`Levels.FLAT`."""
+    structure: Hashable
+    """What levels in one launch share: which steps are 1, the number of axes, and whether they are flat."""
 
 
 class Walk(NamedTuple):
@@ -177,5 +177,8 @@ def _layout(
             axes.append((size, steps))
     if len(axes) > MAX_AXES or any(size > _MAX_INNER for size, _ in axes[:-1]):
         return None
-    sizes, steps = zip(*axes)
-    return Layout(sizes, tuple(zip(*steps)))
+    sizes, by_axis = zip(*axes)
+    steps = tuple(zip(*by_axis))
+    contiguous = (1, *accumulate(sizes[:-1], mul))
+    flat = steps[0] == steps[2] == contiguous
+    return Layout(sizes, steps, flat, (tuple(step == 1 for each in steps for step in each), len(sizes), flat))

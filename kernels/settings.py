@@ -109,6 +109,11 @@ def architecture_of(device: torch.device) -> str:
 
         target = driver.active.get_current_target()
         return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+    return _architecture_of_gpu(device)
+
+
+@cache
+def _architecture_of_gpu(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip is not None:
         return str(properties.gcnArchName).split(":")[0]

@@ -19,8 +19,8 @@ from torch import Tensor
 from .inputs import Levels, compute_dtype
 from .knots import Table
 from .passes import Found, Own, kernels_take, passes_of
+from .registered import differentiable, fake_of, operator
 from .scans import fraction_bits
-from .transforms import refuse_vmap
 
 
 def present(*tensors: Tensor | None) -> list[Tensor]:
@@ -28,8 +28,7 @@ def present(*tensors: Tensor | None) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::find", mutates_args=())
+@operator("find")
 def find(
     logits: list[Tensor],
     labels: list[Tensor],
@@ -61,7 +60,7 @@ def _put_in_order(found: Found) -> Found:
     return Found(index, found.logits[order].masked_fill(mistaken, torch.nan), groups)
 
 
-@find.register_fake
+@fake_of(find)
 def _(logits: list[Tensor], labels: list[Tensor], groups: list[Tensor], *further: Any) -> list[Tensor]:
     _, num_positives, in_order, *_ = further
     length = torch.library.get_ctx().new_dynamic_size() if num_positives is None else num_positives
@@ -71,8 +70,7 @@ def _(logits: list[Tensor], labels: list[Tensor], groups: list[Tensor], *further
     return [*found, numbers, *[index.new_empty(length) for _ in groups[:1]]]
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::highest_in_row", mutates_args=())
+@operator("highest_in_row")
 def highest_in_row(logits: list[Tensor], labels: list[Tensor], ignore_index: int, pos_index: Tensor) -> Tensor:
     """For each positive the highest logit along the last axis, ``[P]`` (compute dtype); for logits ``[M]`` its own."""
     levels = Levels(logits, labels, (), ignore_index)
@@ -85,13 +83,12 @@ def highest_in_row(logits: list[Tensor], labels: list[Tensor], ignore_index: int
     return highest_in_row(levels, pos_index)
 
 
-@highest_in_row.register_fake
+@fake_of(highest_in_row)
 def _(logits: list[Tensor], labels: list[Tensor], ignore_index: int, pos_index: Tensor) -> Tensor:
     return pos_index.new_empty(pos_index.shape, dtype=compute_dtype(logits[0].dtype))
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::place", mutates_args=())
+@operator("place")
 def place(
     index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float, dtype: torch.dtype
 ) -> list[Tensor]:
@@ -107,7 +104,7 @@ def place(
     return [placed.totals, thresholds, cells, positives.begin, positives.end, *by_group, *in_order]
 
 
-@place.register_fake
+@fake_of(place)
 def _(
     index: Tensor, logits: Tensor, numbers: Tensor, groups: Tensor | None, delta: float, dtype: torch.dtype
 ) -> list[Tensor]:
@@ -124,8 +121,7 @@ def _(
     return placed
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::count", mutates_args=("totals",))
+@operator("count", mutates_args=("totals",))
 def count(
     logits: list[Tensor],
     labels: list[Tensor],
@@ -145,13 +141,12 @@ def count(
     passes_of(backend).count(levels, Table(*table), found, totals, delta, num_logits)
 
 
-@count.register_fake
+@fake_of(count)
 def _(*given: Any) -> None:
     return None
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::rank", mutates_args=())
+@operator("rank")
 def rank(
     positives: list[Tensor],
     table: list[Tensor],
@@ -171,7 +166,7 @@ def rank(
     return rows, ranks, poison
 
 
-@rank.register_fake
+@fake_of(rank)
 def _(positives: list[Tensor], *further: Any) -> tuple[Tensor, Tensor, Tensor]:
     from .passes import gpu
 
@@ -180,8 +175,7 @@ def _(positives: list[Tensor], *further: Any) -> tuple[Tensor, Tensor, Tensor]:
     return rows, logits.new_empty(logits.shape[0] if formula else 0), rows.new_empty(())
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::sums", mutates_args=())
+@operator("sums")
 def sums(positives: list[Tensor], values: Tensor, poison: Tensor, delta: float, kind: str) -> Tensor:
     """For each positive a sum over the positives, or the running maximum, by kernels; see ``kernels.sums``."""
     from .passes import gpu
@@ -189,13 +183,12 @@ def sums(positives: list[Tensor], values: Tensor, poison: Tensor, delta: float, 
     return gpu.sums(positives, values, poison, kind, delta)
 
 
-@sums.register_fake
+@fake_of(sums)
 def _(positives: list[Tensor], values: Tensor, *further: Any) -> Tensor:
     return values.new_empty(values.shape)
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::send", mutates_args=())
+@operator("send")
 def send(
     logits: list[Tensor],
     labels: list[Tensor],
@@ -233,7 +226,7 @@ def send(
     return sent.first, sent.second, sent.lines, own, sent.derivative
 
 
-@send.register_fake
+@fake_of(send)
 def _(logits: list[Tensor], *further: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from .passes import gpu
 
@@ -248,8 +241,7 @@ def _(logits: list[Tensor], *further: Any) -> tuple[Tensor, Tensor, Tensor, Tens
     )
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::attach", mutates_args=())
+@operator("attach")
 def attach(
     first: Tensor,
     second: Tensor | None,
@@ -279,13 +271,12 @@ def attach(
     return first.clone(), (first if second is None else second).clone()
 
 
-@attach.register_fake
+@fake_of(attach)
 def _(first: Tensor, *further: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(first), torch.empty_like(first)
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::write", mutates_args=())
+@operator("write")
 def write(
     factors: list[Tensor],
     logits: list[Tensor],
@@ -304,85 +295,75 @@ def write(
     return passes.write(levels, Table(*table), lines, Own(index, own), factors, delta)
 
 
-@write.register_fake
+@fake_of(write)
 def _(factors: list[Tensor], logits: list[Tensor], *further: Any) -> list[Tensor]:
     return [torch.empty_like(level) for level in logits]
 
 
-def _keep_sent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _of_loss(*given: Any) -> list[Tensor]:
+    """The logits, and the given values if there are any, of the arguments of :func:`send`."""
+    return [*given[0], *present(given[4])]
+
+
+def _keep_sent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> list[Tensor]:
     from .passes import gpu
 
-    logits, labels, groups, ignore_index, given, index, _, table, *_, delta, _, formula, backend = inputs
+    logits, labels, groups, ignore_index, _, index, _, table, *_, delta, _, formula, backend = inputs
     _, _, *tables = output
     ctx.mark_non_differentiable(*tables)
     how = gpu.formula_of(formula)
-    given = given if how.has_derivative else None
-    _keep(ctx, inputs, (logits, labels, groups, table), (index, *tables), given, how.terms)
+    ctx.term = how.terms if how.has_derivative else 0
     ctx.settings = ignore_index, delta, backend
+    return _in_lists(ctx, [logits, labels, groups, table], index, *tables)
 
 
-def _keep_attached(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, second, logits, labels, groups, ignore_index, given, derivative, table, index, lines, own, *settings = inputs
-    tensors = index, lines, own, own.new_empty(0) if derivative is None else derivative
-    given = None if derivative is None else given
-    _keep(ctx, inputs, (logits, labels, groups, table), tensors, given, 1 if second is None else 2)
+def _keep_attached(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> list[Tensor]:
+    _, second, logits, labels, groups, ignore_index, _, derivative, table, index, lines, own, *settings = inputs
+    # The scalar that has a derivative with respect to the given values; 0 for none.
+    ctx.term = 0 if derivative is None else 1 if second is None else 2
     ctx.settings = ignore_index, *settings
+    derivative = own.new_empty(0) if derivative is None else derivative
+    return _in_lists(ctx, [logits, labels, groups, table], index, lines, own, derivative)
 
 
-def _keep(
-    ctx: Any, inputs: tuple[Any, ...], lists: Sequence[list[Tensor]], tensors: Sequence[Tensor], given: Any, terms: int
-) -> None:
-    # Do not make zeros for results that are not differentiated.
-    ctx.set_materialize_grads(False)
-    ctx.inputs = [[None] * len(value) if isinstance(value, list) else None for value in inputs]
-    ctx.lengths, ctx.terms, ctx.given_dtype = [len(tensors) for tensors in lists], terms, getattr(given, "dtype", None)
-    ctx.save_for_backward(*(tensor for tensors in lists for tensor in tensors), *tensors)
+def _in_lists(ctx: Any, lists: list[list[Tensor]], *tensors: Tensor) -> list[Tensor]:
+    """All but the logits, which are kept as inputs."""
+    ctx.lengths = [len(each) for each in lists]
+    return [*(tensor for each in lists[1:] for tensor in each), *tensors]
 
 
-def _differentiate(ctx: Any, first: Tensor | None, second: Tensor | None) -> tuple[Any, Any]:
+def _differentiate(
+    ctx: Any, inputs: Sequence[Tensor], kept: Sequence[Tensor], first: Tensor | None, second: Tensor | None, *_: None
+) -> list[Tensor | None]:
     """The gradients of the logits and of the given values, for upstream gradients of the scalars."""
-    saved, lists = list(ctx.saved_tensors), []
+    num_logits = ctx.lengths[0]
+    rest, lists = [*inputs[:num_logits], *kept], []
     for length in ctx.lengths:
-        lists.append(saved[:length])
-        del saved[:length]
-    (*levels, table), (index, lines, own, derivative) = lists, saved
-    logits, (ignore_index, *settings) = levels[0], ctx.settings
+        lists.append(rest[:length])
+        del rest[:length]
+    (*levels, table), (index, lines, own, derivative) = lists, rest
+    ignore_index, *settings = ctx.settings
+    last = second if ctx.term == 2 else first
     to_sort = second if len(own) > 1 else None
     if first is None and to_sort is not None:
         first = torch.zeros_like(to_sort)
-    of_logits: Any = [None] * len(logits)
+    of_logits: list[Any] = [None] * num_logits
     if first is not None:
         factors = present(first, to_sort)
         if len(own) > 1 and to_sort is None:
             own = own[:1]
         of_logits = write(factors, *levels, ignore_index, table, index, lines, own, *settings)
     elif lines.shape[-1] == 1:  # no positives at all
-        of_logits = [torch.zeros_like(level) for level in logits]
-    last = first if ctx.terms == 1 else second
-    of_given = None
-    if last is not None and ctx.given_dtype is not None:
-        of_given = (derivative * last).to(ctx.given_dtype)
-    return of_logits, of_given
+        of_logits = [torch.zeros_like(level) for level in levels[0]]
+    of_given = None if last is None or ctx.term == 0 else derivative * last
+    return [*of_logits, *(None if of_given is None else of_given.to(x.dtype) for x in inputs[num_logits:])]
 
 
-def _backward_sent(ctx: Any, first: Tensor | None, second: Tensor | None, *tables: None) -> tuple[Any, ...]:
-    gradients = list(ctx.inputs)
-    gradients[0], gradients[4] = _differentiate(ctx, first, second)
-    return tuple(gradients)
+differentiable(send, _of_loss, _keep_sent, _differentiate)
+differentiable(attach, lambda *given: [*given[2], *present(given[6])], _keep_attached, _differentiate)
 
 
-def _backward_attached(ctx: Any, first: Tensor | None, second: Tensor | None) -> tuple[Any, ...]:
-    gradients = list(ctx.inputs)
-    gradients[2], gradients[6] = _differentiate(ctx, first, second)
-    return tuple(gradients)
-
-
-send.register_autograd(_backward_sent, setup_context=_keep_sent)
-attach.register_autograd(_backward_attached, setup_context=_keep_attached)
-
-
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::sort_by_value", mutates_args=())
+@operator("sort_by_value")
 def sort_by_value(
     logits: Tensor, values: Tensor, groups: Tensor | None, share: Tensor, delta: float, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -392,14 +373,13 @@ def sort_by_value(
     return sort_by_value(logits, values, groups, share, delta, eps)
 
 
-@sort_by_value.register_fake
+@fake_of(sort_by_value)
 def _(logits: Tensor, *further: Any) -> tuple[Tensor, Tensor]:
     errors, gradients = (logits.new_empty(logits.shape, dtype=torch.float64) for _ in range(2))
     return errors, gradients
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::compare_boxes", mutates_args=())
+@operator("compare_boxes")
 def compare_boxes(
     pred: Tensor, target: Tensor, kind: str, divisor: float, differentiate: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -410,46 +390,42 @@ def compare_boxes(
     return gpu.compare_boxes(pred, target, kind, divisor, differentiate)
 
 
-@compare_boxes.register_fake
+@fake_of(compare_boxes)
 def _(pred: Tensor, target: Tensor, kind: str, divisor: float, differentiate: bool) -> tuple[Tensor, Tensor, Tensor]:
     dtype = compute_dtype(torch.promote_types(pred.dtype, target.dtype))
     of_pred, of_target = (pred.new_empty(pred.shape if differentiate else 0, dtype=dtype) for _ in range(2))
     return pred.new_empty(pred.shape[0], dtype=dtype), of_pred, of_target
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::scale_rows", mutates_args=())
+@operator("scale_rows")
 def scale_rows(rows: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows ``[P, K]`` times factors ``[P]``; it has no derivative."""
     return (rows * factors[:, None]).to(dtype)
 
 
-@scale_rows.register_fake
+@fake_of(scale_rows)
 def _(rows: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
     return rows.new_empty(rows.shape, dtype=dtype)
 
 
-def _keep_compared(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    pred, target, *_ = inputs
+def _keep_derivatives(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Sequence[Tensor]:
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.dtypes = pred.dtype, target.dtype
-    ctx.save_for_backward(*output[1:])
+    return output[1:]
 
 
-def _backward_compared(ctx: Any, upstream: Tensor | None, *derivatives: None) -> tuple[Any, ...]:
-    gradients: list[Any] = [None] * 5
-    for i, (rows, dtype) in enumerate(zip(ctx.saved_tensors, ctx.dtypes)):
-        if upstream is not None and ctx.needs_input_grad[i]:
-            gradients[i] = scale_rows(rows, upstream, dtype)
-    return tuple(gradients)
+def _scale_derivatives(
+    ctx: Any, boxes: Sequence[Tensor], derivatives: Sequence[Tensor], upstream: Tensor | None, *_: None
+) -> list[Tensor | None]:
+    return [
+        scale_rows(rows, upstream, x.dtype) if upstream is not None and x.requires_grad else None
+        for x, rows in zip(boxes, derivatives)
+    ]
 
 
-compare_boxes.register_autograd(_backward_compared, setup_context=_keep_compared)
+differentiable(compare_boxes, lambda pred, target, *_: [pred, target], _keep_derivatives, _scale_derivatives)
 
 
-@refuse_vmap
-@torch.library.custom_op("alrp_triton::balance", mutates_args=("weight", "sums", "count"))
+@operator("balance", mutates_args=("weight", "sums", "count"))
 def balance(
     cls: Tensor, loc: Tensor, weight: Tensor, sums: Tensor, count: Tensor, period: int, by_means: bool
 ) -> Tensor:
@@ -459,6 +435,6 @@ def balance(
     return gpu.balance(cls, loc, (weight, sums, count), period, by_means)
 
 
-@balance.register_fake
+@fake_of(balance)
 def _(cls: Tensor, loc: Tensor, weight: Tensor, *further: Any) -> Tensor:
     return torch.empty_like(weight)

@@ -8,14 +8,12 @@ they cannot read the number of positives.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_Operator = TypeVar("_Operator")
-_libraries: dict[str, torch.library.Library] = {}
 _INSTEAD = (
     "for gradients use backward() or torch.autograd.grad, once for each; for one ranking per image use the argument "
     "groups, which takes a whole batch in one call"
@@ -52,27 +50,23 @@ def transformed(*tensors: Tensor) -> bool:
     )
 
 
-def refuse_vmap(operator: _Operator) -> _Operator:
-    """Make an operator raise under ``torch.func.vmap`` and ``is_grads_batched``; returns the operator. Without this
-    rule PyTorch says that it has none, or calls the operator in a loop and warns."""
-    name: str = cast(Any, operator)._qualname
+def refuse_vmap(name: str, library: torch.library.Library) -> None:
+    """Make an operator raise under ``torch.func.vmap`` and ``is_grads_batched``. Without this rule PyTorch says that it
+    has none, or calls the operator in a loop and warns."""
 
     def refuse(*given: Any) -> Any:
         raise RuntimeError(f"{name}: expected tensors outside of vmap; {_INSTEAD}")
 
-    torch.library.register_vmap(cast(Any, operator), refuse)
-    # is_grads_batched has its own vmap. Remove the rule of a reloaded operator of the same name first.
-    _libraries.pop(name, None)
-    _libraries[name] = torch.library.Library("alrp_triton", "FRAGMENT")
-    _libraries[name].impl(name.split("::")[1], refuse, "Batched")
-    return operator
+    torch.library.register_vmap(name, refuse, lib=library)
+    # is_grads_batched has its own vmap.
+    library.impl(name.split("::")[1], refuse, "Batched")
 
 
 class _Once(torch.autograd.Function):
     """A gradient whose own derivative is not defined."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, of: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *of: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -80,7 +74,8 @@ class _Once(torch.autograd.Function):
         raise RuntimeError("a ranking loss cannot be differentiated twice: its gradient is no derivative of its value")
 
 
-def refuse_twice(gradients: Iterable[Tensor], of: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients of an ``autograd.Function``, which raise if they are differentiated; otherwise they would be
-    constants."""
-    return [_Once.apply(gradient, tensor) for gradient, tensor in zip(gradients, of)]  # type: ignore[no-untyped-call]
+def refuse_twice(gradients: Iterable[Tensor | None], of: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of an ``autograd.Function``, which raise if they are differentiated with respect to any of these
+    tensors; otherwise they would be constants."""
+    given = [tensor for tensor in of if tensor is not None]
+    return [None if x is None else _Once.apply(x, *given) for x in gradients]  # type: ignore[no-untyped-call]

@@ -91,7 +91,7 @@ def test_every_program_finds_its_level(sizes: list[int]) -> None:
     for i, size in enumerate(sizes):
         steps = ((1, (0, 2**40, 3, 16, 2)[i]), (0, i + 2**33), (1, 3))
         logits, labels = torch.zeros(1, 1).expand(size, 3), torch.full((1,), i).expand(size)
-        parts.append(Part(Walk(logits, labels, None, Layout((3, size), steps), 3), None, first_index))
+        parts.append(Part(Walk(logits, labels, None, Layout((3, size), steps, False, ()), 3), None, first_index))
         for number in range(triton.cdiv(3 * size, tile)):
             expected.append([number, 3 * size, first_index, size, 1, steps[0][1], steps[1][1], i])
         first_index += 3 * size

@@ -1,0 +1,99 @@
+"""Registers functions as operators of PyTorch, which torch.compile treats as opaque.
+
+``torch.library.custom_op`` does the same, but a call of it takes the host three to ten times as long. What it adds are
+checks of results, which the tests make (``torch.library.opcheck``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .transforms import refuse_twice, refuse_vmap
+
+_NAMESPACE = "alrp_triton"
+_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+"""What the operators run, by name."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def operator(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Register a function as ``torch.ops.alrp_triton.<name>``; it becomes the operator. Its schema follows from its
+    annotations. It raises under vmap, and has no derivative unless :func:`differentiable` gives it one.
+
+    Args:
+        mutates_args: the arguments that it changes.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        schema = torch.library.infer_schema(function, mutates_args=mutates_args)
+        # A library that is loaded once more defines nothing anew.
+        if name not in FUNCTIONS:
+            _LIBRARY.define(name + schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
+        FUNCTIONS[name] = function
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        refuse_vmap(f"{_NAMESPACE}::{name}", _LIBRARY)
+        return getattr(getattr(torch.ops, _NAMESPACE), name).default
+
+    return register
+
+
+def fake_of(called: Any) -> Callable[[_Function], _Function]:
+    """Register what an operator returns for tensors without data."""
+
+    def register(function: _Function) -> _Function:
+        torch.library.register_fake(called, function, lib=_LIBRARY)
+        return function
+
+    return register
+
+
+class _Differentiable(torch.autograd.Function):
+    """An operator; the tensors are those of its arguments that may have a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, called: Any, keep: Any, backward: Any, given: tuple[Any, ...], *tensors: Tensor) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            found = called(*given)
+        ctx.backward_of, ctx.num_tensors = backward, len(tensors)
+        # Do not make zeros for results that are not differentiated.
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *keep(ctx, given, found))
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        tensors, kept = ctx.saved_tensors[: ctx.num_tensors], ctx.saved_tensors[ctx.num_tensors :]
+        gradients = ctx.backward_of(ctx, tensors, kept, *upstream)
+        if torch.is_grad_enabled():
+            gradients = refuse_twice(gradients, (*tensors, *upstream))
+        return None, None, None, None, *gradients
+
+
+def differentiable(
+    called: Any,
+    tensors_of: Callable[..., list[Tensor]],
+    keep: Callable[[Any, tuple[Any, ...], Any], Sequence[Tensor]],
+    backward: Callable[..., list[Tensor | None]],
+) -> None:
+    """Give an operator a derivative, which cannot be differentiated itself.
+
+    Args:
+        tensors_of: of its arguments those that have a gradient.
+        keep: ``(ctx, arguments, results)``, returns further tensors that backward needs.
+        backward: ``(ctx, these tensors, further tensors, *upstream)``, their gradients.
+    """
+
+    def differentiate(*given: Any) -> Any:
+        tensors = tensors_of(*given)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return _Differentiable.apply(called, keep, backward, given, *tensors)  # type: ignore[no-untyped-call]
+        with torch._C._AutoDispatchBelowAutograd():
+            return called(*given)
+
+    _LIBRARY.impl(called, differentiate, "Autograd")
