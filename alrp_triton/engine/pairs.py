@@ -189,4 +189,4 @@ class _Attached(torch.autograd.Function):
         derivative, lines, own, index, *logits = ctx.saved_tensors
         of_given = None if derivative is None else (derivative * factor).to(ctx.given_dtype)
         gradients = ctx.pairs.gradients(factor.detach(), lines, own, index)
-        return None, of_given, None, None, None, None, None, *refuse_twice(gradients, logits)
+        return None, of_given, None, None, None, None, None, *map(refuse_twice, gradients, logits)

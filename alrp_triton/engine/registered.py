@@ -68,10 +68,12 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        tensors, kept = ctx.saved_tensors[: ctx.num_tensors], ctx.saved_tensors[ctx.num_tensors :]
+        # Checkpointing allows no second look at them.
+        saved = ctx.saved_tensors
+        tensors, kept = saved[: ctx.num_tensors], saved[ctx.num_tensors :]
         gradients = ctx.backward_of(ctx, tensors, kept, *upstream)
         if torch.is_grad_enabled():
-            gradients = refuse_twice(gradients, (*tensors, *upstream))
+            gradients = [None if x is None else refuse_twice(x, *tensors, *upstream) for x in gradients]
         return None, None, None, None, *gradients
 
 

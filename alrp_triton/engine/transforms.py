@@ -66,7 +66,7 @@ class _Once(torch.autograd.Function):
     """A gradient whose own derivative is not defined."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *of: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *of: Tensor | None) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -74,8 +74,8 @@ class _Once(torch.autograd.Function):
         raise RuntimeError("a ranking loss cannot be differentiated twice: its gradient is no derivative of its value")
 
 
-def refuse_twice(gradients: Iterable[Tensor | None], of: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """The gradients of an ``autograd.Function``, which raise if they are differentiated with respect to any of these
-    tensors; otherwise they would be constants."""
-    given = [tensor for tensor in of if tensor is not None]
-    return [None if x is None else _Once.apply(x, *given) for x in gradients]  # type: ignore[no-untyped-call]
+def refuse_twice(gradient: Tensor, *of: Tensor | None) -> Tensor:
+    """A gradient of an ``autograd.Function``, which raises if it is differentiated with respect to these tensors;
+    otherwise it would be a constant."""
+    refused: Tensor = _Once.apply(gradient, *of)  # type: ignore[no-untyped-call]
+    return refused
