@@ -26,7 +26,7 @@ from alrp_triton.kernels.settings import cache_file
 import alrp_triton
 from alrp_triton import info
 
-from . import report, rows, timing
+from . import kernel_times, report, rows, timing
 from .claims import claims
 from .measure import Setting, measure
 from .peers import Contender, contenders, of_set
@@ -185,6 +185,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks.ru
     for row in run(planned, setting, args.output, args.resume):
         made.append(row)
         print(f"{report.name_of(row)}: {row.contender}: {row.status}", file=sys.stderr)
+    if args.device.type == "cuda" and args.preset in ("h100", "full"):
+        found = {subject.name: times for subject, times in kernel_times.measured(args.device)}
+        path = args.output.with_suffix(".kernels.json")
+        kernel_times.write(path, machine, found)
+        columns = ["case", "kernel", "ms", "model, ms"]
+        report.print_table(f"Kernels, in {path}", columns, kernel_times.table(found, machine["device"]))
     report.print_rows(made)
     report.print_claims(claims(rows.read([args.output]) if args.resume else made))
     print(f"{len(made)} rows appended to {args.output}")

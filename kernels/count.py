@@ -6,7 +6,7 @@ add.
 
 Many logits share several tables, so that few atomics wait for one another: a tile adds to one of them. If a table gets
 fewer than 2^17 logits, a word holds both the count of a bucket, in its upper 17 bits, and the sum of its offsets, in
-units of 2^-30. Then a logit takes one atomic instead of two.
+units of 2^-30, rounded. Then a logit takes one atomic instead of two.
 """
 
 from __future__ import annotations
@@ -59,6 +59,12 @@ class Tables(NamedTuple):
 
 
 @triton.jit
+def in_units(offset, scale, tables):
+    """Offsets in fixed point: cut off, as on a CPU, or rounded, where units are larger."""
+    return (offset * scale + (0.5 if tables.PACKED else 0.0)).to(tl.int64)
+
+
+@triton.jit
 def add_tile(table, bucket, both, tables):
     """Add a count and units in one sum."""
     if tables.PACKED:
@@ -91,14 +97,14 @@ def count_kernel(levels, table, tables, scale, ignore_index, ramp, STEPS: tl.con
         # NaN have the last column.
         bucket = tl.where(score == score, bucket, columns - 1)
         reaches = counted & (bucket > 0)
-        units = (offset_from(score, floor, ramp) * scale).to(tl.int64)
+        units = in_units(offset_from(score, floor, ramp), scale, tables)
         if tables.PACKED:
             add_each(own + bucket, units + one, reaches, BLOCK)
         else:
             add_each(own + bucket, tl.full([BLOCK], 1, tl.int64), reaches, BLOCK)
             add_each(own + columns + bucket, units, reaches, BLOCK)
     elif anchor > 0:
-        units = (offset_from(score, low, ramp) * scale).to(tl.int64)
+        units = in_units(offset_from(score, low, ramp), scale, tables)
         add_tile(own, anchor, tl.sum(tl.where(counted, units + one, 0)), tables)
 
 

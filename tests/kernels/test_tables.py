@@ -42,12 +42,13 @@ def totals_of(
 
 
 def check(levels: Levels) -> None:
-    """Counts are the same; offsets are cut off at a unit."""
+    """Counts are the same; offsets are rounded to a unit, and those of PyTorch cut off at a smaller one."""
     ours, expected = totals_of(levels)
     same_numbers("counts", ours[0], expected[0])
-    cut = (expected[1, :-1] - ours[1, :-1]) * 2.0**-36
-    assert (cut >= 0).all()
-    assert (cut <= UNIT * expected[0, :-1]).all()
+    off = (expected[1, :-1] - ours[1, :-1]).abs() * 2.0**-36
+    assert (off <= (UNIT / 2 + 2.0**-36) * expected[0, :-1]).all()
+    # Rounding up and down makes up for each other.
+    assert off.sum() <= 6 * UNIT * expected[0, :-1].sum().sqrt()
 
 
 def scores(number: int, seed: int = 0) -> Tensor:
