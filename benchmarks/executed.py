@@ -7,6 +7,7 @@ without positives. Their difference over the logits added does not depend on how
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import NamedTuple
 
@@ -26,12 +27,13 @@ PASSES = {
 }
 _THROUGH_ALL = {"linear": tuple(names[0] for names in PASSES.values()), "pairwise": ("pairwise_",)}
 BETWEEN = "between the passes"
-P_SIZED = {f"P = {number}": number for number in (300, 1000)}
+P_SIZED = {f"P = {number}": number for number in (300, 1000, 4096)}
 """Numbers of positives for which the kernels between the passes are counted."""
 # Rows of a level, without those that are added. Tiles of any block size end with them.
 _ROWS = {"linear": 1024, "pairwise": 256}
 _POSITIVES = {"linear": 1000, "pairwise": 256}
 _NUM_GROUPS, _ROWS_OF_A_GROUP = 8, 128
+_DOUBLE = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)|.*\bF64\b")
 # Images, at least 2, and the height, width and anchors of each level; what makes their classes channels, and back.
 _PLACES, _TURN = (-1, 32, 8, 2), (0, 3, 4, 1, 2)
 
@@ -96,6 +98,7 @@ class Costs(NamedTuple):
     shared_bytes: int
     for_a_positive: float | None = None  # instructions beyond those for its logit, in rows that have one positive each
     longest: float | None = None  # warp instructions of the CTA that has most
+    doubles: float | None = None  # instructions with float64 numbers, which some GPUs execute 64 times slower
 
 
 class Run(NamedTuple):
@@ -175,7 +178,7 @@ def _through_all(case: Case, results: list[Result]) -> dict[str, Result]:
 
 
 def _between(num_positives: int, target: int) -> dict[str, Costs]:
-    results = launches(Case(), "middle", target, Case().rows, num_positives)
+    results = launches(Case(), "middle", target, max(Case().rows, num_positives), num_positives)
     return {
         result.name: _whole(result, target) for result in results if not result.name.startswith(_THROUGH_ALL["linear"])
     }
@@ -217,7 +220,9 @@ def _whole(result: Result, target: int) -> Costs:
     """The costs of a launch."""
     totals = _totals(result, target)
     in_machine_code = totals["instructions"] / (32 * result.warp_instructions)
-    return _costs(totals, result, target, longest=int(result.cta_total.max()) * in_machine_code)
+    by_opcode = executed(result, assemble(result.program.ptx, target))
+    doubles = 32 * sum(number for opcode, number in by_opcode.items() if _DOUBLE.match(opcode))
+    return _costs(totals, result, target, longest=int(result.cta_total.max()) * in_machine_code, doubles=doubles)
 
 
 def _costs(numbers: dict[str, float], result: Result, target: int, **further: float) -> Costs:

@@ -180,8 +180,11 @@ def between(rows: Sequence[Row]) -> str:
     """The CTA that has most to do between the passes."""
     _, counted = recorded()
     of = [counted[Run("sm_90", BETWEEN, at)] for at in P_SIZED]
-    lines = [[f"`{n}`", str(c.registers), *(f"{one[n].longest:,.0f}" for one in of)] for n, c in of[-1].items()]
-    return markdown(["", "registers", *P_SIZED], lines)
+    lines = [
+        [f"`{n}`", str(c.registers), *(f"{one[n].longest:,.0f}" for one in of), f"{(c.doubles or 0) / 1e6:,.0f}"]
+        for n, c in of[-1].items()
+    ]
+    return markdown(["", "registers", *P_SIZED, "million float64 instructions of threads, P = 4096"], lines)
 
 
 TABLES: dict[str, dict[str, Callable[[Sequence[Row]], str]]] = {

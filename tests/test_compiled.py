@@ -24,7 +24,7 @@ if KERNELS:
 import triton
 from alrp_triton.kernels.settings import pinned
 
-from alrp_triton import ALRPLoss, kernels
+from alrp_triton import ALRPLoss, RankSortLoss, kernels
 from alrp_triton.engine import counted
 
 TARGETS: list[int | str] = [80, 90, 100, 120, "gfx942"]
@@ -34,9 +34,11 @@ by_target = pytest.mark.parametrize(
 )
 
 
-def rows(dtype: torch.dtype = torch.float32, labels: torch.dtype = torch.int64) -> tuple[Tensor, Tensor]:
+def rows(
+    dtype: torch.dtype = torch.float32, labels: torch.dtype = torch.int64, number: int = ROWS
+) -> tuple[Tensor, Tensor]:
     """Logits ``[R, C]`` and class labels."""
-    return torch.zeros(ROWS, CLASSES, dtype=dtype), torch.full((ROWS,), CLASSES, dtype=labels)
+    return torch.zeros(number, CLASSES, dtype=dtype), torch.full((number,), CLASSES, dtype=labels)
 
 
 def by_logit(labels: torch.dtype = torch.uint8) -> tuple[Tensor, Tensor]:
@@ -84,12 +86,14 @@ def sorted_ones(member: Member) -> Call:
     return sorting
 
 
-def criterion_of(kind: str, dtype: torch.dtype = torch.float32) -> Call:
-    """With errors of boxes, and self-balancing."""
+def criterion_of(
+    kind: str, dtype: torch.dtype = torch.float32, module: Callable[..., Any] = ALRPLoss, level: Any = rows
+) -> Call:
+    """With errors of boxes, whose loss is differentiated, and self-balancing."""
 
     def run() -> None:
         pred, target = torch.zeros(NUM_POS, 4, dtype=dtype, requires_grad=True), torch.zeros(NUM_POS, 4)
-        sum(ALRPLoss(box_error=kind, backend="triton")(*rows(), pred, target)[:2]).backward()
+        module(box_error=kind, backend="triton")(*level(), pred, target).loc.backward()
 
     return run
 
@@ -120,6 +124,11 @@ CALLS: dict[str, Call] = {
     **{f"pairwise, {name}": call(ALRP, rows(dtype), backend="pairwise") for name, dtype in DTYPES.items()},
     **{f"boxes, {kind}": criterion_of(kind) for kind in ("iou", "giou", "diou", "ciou")},
     **{f"boxes, {name}": criterion_of("ciou", dtype) for name, dtype in DTYPES.items()},
+    "boxes, rank_sort": criterion_of("giou", module=RankSortLoss),
+    "boxes, rank_sort, channels first": criterion_of("iou", module=RankSortLoss, level=channels_first),
+    **{f"many logits, {name}": call(ALRP, rows(dtype, number=10_000)) for name, dtype in DTYPES.items()},
+    "many logits": call(AP, rows(number=10_000)),
+    "many logits, groups": call(AP, rows(number=10_000), groups=[torch.zeros(10_000, dtype=torch.int64)]),
     "pairwise, step function": call(ALRP, delta=0.0, backend="pairwise"),
     "pairwise, groups": grouped(RANK_SORT, backend="pairwise"),
     "pairwise, levels": call(AP, by_logit(), channels_first(), strided(), backend="pairwise"),
@@ -165,6 +174,7 @@ def kernels_of_the_package() -> set[str]:
 
 def test_some_of_these_calls_launch_every_kernel() -> None:
     some = ("depth", "levels, channels first", "pairwise, rank_sort", "ap", "rank_sort, groups", "boxes, giou")
+    some += ("boxes, rank_sort", "alrp, bfloat16", "many logits")
     found = {kernel.name for name in some for kernel in compiled(CALLS[name], 90).kernels}
     assert found == kernels_of_the_package()
 

@@ -142,6 +142,7 @@ def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     for hip, interpret, name in ((None, "0", "sm_103"), ("6.4", "0", "gfx942"), (None, "1", "interpreter")):
         monkeypatch.setattr(torch.version, "hip", hip)
         monkeypatch.setenv("TRITON_INTERPRET", interpret)
+        settings._architecture_of_gpu.cache_clear()
         assert settings.architecture_of(torch.device("cuda")) == name
 
 

@@ -71,7 +71,8 @@ class _Differentiable(torch.autograd.Function):
         # Checkpointing allows no second look at them.
         saved = ctx.saved_tensors
         tensors, kept = saved[: ctx.num_tensors], saved[ctx.num_tensors :]
-        gradients = ctx.backward_of(ctx, tensors, kept, *upstream)
+        with torch.no_grad():
+            gradients = ctx.backward_of(ctx, tensors, kept, *upstream)
         if torch.is_grad_enabled():
             gradients = [None if x is None else refuse_twice(x, *tensors, *upstream) for x in gradients]
         return None, None, None, None, *gradients
