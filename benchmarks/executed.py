@@ -17,7 +17,7 @@ from torch import Tensor
 from alrp_triton import alrp_loss
 
 from .counting import TARGETS, Result, assemble, counting_gpu, executed
-from .workloads import DTYPES, NUM_CLASSES, REGIMES
+from .workloads import DTYPES, NUM_CLASSES, REAL, REGIMES, recorded_scores
 
 # The kernels that go through all logits, by the beginnings of their names. No other module names a kernel.
 PASSES = {
@@ -121,6 +121,7 @@ RUNS = [
     for target in TARGETS
     for name, places in [
         *((name, ["middle"] if case.levels > 1 or case.grouped else list(REGIMES)) for name, case in CASES.items()),
+        (Case().name, list(REAL)),
         (BETWEEN, list(P_SIZED)),
     ]
     for at in places
@@ -133,14 +134,21 @@ def make_problem(regime: str, num_rows: int, num_positives: int) -> tuple[Tensor
     Fewer rows are the beginning of more. They are drawn in float64, so that differences between processors vanish when
     they are rounded to float32.
     """
-    (mean, deviation), (of_positives, deviation_of_positives) = REGIMES[regime]
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randn, generator=generator, dtype=torch.float64)
     classes = torch.randint(NUM_CLASSES, (num_positives,), generator=generator)
-    scores = draw(num_positives) * deviation_of_positives + of_positives
-    errors = torch.rand(num_positives, generator=generator)
-    logits = torch.cat([draw(256, NUM_CLASSES) for _ in range(-(-num_rows // 256))])[:num_rows] * deviation + mean
-    logits[torch.arange(num_positives), classes] = scores
+    if regime in REAL:
+        negatives, positives = recorded_scores(regime)
+        errors = torch.rand(num_positives, generator=generator)
+        scores = positives[torch.randint(len(positives), (num_positives,), generator=generator)]
+        logits = negatives.repeat(-(-num_rows * NUM_CLASSES // len(negatives)))[: num_rows * NUM_CLASSES].clone()
+        logits = logits.view(num_rows, NUM_CLASSES)
+    else:
+        (mean, deviation), (of_positives, deviation_of_positives) = REGIMES[regime]
+        scores = draw(num_positives) * deviation_of_positives + of_positives
+        errors = torch.rand(num_positives, generator=generator)
+        logits = torch.cat([draw(256, NUM_CLASSES) for _ in range(-(-num_rows // 256))])[:num_rows] * deviation + mean
+    logits[torch.arange(num_positives), classes] = scores.to(logits.dtype)
     labels = torch.full((num_rows,), NUM_CLASSES)
     labels[:num_positives] = classes
     return logits.float(), labels, errors

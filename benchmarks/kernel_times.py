@@ -19,7 +19,7 @@ import torch
 from alrp_triton.kernels import count
 from torch._C._autograd import DeviceType
 
-from .gate import recorded
+from .gate import RECORD, recorded
 from .model import GPUS, Problem
 from .peers import contenders, ours
 from .presets import LARGE, LARGE_HALF
@@ -91,7 +91,8 @@ def measured(device: torch.device) -> Iterator[tuple[Subject, dict[str, float]]]
 def modelled(subject: Subject, device_name: str) -> dict[str, float]:
     """The model's milliseconds of finding and of both passes, if it knows the GPU: the longest of their bounds."""
     gpu = next((gpu for name, gpu in GPUS.items() if name in device_name), None)
-    if gpu is None or subject.one_table or subject.case.layout != "flat":
+    # An installed package has no record.
+    if gpu is None or not RECORD.exists() or subject.one_table or subject.case.layout != "flat":
         return {}
     problem = Problem(subject.case.logits, subject.case.positives, subject.case.dtype)
     bounds = problem.bounds(recorded()[1], gpu, subject.case.regime)

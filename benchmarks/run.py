@@ -33,9 +33,9 @@ from .peers import Contender, contenders, of_set
 from .presets import PRESETS
 from .rows import Row
 from .tune import tune
-from .workloads import DTYPES, HEADS, LAYOUTS, REGIMES, Case
+from .workloads import DTYPES, HEADS, LAYOUTS, REAL, REGIMES, Case
 
-_CHOICES: dict[str, Iterable[str]] = {"head": HEADS, "regime": REGIMES, "dtype": DTYPES, "layout": LAYOUTS}
+_CHOICES: dict[str, Iterable[str]] = {"head": HEADS, "regime": [*REGIMES, *REAL], "dtype": DTYPES, "layout": LAYOUTS}
 _NUMBERS = {"image": "height and width in pixels", "batch": "images", "positives": "P", "logits": "M, of flat cases"}
 Plan = list[tuple[Case, list[Contender], int]]
 """Cases, their contenders, and how many repeats at the most."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +22,30 @@ REGIMES = {
     # Well separated: few negatives reach the ramp of any positive.
     "late": ((-7.0, 2.0), (1.8, 1.5)),
 }
+
+RECORDED = Path(__file__).parent / "results" / "scores.npz"
+"""Scores of a detector of photographs at the same stages; see :mod:`.real_scores`."""
+
+
+REAL = {f"real {stage}": stage for stage in REGIMES}
+"""The names of these inputs as regimes."""
+
+
+@cache
+def recorded_scores(regime: str) -> tuple[Tensor, Tensor]:
+    """The scores of negatives in the order of memory, and those of positives, of a regime of :data:`REAL`.
+
+    Raises:
+        ValueError: where the package is installed without the repository, which has these scores.
+    """
+    if not RECORDED.exists():
+        raise ValueError(
+            f"regime: expected one of {list(REGIMES)} without a checkout of the repository, got {regime!r}"
+        )
+    with np.load(RECORDED) as file:
+        kinds = (f"{REAL[regime]} {kind}" for kind in ("negatives", "positives"))
+        negatives, positives = (torch.from_numpy(file[kind]).float() for kind in kinds)
+    return negatives, positives
 
 
 class Head(NamedTuple):
@@ -176,18 +202,17 @@ def make_inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -
     rows, positives, classes, generator = case.rows, case.positives, case.classes, torch.Generator(device)
     if not 1 <= positives <= rows:
         raise ValueError(f"num_positives: expected 1 to {rows}, one for each anchor at most, got {positives}")
-    (neg_mean, neg_std), (pos_mean, pos_std) = REGIMES[case.regime]
     generator.manual_seed(seed)
     with torch.device(device):
         # The first of a permutation are different anchors, without repeated draws.
         chosen = torch.randperm(rows, generator=generator)[:positives].sort().values
         chosen_classes = torch.randint(classes, (positives,), generator=generator)
-        scores = torch.randn(positives, generator=generator) * pos_std + pos_mean
+        scores = _draw_positives(case.regime, positives, generator)
         levels, labels, begin = [], [], 0
         for shape in case.shapes():
             level = _empty_level(shape, case)
             # Memory is dense, whatever the order of its axes, and is filled as it lies.
-            level.as_strided((level.numel(),), (1,)).normal_(neg_mean, neg_std, generator=generator)
+            _fill(level.as_strided((level.numel(),), (1,)), case.regime, begin, generator)
             label = torch.full(level.shape[:-1], classes)
             here = (chosen >= begin) & (chosen < begin + label.numel())
             places = torch.unravel_index(chosen[here] - begin, label.shape)
@@ -202,6 +227,25 @@ def make_inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -
         target = torch.cat([corner, corner + 250 * torch.rand(positives, 2, generator=generator) + 16], dim=1)
         pred = target + 4 * torch.randn(positives, 4, generator=generator)
     return Inputs(case, levels, labels, [errors.requires_grad_(), pred.requires_grad_(), target])
+
+
+def _draw_positives(regime: str, number: int, generator: torch.Generator) -> Tensor:
+    if regime in REAL:
+        found = recorded_scores(regime)[1].to(generator.device)
+        return found[torch.randint(len(found), (number,), generator=generator, device=generator.device)]
+    mean, deviation = REGIMES[regime][1]
+    return torch.randn(number, generator=generator, device=generator.device) * deviation + mean
+
+
+def _fill(memory: Tensor, regime: str, begin: int, generator: torch.Generator) -> None:
+    """Scores of negatives; recorded ones are repeated, from another place for each level."""
+    if regime in REAL:
+        found = recorded_scores(regime)[0].to(memory)
+        copies = -(-(len(memory) + begin % len(found)) // len(found))
+        memory.copy_(found.repeat(copies)[begin % len(found) :][: len(memory)])
+    else:
+        mean, deviation = REGIMES[regime][0]
+        memory.normal_(mean, deviation, generator=generator)
 
 
 def _empty_level(shape: tuple[int, ...], case: Case) -> Tensor:
