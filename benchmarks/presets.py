@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .workloads import REGIMES, Case
+from .workloads import REAL, REGIMES, Case
 
 
 class Preset(NamedTuple):
@@ -20,6 +20,10 @@ class Preset(NamedTuple):
 
 def _regimes(*cases: Case) -> tuple[Case, ...]:
     return tuple(case._replace(regime=regime) for case in cases for regime in REGIMES)
+
+
+def _real(*cases: Case) -> tuple[Case, ...]:
+    return tuple(case._replace(regime=regime) for case in cases for regime in REAL)
 
 
 # 8 images of 512 x 512 in RetinaNet: 31.4 million logits. One of them for a CPU: 3.93 million.
@@ -54,6 +58,7 @@ _SMOKE = (
     Case("atss", "late", image=64, batch=2, num_positives=20, dtype="bfloat16", layout="levels"),
 )
 _CPU_SWEEPS = (
+    *_real(ON_CPU),
     *(ON_CPU._replace(num_positives=p) for p in (1, 50, 5_000)),
     *(ON_CPU._replace(image=image) for image in (128, 256, 768)),
     ON_CPU._replace(layout="levels"),
@@ -68,7 +73,7 @@ _FULL = (
     *_regimes(LARGE._replace(dtype="float16")),
 )
 _STEPS = tuple(Case(model, "early", image=256, batch=2) for model in ("RetinaNet", "FCOS", "Faster R-CNN"))
-_GPU = {"all": _regimes(LARGE, LARGE_HALF), "eager": (SMALL, *_POSITIVES), "large": _GPU_SCALE}
+_GPU = {"all": _regimes(LARGE, LARGE_HALF), "eager": (SMALL, *_real(LARGE), *_POSITIVES), "large": _GPU_SCALE}
 
 PRESETS = {
     "smoke": Preset("seconds on a CPU, to see whether all of it runs", 0.1, 5, {"eager": _SMOKE}),
@@ -78,5 +83,5 @@ PRESETS = {
     "memory": Preset("memory on a CPU at 100 million logits", 0.0, 1, {"memory": MEMORY}, memory=True),
     "step-share": Preset("the loss's share of torchvision's training steps", 20.0, 7, {"step": _STEPS}),
     "h100": Preset("what is claimed of a GPU, below 8 minutes on an H100", 0.5, 50, _GPU),
-    "full": Preset("every head, regime, dtype and layout", 1.0, 50, {**_GPU, "eager": (SMALL, *_POSITIVES, *_FULL)}),
+    "full": Preset("every head, regime, dtype and layout", 1.0, 50, {**_GPU, "eager": (*_GPU["eager"], *_FULL)}),
 }

@@ -99,7 +99,7 @@ def test_benchmarks_take_real_scores(regime: str, layout: str) -> None:
     scores, labels = inputs.flat().detach().float(), inputs.logit_labels.bool()
     assert set(scores[labels].tolist()) <= set(positives.tolist())
     assert set(scores[~labels].tolist()) <= set(negatives.tolist())
-    logits, classes, errors = make_problem(regime, 512, 40)
+    logits, _, errors = make_problem(regime, 512, 40)
     assert (logits.shape, len(errors)) == ((512, 80), 40)
     assert set(logits[40:].flatten().tolist()) <= set(negatives.tolist())
 
