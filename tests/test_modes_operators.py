@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from dialect import FAMILY, KERNELS, by_engine_backend, engine_backends, random_case, squared_ramp, weighted_error
+from dialect.interpreters import start_python
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -124,3 +125,20 @@ def test_only_tables_of_the_size_of_the_positives_are_kept(class_labels, backend
     size = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tables}
     assert sum(size.values()) <= 16 * 8 * (20 + 1)
     (output.cls + output.loc).backward()
+
+
+def test_operators_of_a_module_that_is_loaded_anew():
+    code = (
+        "import importlib, torch, alrp_triton\n"
+        "from alrp_triton.engine import operators\n"
+        "importlib.reload(operators)\n"
+        "x, y = torch.zeros(4, 3, requires_grad=True), torch.tensor([0, 1, 3, 3])\n"
+        "loss = alrp_triton.ap_loss(x, y, backend='torch')\n"
+        "loss.backward()\n"
+        "print(float(loss.detach()), float(x.grad.abs().sum()) > 0)\n"
+    )
+    done = start_python(code)
+    assert done.returncode == 0, done.stderr
+    value, has_gradient = done.stdout.split()
+    assert 0 < float(value) < 1
+    assert has_gradient == "True"

@@ -15,7 +15,8 @@ from torch import Tensor
 from .transforms import refuse_twice, refuse_vmap
 
 _NAMESPACE = "alrp_triton"
-_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
+# By operator: what a library has registered ends with it.
+_libraries: dict[str, torch.library.Library] = {}
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 """What the operators run, by name."""
 
@@ -32,22 +33,27 @@ def operator(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callabl
 
     def register(function: Callable[..., Any]) -> Any:
         schema = torch.library.infer_schema(function, mutates_args=mutates_args)
-        # A library that is loaded once more defines nothing anew.
-        if name not in FUNCTIONS:
-            _LIBRARY.define(name + schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
+        if name in _libraries:  # of a module that is loaded anew
+            _libraries.pop(name)._destroy()
         FUNCTIONS[name] = function
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        refuse_vmap(f"{_NAMESPACE}::{name}", _LIBRARY)
+        _libraries[name] = library = torch.library.Library(_NAMESPACE, "FRAGMENT")
+        library.define(name + schema, tags=(torch.Tag.needs_exact_strides, torch.Tag.pt2_compliant_tag))
+        library.impl(name, function, "CompositeExplicitAutograd")
+        refuse_vmap(f"{_NAMESPACE}::{name}", library)
         return getattr(getattr(torch.ops, _NAMESPACE), name).default
 
     return register
+
+
+def _library_of(called: Any) -> torch.library.Library:
+    return _libraries[called.name().split("::")[1]]
 
 
 def fake_of(called: Any) -> Callable[[_Function], _Function]:
     """Register what an operator returns for tensors without data."""
 
     def register(function: _Function) -> _Function:
-        torch.library.register_fake(called, function, lib=_LIBRARY)
+        torch.library.register_fake(called, function, lib=_library_of(called))
         return function
 
     return register
@@ -99,4 +105,4 @@ def differentiable(
         with torch._C._AutoDispatchBelowAutograd():
             return called(*given)
 
-    _LIBRARY.impl(called, differentiate, "Autograd")
+    _library_of(called).impl(called, differentiate, "Autograd")
