@@ -35,7 +35,9 @@ MEAN, STD = 0.5, 0.5
 class _Convolution(nn.Sequential):
     """With padding as TensorFlow's "SAME", and normalised."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, linear: bool = False):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, linear: bool = False
+    ) -> None:
         layers: list[nn.Module] = [
             nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False),
             nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01),

@@ -80,7 +80,7 @@ def add_tile(table, bucket, both, tables):
 def count_kernel(levels, table, tables, scale, ignore_index, ramp, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     level = level_of(levels, tl.program_id(1) * tl.num_programs(0) + tl.program_id(0))
     begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
-    at = places(levels, level, begin, lane)
+    at = places(levels, level, begin, lane, BLOCK)
     x_at = address_or_position(begin + lane, at, level.logit_steps, levels)
     there = within(begin, lane, level.num_logits, BLOCK)
     score = load(level.logits + x_at, there, table.thresholds.dtype.element_ty)

@@ -18,14 +18,14 @@ from .layout import Walk
 
 
 @triton.jit
-def places_of_rows(levels, level, begin, lane):
+def places_of_rows(levels, level, begin, lane, BLOCK: tl.constexpr):
     """Positions of rows, or of logits if each has a label; 0 on the axis of the classes."""
     if levels.CLASSES == 0:
-        return split(begin, lane, level.sizes[0], level.sizes[1], level.sizes[2], levels.AXES)
+        return split(begin, lane, level.sizes[0], level.sizes[1], level.sizes[2], levels.AXES, BLOCK)
     elif levels.AXES == 1:
         return tl.zeros_like(lane), lane, lane, lane
     else:
-        i1, i2, i3, _ = split(begin, lane, level.sizes[1], level.sizes[2], level.sizes[3], levels.AXES - 1)
+        i1, i2, i3, _ = split(begin, lane, level.sizes[1], level.sizes[2], level.sizes[3], levels.AXES - 1, BLOCK)
         return tl.zeros_like(lane), i1, i2, i3
 
 
@@ -33,7 +33,7 @@ def places_of_rows(levels, level, begin, lane):
 def find_kernel(levels, found, slots, scores, slot_groups, num_slots, ignore_index, BLOCK: tl.constexpr):
     level = level_of(levels, tl.program_id(0))
     begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
-    at = places_of_rows(levels, level, begin, lane)
+    at = places_of_rows(levels, level, begin, lane, BLOCK)
     # A constant for row labels, so that there is no division by a run-time number.
     columns: tl.constexpr = levels.CLASSES if levels.CLASSES > 0 else 1
     there = within(begin, lane, level.num_logits // columns, BLOCK)

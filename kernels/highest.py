@@ -27,7 +27,7 @@ def highest_kernel(levels, lengths, indices, found, ignore_index, BLOCK: tl.cons
         dtype: tl.constexpr = found.dtype.element_ty
         largest = tl.full([BLOCK], float("-inf"), dtype)
         for begin in range(0, length, BLOCK):
-            at = places(levels, level, row + begin, lane)
+            at = places(levels, level, row + begin, lane, BLOCK)
             there = begin + lane < length
             logit = load(level.logits + address(at, level.logit_steps, levels.AXES), there, dtype)
             if levels.CLASSES == 0:

@@ -19,15 +19,33 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
-def split(begin, lane, size0, size1, size2, AXES: tl.constexpr):
-    """Indices of positions ``begin + lane`` on each axis, innermost first; those on missing axes have no meaning."""
+def quotient(i, size, LANES: tl.constexpr):
+    """i // size for 32-bit numbers 0 <= i < size + LANES; a size that is no constant is at least 2."""
+    if LANES == 0:
+        return i * 0
+    elif isinstance(size, tl.constexpr):
+        return i // size
+    else:
+        if size >= LANES:
+            found = (i >= size).to(tl.int32)
+        else:
+            # 2^32 / size, rounded up: exact, since i size is below 2^32.
+            inverse = (0xFFFFFFFF // size.to(tl.uint32) + 1).to(tl.uint32)
+            found = tl.umulhi(i.to(tl.uint32), tl.zeros_like(i).to(tl.uint32) + inverse).to(tl.int32)
+        return found
+
+
+@triton.jit
+def split(begin, lane, size0, size1, size2, AXES: tl.constexpr, LANES: tl.constexpr):
+    """Indices of positions ``begin + lane`` on each axis, innermost first; those on missing axes have no meaning.
+    ``lane`` is below LANES, or 0."""
     if AXES == 1:
         at = begin + lane
         return at, at, at, at
     else:
         rest0 = begin // size0
         i0 = (begin - rest0 * size0).to(tl.int32) + lane
-        carry0 = i0 // size0
+        carry0 = quotient(i0, size0, LANES)
         i0 = i0 - carry0 * size0
         if AXES == 2:
             i1 = rest0 + carry0
@@ -35,7 +53,7 @@ def split(begin, lane, size0, size1, size2, AXES: tl.constexpr):
         else:
             rest1 = rest0 // size1
             i1 = (rest0 - rest1 * size1).to(tl.int32) + carry0
-            carry1 = i1 // size1
+            carry1 = quotient(i1, size1, LANES)
             i1 = i1 - carry1 * size1
             if AXES == 3:
                 i2 = rest1 + carry1
@@ -43,7 +61,7 @@ def split(begin, lane, size0, size1, size2, AXES: tl.constexpr):
             else:
                 rest2 = rest1 // size2
                 i2 = (rest1 - rest2 * size2).to(tl.int32) + carry1
-                carry2 = i2 // size2
+                carry2 = quotient(i2, size2, LANES)
                 i2 = i2 - carry2 * size2
                 return i0, i1, i2, rest2 + carry2
 
@@ -57,12 +75,19 @@ def within(begin, lane, number, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def places(levels, level, begin, lane):
-    """:func:`split` over all axes of a level."""
-    if levels.CLASSES > 0:
-        return split(begin, lane, levels.CLASSES, level.sizes[1], level.sizes[2], levels.AXES)
+def size_of(axis: tl.constexpr, levels, level):
+    """The size of an axis; that of the classes is a constant."""
+    if levels.CLASSES > 0 and axis == levels.CLASS_AXIS:
+        return levels.CLASSES
     else:
-        return split(begin, lane, level.sizes[0], level.sizes[1], level.sizes[2], levels.AXES)
+        return level.sizes[axis]
+
+
+@triton.jit
+def places(levels, level, begin, lane, LANES: tl.constexpr):
+    """:func:`split` over all axes of a level."""
+    size0, size1, size2 = size_of(0, levels, level), size_of(1, levels, level), size_of(2, levels, level)
+    return split(begin, lane, size0, size1, size2, levels.AXES, LANES)
 
 
 @triton.jit
@@ -79,8 +104,9 @@ def address_of_label(at, levels, level):
     """The address of a logit's label; row labels have no step along the classes."""
     if levels.CLASSES > 0:
         distance = at[0].to(tl.int64) * 0
-        for axis in tl.static_range(1, levels.AXES):
-            distance += at[axis].to(tl.int64) * level.label_steps[axis]
+        for axis in tl.static_range(levels.AXES):
+            if axis != levels.CLASS_AXIS:
+                distance += at[axis].to(tl.int64) * level.label_steps[axis]
         return distance
     else:
         return address(at, level.label_steps, levels.AXES)
@@ -100,10 +126,10 @@ def kinds(levels, level, begin, lane, at, there, ignore_index, BLOCK: tl.constex
     """Whether logits are negatives or positives (not ignored), and whether those are positives."""
     # As many neighbours as a thread loads at once; if they have the same row, its label is read once for them.
     WIDTH: tl.constexpr = 128 // level.logits.dtype.element_ty.primitive_bitwidth
-    if levels.FLAT and levels.CLASSES > 0 and levels.CLASSES % WIDTH == 0:
+    if levels.FLAT and levels.CLASSES > 0 and levels.CLASS_AXIS == 0 and levels.CLASSES % WIDTH == 0:
         part = tl.arange(0, BLOCK // WIDTH)
         begin, classes = begin // WIDTH, levels.CLASSES // WIDTH
-        of_part = split(begin, part, classes, level.sizes[1], level.sizes[2], levels.AXES)
+        of_part = split(begin, part, classes, level.sizes[1], level.sizes[2], levels.AXES, BLOCK // WIDTH)
         rows = level.labels + address_of_label(of_part, levels, level)
         label = tl.load(rows, mask=within(begin, part, level.num_logits // WIDTH, BLOCK // WIDTH), other=0)
         # The class among these; other numbers for none of them and for ignored rows.
@@ -114,7 +140,9 @@ def kinds(levels, level, begin, lane, at, there, ignore_index, BLOCK: tl.constex
         return code <= WIDTH, code == lane % WIDTH
     else:
         label = tl.load(level.labels + address_of_label(at, levels, level), mask=there, other=0)
-        return takes_part(label, ignore_index, levels.CLASSES), is_positive(label, at[0], levels.CLASSES)
+        return takes_part(label, ignore_index, levels.CLASSES), is_positive(
+            label, at[levels.CLASS_AXIS], levels.CLASSES
+        )
 
 
 @triton.jit

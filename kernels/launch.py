@@ -176,10 +176,13 @@ def _numbers_of(
         label_steps=label_steps,
         gradient_steps=gradient_steps,
         group_steps=group_steps,
+        index_steps=_by_axis([layout.index_steps or () for layout in layouts], 1),
         UNIT=constant(unit),
         AXES=constant(len(layouts[0].sizes)),
         CLASSES=constant(classes),
+        CLASS_AXIS=constant(layouts[0].class_axis),
         FLAT=constant(layouts[0].flat),
+        ROW_MAJOR=constant(layouts[0].index_steps is None),
     )
     return sum(tiles), levels
 
@@ -259,4 +262,5 @@ def level_of(levels, program):
         pick_numbers(levels.label_steps, program, first_tile),
         pick_numbers(levels.gradient_steps, program, first_tile),
         pick_numbers(levels.group_steps, program, first_tile),
+        pick_numbers(levels.index_steps, program, first_tile),
     )

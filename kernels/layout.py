@@ -10,7 +10,7 @@ The tuples of related kernel arguments are also here; :mod:`.lanes` reads them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from operator import mul
@@ -83,13 +83,19 @@ class Levels(NamedTuple):
     label_steps: Any
     gradient_steps: Any
     group_steps: Any
+    index_steps: Any
+    """From a logit to its flat index; not used if ``ROW_MAJOR``."""
     UNIT: Any
     """The divisor of the numbers of logits."""
     AXES: Any
     CLASSES: Any
     """C if each row has a label, 0 if each logit has one."""
+    CLASS_AXIS: Any
+    """The axis of the classes, if each row has a label."""
     FLAT: Any
     """Whether logits and gradient are read and written in memory order."""
+    ROW_MAJOR: Any
+    """Whether the position of a logit in a level is its flat index."""
 
 
 class Level(NamedTuple):
@@ -109,6 +115,7 @@ class Level(NamedTuple):
     label_steps: Any
     gradient_steps: Any
     group_steps: Any
+    index_steps: Any
 
 
 class Layout(NamedTuple):
@@ -119,8 +126,15 @@ class Layout(NamedTuple):
 
     flat: bool
     """See :attr:`Levels.FLAT`."""
-    structure: Hashable
-    """What levels in one launch share: which steps are 1, the number of axes, and whether they are flat."""
+    index_steps: tuple[int, ...] | None
+    """Of flat indices; None if positions are these."""
+    class_axis: int
+    """The axis of the classes; it is never merged."""
+
+    @property
+    def structure(self) -> Hashable:
+        """What levels in one launch share."""
+        return _structure_of(self)
 
 
 class Walk(NamedTuple):
@@ -134,17 +148,21 @@ class Walk(NamedTuple):
     """See :attr:`Levels.CLASSES`."""
 
 
-def walk_over(logits: Tensor, labels: Tensor, groups: Tensor | None) -> Walk:
+def walk_over(logits: Tensor, labels: Tensor, groups: Tensor | None, in_memory_order: bool = False) -> Walk:
     """The layout of a level; levels with more than four axes are copied.
 
     Args:
         logits: any shape and strides (``[..., C]`` with class labels).
         labels: of the logits' shape, or without the last axis.
         groups: as the labels, or None.
+        in_memory_order: whether to go through logits that are dense in memory as they lie there, in place of row-major
+            order.
     """
     per_class = labels.dim() != logits.dim()
     tensors = [labels] if groups is None else [labels, groups]
-    layout = _layout(logits.shape, logits.stride(), tuple(_steps(x, logits) for x in tensors), per_class)
+    layout = _layout(
+        logits.shape, logits.stride(), tuple(_steps(x, logits) for x in tensors), per_class, in_memory_order
+    )
     if layout is None:
         return walk_over(logits.contiguous(), labels.contiguous(), None if groups is None else groups.contiguous())
     return Walk(logits, labels, groups, layout, logits.shape[-1] if per_class else 0)
@@ -155,30 +173,57 @@ def _steps(rows: Tensor, logits: Tensor) -> tuple[int, ...]:
     return rows.stride() if rows.dim() == logits.dim() else (*rows.stride(), 0)
 
 
+def _row_major(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Steps of dense axes, innermost first."""
+    return (1, *accumulate(sizes[:-1], mul))
+
+
 @lru_cache(maxsize=4096)
 def _layout(
-    shape: torch.Size, strides: tuple[int, ...], others: tuple[tuple[int, ...], ...], per_class: bool
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    others: tuple[tuple[int, ...], ...],
+    per_class: bool,
+    in_memory_order: bool,
 ) -> Layout | None:
     """The layout of logits with the strides of labels and groups; None if too many axes remain."""
     gradient = torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
     labels, *groups = others
-    outermost_first = list(zip(shape, zip(strides, labels, gradient, *groups)))
+    index = _row_major(shape[::-1])[::-1]
+    is_class = [False] * (len(shape) - 1) + [per_class]
+    outermost_first = list(zip(shape, zip(index, strides, labels, gradient, *groups), is_class))
+    if in_memory_order:
+        outermost_first.sort(key=lambda axis: -axis[1][1])
     axes = [outermost_first.pop()]
-    for size, steps in reversed(outermost_first):
-        inner, inner_steps = axes[-1]
-        may_merge = not (per_class and len(axes) == 1)
-        if size == 1:
+    for size, steps, of_classes in reversed(outermost_first):
+        inner, inner_steps, inner_of_classes = axes[-1]
+        may_merge = not of_classes and not inner_of_classes
+        if size == 1 and not of_classes:
             continue
-        if may_merge and inner == 1:
-            axes[-1] = (size, steps)
+        if inner == 1 and not inner_of_classes:
+            axes[-1] = (size, steps, of_classes)
         elif may_merge and all(step == inner * inner_step for step, inner_step in zip(steps, inner_steps)):
-            axes[-1] = (inner * size, inner_steps)
+            axes[-1] = (inner * size, inner_steps, False)
         else:
-            axes.append((size, steps))
-    if len(axes) > MAX_AXES or any(size > _MAX_INNER for size, _ in axes[:-1]):
-        return None
-    sizes, by_axis = zip(*axes)
-    steps = tuple(zip(*by_axis))
-    contiguous = (1, *accumulate(sizes[:-1], mul))
-    flat = steps[0] == steps[2] == contiguous
-    return Layout(sizes, steps, flat, (tuple(step == 1 for each in steps for step in each), len(sizes), flat))
+            axes.append((size, steps, of_classes))
+    sizes, by_axis, classes = zip(*axes)
+    index_steps, *of_tensors = zip(*by_axis)
+    dense = _row_major(sizes)
+    flat = of_tensors[0] == of_tensors[2] == dense
+    fits = len(axes) <= MAX_AXES and all(size <= _MAX_INNER for size in sizes[:-1])
+    if in_memory_order and not (flat and fits):
+        return _layout(shape, strides, others, per_class, False)
+    class_axis = classes.index(True) if per_class else 0
+    return (
+        Layout(sizes, tuple(of_tensors), flat, None if index_steps == dense else index_steps, class_axis)
+        if fits
+        else None
+    )
+
+
+@lru_cache(maxsize=4096)
+def _structure_of(layout: Layout) -> Hashable:
+    """Which steps are 1, the number of axes, and their order."""
+    steps = [*layout.steps, layout.index_steps or ()]
+    ones = tuple(step == 1 for each in steps for step in each)
+    return ones, len(layout.sizes), layout.flat, layout.index_steps is None, layout.class_axis

@@ -184,7 +184,7 @@ def pairwise_count_kernel(
         dtype: tl.constexpr = blocks.positives.dtype.element_ty
         sums = tl.zeros([BLOCK_P, WIDTH], dtype)
         num_nan = tl.zeros([BLOCK], tl.int32)
-        at, by = places(levels, level, begin, lane), places(levels, level, tl.full([], BLOCK, tl.int64), 0)
+        at, by = places(levels, level, begin, lane, BLOCK), places(levels, level, tl.full([], BLOCK, tl.int64), 0, 0)
         for _ in range(TILES):
             x_at = address_or_position(begin + lane, at, level.logit_steps, levels)
             there = within(begin, lane, level.num_logits, BLOCK)
@@ -245,7 +245,7 @@ def pairwise_write_kernel(
 ):
     level = level_of(levels, tl.program_id(0))
     begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
-    at = places(levels, level, begin, lane)
+    at = places(levels, level, begin, lane, BLOCK)
     x_at = address_or_position(begin + lane, at, level.logit_steps, levels)
     there = within(begin, lane, level.num_logits, BLOCK)
     score = load(level.logits + x_at, there, blocks.positives.dtype.element_ty)

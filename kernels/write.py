@@ -66,6 +66,19 @@ def with_positives(value, lane, first_index, own, factors, num_own, highest, BLO
     return value
 
 
+@triton.jit
+def with_scattered_positives(value, positive, index, own, factors, num_own, highest):
+    """:func:`with_positives` where flat indices do not follow each other."""
+    smallest = tl.min(tl.where(positive, index, NONE))
+    while smallest < NONE:
+        k = number_below(smallest, own.indices, num_own, highest)
+        if tl.load(own.indices + k, mask=k < num_own, other=NONE) == smallest:
+            gradient = own_gradient(own, k, factors, num_own)
+            value = tl.where(positive & (index == smallest), gradient.to(value.dtype), value)
+        smallest = tl.min(tl.where(positive & (index > smallest), index, NONE))
+    return value
+
+
 @triton.jit(do_not_specialize=["num_buckets", "num_own", "highest_own", "ignore_index"])
 def write_kernel(
     levels,
@@ -84,7 +97,7 @@ def write_kernel(
     # Backwards: what pass 1 read last may still be in the cache.
     level = level_of(levels, tl.num_programs(0) - 1 - tl.program_id(0))
     begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
-    at = places(levels, level, begin, lane)
+    at = places(levels, level, begin, lane, BLOCK)
     x_at = address_or_position(begin + lane, at, level.logit_steps, levels)
     there = within(begin, lane, level.num_logits, BLOCK)
     score = load(level.logits + x_at, there, table.thresholds.dtype.element_ty)
@@ -107,7 +120,11 @@ def write_kernel(
     # Unexpected positives keep the gradient of a negative, which is NaN then.
     value = tl.where(counted, value, 0.0)
     if found >> 16 > 0:
-        value = with_positives(value, lane, level.first_index + begin, own, factors, num_own, highest_own, BLOCK)
+        if levels.ROW_MAJOR:
+            value = with_positives(value, lane, level.first_index + begin, own, factors, num_own, highest_own, BLOCK)
+        else:
+            index = level.first_index + address(at, level.index_steps, levels.AXES)
+            value = with_scattered_positives(value, positive, index, own, factors, num_own, highest_own)
     g_at = address_or_position(begin + lane, at, level.gradient_steps, levels)
     store(level.gradient + g_at, value, there)
 

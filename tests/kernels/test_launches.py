@@ -54,6 +54,32 @@ def test_axes_that_follow_each_other_are_one(
     assert (layout.sizes, layout.flat) == (sizes, flat)
 
 
+@pytest.mark.parametrize(
+    ("logits", "labels", "sizes", "class_axis", "index_steps"),
+    [
+        (X, torch.zeros(2, 3, 4), (5, 24), 0, None),
+        (X.permute(0, 2, 3, 1), torch.zeros(2, 4, 5), (20, 3, 2), 1, (3, 1, 60)),
+        (X.view(2, 3, 2, 2, 5).permute(0, 3, 4, 1, 2), torch.zeros(2, 2, 5, 3), (10, 2, 3, 2), 1, (6, 1, 2, 60)),
+        (X.permute(1, 2, 3, 0), torch.zeros(3, 4, 5), (60, 2), 1, (2, 1)),
+        (X.permute(3, 2, 1, 0), torch.zeros(5, 4, 3, 2).to(torch.int8), (5, 4, 3, 2), 0, (24, 6, 2, 1)),
+        # Not dense: as in row-major order.
+        (X[:, :, ::2].permute(0, 2, 3, 1), torch.zeros(2, 2, 5), (3, 5, 2, 2), 0, None),
+        (X[:1].expand(2, 3, 4, 5), torch.zeros(2, 3, 4), (5, 12, 2), 0, None),
+        (torch.empty(4, 1, 6).permute(0, 2, 1), torch.zeros(4, 6), (1, 24), 0, None),
+    ],
+)
+def test_levels_are_walked_as_they_lie_in_memory(
+    logits: Tensor,
+    labels: Tensor,
+    sizes: tuple[int, ...],
+    class_axis: int,
+    index_steps: tuple[int, ...] | None,
+) -> None:
+    layout = walk_over(logits, labels, None, in_memory_order=True).layout
+    assert (layout.sizes, layout.class_axis, layout.index_steps) == (sizes, class_axis, index_steps)
+    assert layout.flat or index_steps is None
+
+
 def level(rows: int = 16, columns: int = 5, kind: torch.dtype = torch.float32, step: int = 1, offset: int = 0) -> Walk:
     x = torch.empty(2 * rows * columns * step + offset).to(kind)[offset:].view(2 * rows, columns * step)[::2, ::step]
     return walk_over(x, torch.zeros(rows), None)
@@ -91,7 +117,7 @@ def test_every_program_finds_its_level(sizes: list[int]) -> None:
     for i, size in enumerate(sizes):
         steps = ((1, (0, 2**40, 3, 16, 2)[i]), (0, i + 2**33), (1, 3))
         logits, labels = torch.zeros(1, 1).expand(size, 3), torch.full((1,), i).expand(size)
-        parts.append(Part(Walk(logits, labels, None, Layout((3, size), steps, False, ()), 3), None, first_index))
+        parts.append(Part(Walk(logits, labels, None, Layout((3, size), steps, False, None, 0), 3), None, first_index))
         for number in range(triton.cdiv(3 * size, tile)):
             expected.append([number, 3 * size, first_index, size, 1, steps[0][1], steps[1][1], i])
         first_index += 3 * size

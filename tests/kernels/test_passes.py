@@ -202,7 +202,7 @@ def passes(levels: Levels, num_positives: int) -> tuple[list[int], gpu.place.Pla
 
 
 @pytest.mark.parametrize("more", [-3, -1, 1, 4, pytest.param(-40, marks=NIGHTLY), pytest.param(400, marks=NIGHTLY)])
-@pytest.mark.parametrize("layout", ["vector", "groups of rows", pytest.param("rows", marks=NIGHTLY)])
+@pytest.mark.parametrize("layout", ["vector", "groups of rows", "channels first", pytest.param("rows", marks=NIGHTLY)])
 def test_a_wrong_number_gives_nan_and_places_that_exist(layout, more):
     levels = draw_levels([layout])
     labels = flatten(levels)[1]

@@ -38,12 +38,20 @@ class Linear:
     def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, num_logits: int) -> None:
         # Several processes get the bits of one.
         alone, scale = num_logits == levels.num_logits(), 2.0 ** fraction_bits(num_logits)
-        count.count(_walks(levels), _searchable(table, levels), totals, delta, scale, levels.ignore_index, alone)
+        count.count(
+            _walks(levels, in_memory_order=True),
+            _searchable(table, levels),
+            totals,
+            delta,
+            scale,
+            levels.ignore_index,
+            alone,
+        )
 
     def write(
         self, levels: Levels, table: Table, lines: Tensor, own: Own, factors: Sequence[Tensor], delta: float
     ) -> list[Tensor]:
-        walks, gradients = _to_write(levels)
+        walks, gradients = _to_write(levels, in_memory_order=True)
         arguments = write.Own(*own), _factors(factors), delta, levels.ignore_index
         write.write(walks, gradients, _searchable(table, levels), lines.to(table.thresholds.dtype), *arguments)
         return _written(levels, gradients)
@@ -75,13 +83,14 @@ def _searchable(table: Table, levels: Levels) -> kernel_table:
     return given if given.cells is not None else grid.lay(given, levels.logits[0].dtype)
 
 
-def _walks(levels: Levels) -> list[Walk]:
-    return [walk_over(logits.detach(), labels, groups) for logits, labels, groups in levels.each()]
+def _walks(levels: Levels, in_memory_order: bool = False) -> list[Walk]:
+    """Layouts of the levels; sums of integers, and gradients that are written, do not ask for an order."""
+    return [walk_over(x.detach(), labels, groups, in_memory_order) for x, labels, groups in levels.each()]
 
 
-def _to_write(levels: Levels) -> tuple[list[Walk], list[Tensor]]:
+def _to_write(levels: Levels, in_memory_order: bool = False) -> tuple[list[Walk], list[Tensor]]:
     """Layouts of the levels, and gradients for them."""
-    walks = _walks(levels)
+    walks = _walks(levels, in_memory_order)
     return walks, [torch.empty_like(walk.logits) for walk in walks]
 
 
