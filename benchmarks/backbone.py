@@ -50,7 +50,7 @@ class _Convolution(nn.Sequential):
         for size in (x.shape[-1], x.shape[-2]):
             missing = max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
             pad += [missing // 2, missing - missing // 2]
-        found: Tensor = super().forward(F.pad(x, pad))
+        found: Tensor = super().forward(F.pad(x, pad))  # type: ignore[no-untyped-call]
         return found
 
 

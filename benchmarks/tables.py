@@ -11,7 +11,7 @@ from .gate import recorded
 from .peers import BUCKETED, FOCAL, FOCAL_COMPILED, LOOP, LOOPS, MEMBERS, OURS_BOXES, OURS_COMPILED, ours
 from .report import number
 from .rows import Row
-from .workloads import HEADS, REGIMES
+from .workloads import HEADS, REAL, REGIMES
 
 _SHAPE = ("head", "batch", "layout", "dtype", "logits", "positives")
 
@@ -151,7 +151,7 @@ def executed(rows: Sequence[Row]) -> str:
     _, counted = recorded()
     lines = []
     for name in ("pass 1", "pass 2"):
-        costs = [of_pass(name, counted[Run("sm_90", next(iter(CASES)), regime)]) for regime in REGIMES]
+        costs = [of_pass(name, counted[Run("sm_90", next(iter(CASES)), regime)]) for regime in (*REGIMES, *REAL)]
         numbers = {
             "instructions": [f"{c.instructions:.0f}" for c in costs],
             "sectors of 32 bytes loaded": [f"{c.loaded:.2f}" for c in costs],
@@ -160,7 +160,7 @@ def executed(rows: Sequence[Row]) -> str:
             "barriers, for 1000 logits": [f"{c.barriers:.1f}" for c in costs],
         }
         lines += [[f"{name}, {what}", *cells] for what, cells in numbers.items() if set(cells) != {"0"}]
-    return markdown(["for each logit", *REGIMES], lines)
+    return markdown(["for each logit", *REGIMES, *REAL], lines)
 
 
 def instructions(rows: Sequence[Row]) -> str:
