@@ -24,7 +24,7 @@ REGIMES = {
 }
 
 RECORDED = Path(__file__).parent / "results" / "scores.npz"
-"""Scores of a detector of photographs at the same stages; see :mod:`.real_scores`."""
+"""Scores of a detector of photographs at the same stages; see :mod:`.training.real_scores`."""
 
 
 REAL = {f"real {stage}": stage for stage in REGIMES}
@@ -45,7 +45,20 @@ def recorded_scores(regime: str) -> tuple[Tensor, Tensor]:
     with np.load(RECORDED) as file:
         kinds = (f"{REAL[regime]} {kind}" for kind in ("negatives", "positives"))
         negatives, positives = (torch.from_numpy(file[kind]).float() for kind in kinds)
-    return negatives, positives
+    return unrounded(negatives, torch.Generator().manual_seed(0)), positives
+
+
+def unrounded(halves: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers of float16 as they may have been before they were rounded, so that few are equal."""
+    noise = torch.rand(halves.shape, generator=generator, device=halves.device) - 0.5
+    return halves + noise * torch.finfo(torch.float16).eps * torch.exp2(halves.abs().clamp(min=1e-3).log2().floor())
+
+
+def draw_real_positives(regime: str, number: int, generator: torch.Generator) -> Tensor:
+    """``[number]`` scores like those that are recorded."""
+    found = recorded_scores(regime)[1].to(generator.device)
+    chosen = torch.randint(len(found), (number,), generator=generator, device=generator.device)
+    return unrounded(found[chosen], generator)
 
 
 class Head(NamedTuple):
@@ -231,8 +244,7 @@ def make_inputs(case: Case, device: torch.device | str = "cpu", seed: int = 0) -
 
 def _draw_positives(regime: str, number: int, generator: torch.Generator) -> Tensor:
     if regime in REAL:
-        found = recorded_scores(regime)[1].to(generator.device)
-        return found[torch.randint(len(found), (number,), generator=generator, device=generator.device)]
+        return draw_real_positives(regime, number, generator)
     mean, deviation = REGIMES[regime][1]
     return torch.randn(number, generator=generator, device=generator.device) * deviation + mean
 

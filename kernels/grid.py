@@ -23,7 +23,7 @@ from .ramp import finite_floor
 
 _BLOCK = 256
 _INTERPRETED = tl.constexpr(INTERPRETED)
-_CELLS_FOR_A_POSITIVE = 4
+_CELLS_FOR_A_POSITIVE = 8
 # Numbers in half precision.
 _VALUES = 1 << 16
 

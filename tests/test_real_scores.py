@@ -16,9 +16,10 @@ if KERNELS:
 pytest.importorskip("torchvision")
 Image = pytest.importorskip("PIL.Image")
 
-from benchmarks import real_scores, workloads  # noqa: E402
-from benchmarks.backbone import EfficientNetLite0, Pyramid  # noqa: E402
+from benchmarks import workloads  # noqa: E402
 from benchmarks.executed import make_problem  # noqa: E402
+from benchmarks.training import real_scores  # noqa: E402
+from benchmarks.training.backbone import EfficientNetLite0, Pyramid  # noqa: E402
 from benchmarks.workloads import REAL, REGIMES, Case, make_inputs, recorded_scores  # noqa: E402
 
 
@@ -97,8 +98,9 @@ def test_benchmarks_take_real_scores(regime: str, layout: str) -> None:
     case = Case("retinanet", regime, image=64, batch=2, num_positives=30, layout=layout, dtype="float16")
     inputs = make_inputs(case)
     scores, labels = inputs.flat().detach().float(), inputs.logit_labels.bool()
-    assert set(scores[labels].tolist()) <= set(positives.tolist())
-    assert set(scores[~labels].tolist()) <= set(negatives.tolist())
+    assert len(scores[labels]) == 30
+    assert ((scores[labels][:, None] - positives).abs().amin(1) <= 0.01).all()
+    assert set(scores[~labels].tolist()) <= set(negatives.half().tolist())
     logits, _, errors = make_problem(regime, 512, 40)
     assert (logits.shape, len(errors)) == ((512, 80), 40)
     assert set(logits[40:].flatten().tolist()) <= set(negatives.tolist())
@@ -109,6 +111,8 @@ def test_what_is_recorded() -> None:
     assert size <= 2_000_000
     of: dict[str, Any] = {REAL[regime]: recorded_scores(regime) for regime in REAL}
     assert set(of) == set(REGIMES)
+    # Rounding to half precision has made some equal; few are, of what is given. Early all lie close together.
+    assert [len(n.unique()) > share * len(n) for (n, _), share in zip(of.values(), (0.4, 0.9, 0.9))] == [True] * 3
     # Positives rise above the background as training goes on.
     apart = [float((p[:, None] > n[::997]).float().mean()) for n, p in of.values()]
     assert apart[0] < apart[1] < apart[2]

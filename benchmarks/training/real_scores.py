@@ -1,6 +1,6 @@
 """Train a detector on photographs, and keep its scores early, in the middle and late in training.
 
-    python -m benchmarks.real_scores --data FOLDER [--iterations N]
+    python -m benchmarks.training.real_scores --data FOLDER [--iterations N]
 
 The folder has ``images`` and ``annotations/train.json`` in COCO's format. The detector is torchvision's RetinaNet on
 EfficientNet-Lite0 (:mod:`.backbone`), with Rank & Sort Loss. What is kept are numbers: for one image of the test split
@@ -27,8 +27,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from alrp_triton import RankSortLoss
 from alrp_triton.integrations.torchvision import use_loss
 
+from ..workloads import RECORDED
 from .backbone import MEAN, STD, EfficientNetLite0, Pyramid
-from .workloads import RECORDED
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 _BATCH, _LEARNING_RATE, _IMAGES_OF_POSITIVES = 8, 1e-3, 24
@@ -141,7 +141,7 @@ def train(folder: Path, iterations: int, seed: int = 0) -> dict[str, np.ndarray[
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, and write what is kept."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.real_scores",
+        prog="python -m benchmarks.training.real_scores",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
