@@ -19,8 +19,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from alrp_triton.kernels import launch, settings
 
 from .counting import TESTS
 from .launches import CRITERIA, LOSSES, Loss, given_to
@@ -50,7 +52,14 @@ def without_kernels(target: int = 90) -> Iterator[None]:
 
     driver = CompileOnly(target)
     driver.launcher_cls = Nothing  # type: ignore[assignment]
-    with active(driver, assemble=False), as_on_a_gpu():
+    # A GPU's name is looked up once.
+    name = lambda device: f"sm_{target}"  # noqa: E731
+    with (
+        active(driver, assemble=False),
+        as_on_a_gpu(),
+        patch.object(settings, "architecture_of", name),
+        patch.object(launch, "architecture_of", name),
+    ):
         yield
 
 

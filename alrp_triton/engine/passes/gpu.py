@@ -85,7 +85,7 @@ def _searchable(table: Table, levels: Levels) -> kernel_table:
 
 def _walks(levels: Levels, in_memory_order: bool = False) -> list[Walk]:
     """Layouts of the levels; sums of integers, and gradients that are written, do not ask for an order."""
-    return [walk_over(x.detach(), labels, groups, in_memory_order) for x, labels, groups in levels.each()]
+    return [walk_over(x, labels, groups, in_memory_order) for x, labels, groups in levels.each()]
 
 
 def _to_write(levels: Levels, in_memory_order: bool = False) -> tuple[list[Walk], list[Tensor]]:
