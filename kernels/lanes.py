@@ -20,18 +20,16 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def quotient(i, size, LANES: tl.constexpr):
-    """i // size for 32-bit numbers 0 <= i < size + LANES; a size that is no constant is at least 2."""
+    """i // size for 32-bit numbers 0 <= i < size + LANES."""
     if LANES == 0:
         return i * 0
-    elif isinstance(size, tl.constexpr):
-        return i // size
     else:
         if size >= LANES:
             found = (i >= size).to(tl.int32)
         else:
-            # 2^32 / size, rounded up: exact, since i size is below 2^32.
-            inverse = (0xFFFFFFFF // size.to(tl.uint32) + 1).to(tl.uint32)
-            found = tl.umulhi(i.to(tl.uint32), tl.zeros_like(i).to(tl.uint32) + inverse).to(tl.int32)
+            # 2^31 / size, rounded up: exact, since i size is below 2^31.
+            inverse = (0x7FFFFFFF // size + 1).to(tl.uint32)
+            found = tl.umulhi((2 * i).to(tl.uint32), tl.zeros_like(i).to(tl.uint32) + inverse).to(tl.int32)
         return found
 
 
@@ -75,18 +73,12 @@ def within(begin, lane, number, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def size_of(axis: tl.constexpr, levels, level):
-    """The size of an axis; that of the classes is a constant."""
-    if levels.CLASSES > 0 and axis == levels.CLASS_AXIS:
-        return levels.CLASSES
-    else:
-        return level.sizes[axis]
-
-
-@triton.jit
 def places(levels, level, begin, lane, LANES: tl.constexpr):
-    """:func:`split` over all axes of a level."""
-    size0, size1, size2 = size_of(0, levels, level), size_of(1, levels, level), size_of(2, levels, level)
+    """:func:`split` over all axes of a level. The number of classes is a constant."""
+    of_classes: tl.constexpr = levels.CLASS_AXIS if levels.CLASSES > 0 else -1
+    size0 = levels.CLASSES if of_classes == 0 else level.sizes[0]
+    size1 = levels.CLASSES if of_classes == 1 else level.sizes[1]
+    size2 = levels.CLASSES if of_classes == 2 else level.sizes[2]
     return split(begin, lane, size0, size1, size2, levels.AXES, LANES)
 
 

@@ -66,6 +66,7 @@ LAYOUTS: dict[str, Callable[[Draw, int], Level]] = {
     "steps": lambda d, n: (d.scores(2 * n, 2 * CLASSES)[::2, ::2], d.classes(3 * n, dtype=torch.int32)[::3]),
     "expanded": lambda d, n: (d.scores(n // 2, 1, CLASSES).expand(-1, 2, -1), d.classes(2).expand(n // 2, 2)),
     "channels first": lambda d, n: (x := d.channels_first(n), d.classes(*x.shape[:-1])),
+    "one class": lambda d, n: (d.scores(4 * n, 1), d.choose(torch.arange(-1, 2), (4 * n,))),
     "classes outermost": lambda d, n: (d.scores(CLASSES, n // 2, 2).permute(1, 2, 0), d.classes(n // 2, 2)),
     "large maps": lambda d, n: (x := d.channels_first(8 * n), d.classes(*x.shape[:-1])),
     "four axes": lambda d, n: (x := d.scores(6, n // 2 + 2, 4, 6)[::2, 1:-1, ::2, ::2], d.flags(*x.shape)),

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from alrp_triton.kernels import launch
+from alrp_triton.kernels.lanes import quotient
 from alrp_triton.kernels.launch import Part, join, level_of, on_device_of, tiles_of
 from alrp_triton.kernels.layout import Layout, Walk, walk_over
 from alrp_triton.kernels.search import number_below
@@ -147,6 +148,22 @@ def test_number_below(length: int) -> None:
     with on_device_of(values):
         below_kernel[(len(values),)](values, ascending, length, 1 << length.bit_length() >> 1, out)
     assert torch.equal(out, torch.searchsorted(ascending[:length], values))
+
+
+@triton.jit
+def quotient_kernel(out, size, number, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
+    i = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    tl.store(out + i, quotient(i, size, LANES), mask=i < number)
+
+
+@pytest.mark.parametrize("size", [*range(1, 70), 127, 128, 129, 1000, 8191, 2**20 - 1, 2**30 + 7])
+def test_quotients(size: int) -> None:
+    """Of all numbers below the size and a tile more; of large sizes those at the ends."""
+    number = min(size, 9000) + 64
+    out = torch.full((number,), -1, dtype=torch.int32)
+    with on_device_of(out):
+        quotient_kernel[(triton.cdiv(number, 64),)](out, size, number, LANES=64)
+    assert torch.equal(out, (torch.arange(number) // size).int())
 
 
 @of_compiled_kernels
