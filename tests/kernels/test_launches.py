@@ -150,7 +150,7 @@ def test_number_below(length: int) -> None:
     assert torch.equal(out, torch.searchsorted(ascending[:length], values))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def quotient_kernel(out, size, number, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
     i = tl.program_id(0) * LANES + tl.arange(0, LANES)
     tl.store(out + i, quotient(i, size, LANES), mask=i < number)
