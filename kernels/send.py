@@ -219,7 +219,7 @@ def send(
         positives=positives,
         table=table,
         ranks=ranks,
-        values=values,
+        values=None if values is None else values.contiguous(),
         result=result,
         num_positives=num_pos,
         num_processes=num_processes,

@@ -33,7 +33,7 @@ from dialect import (
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from alrp_triton import alrp_loss, ap_loss
+from alrp_triton import alrp_loss, ap_loss, rank_sort_loss
 from alrp_triton.engine import counted
 
 CLASSES = 20
@@ -253,3 +253,19 @@ def test_one_graph_for_any_number_of_positives(member: Member) -> None:
             assert_same_bits("compiled", one, other)
         counts.append(counter.frame_count)
     assert counts == counts[:1] * 3
+
+
+@pytest.mark.parametrize("loss", [alrp_loss, rank_sort_loss])
+def test_values_may_have_steps(loss):
+    """Of a column of a table, say; beside them lies what must not be read."""
+    logits, labels = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
+    table = torch.full((30, 2), NAN)
+    table[:, 0] = torch.linspace(0, 1, 30)
+    found = []
+    for values in (table[:, 0], table[:, 0].clone()):
+        x, v = logits.clone().requires_grad_(), values.detach().requires_grad_(loss is alrp_loss)
+        scalars = loss(x, labels, v, backend="triton")[:2]
+        sum(scalars).backward()
+        found.append([*scalars, x.grad, *([v.grad] if loss is alrp_loss else [])])
+    for one, other in zip(*found):
+        assert torch.equal(one, other)
