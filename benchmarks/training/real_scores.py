@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
+from torchvision.io import ImageReadMode, read_image
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.transforms.functional import pil_to_tensor
 
 from alrp_triton import RankSortLoss
 from alrp_triton.integrations.torchvision import use_loss
@@ -56,7 +55,7 @@ class Photographs:
 
     def __getitem__(self, index: int) -> Sample:
         path, boxes = self._images[index]
-        image = pil_to_tensor(Image.open(path).convert("RGB")).float() / 255
+        image = read_image(str(path), ImageReadMode.RGB).float() / 255
         numbers = torch.tensor(boxes)
         return image, {"boxes": numbers[:, :4], "labels": numbers[:, 4].long()}
 
