@@ -17,7 +17,7 @@ from torch import Tensor
 from alrp_triton import alrp_loss
 
 from .counting import TARGETS, Result, assemble, counting_gpu, executed
-from .workloads import DTYPES, NUM_CLASSES, REAL, REGIMES, draw_real_positives, recorded_scores
+from .workloads import DTYPES, NUM_CLASSES, REAL, REGIMES, draw_real_positives, real_negatives
 
 # The kernels that go through all logits, by the beginnings of their names. No other module names a kernel.
 PASSES = {
@@ -138,11 +138,9 @@ def make_problem(regime: str, num_rows: int, num_positives: int) -> tuple[Tensor
     draw = partial(torch.randn, generator=generator, dtype=torch.float64)
     classes = torch.randint(NUM_CLASSES, (num_positives,), generator=generator)
     if regime in REAL:
-        negatives, _ = recorded_scores(regime)
         errors = torch.rand(num_positives, generator=generator)
         scores = draw_real_positives(regime, num_positives, generator)
-        logits = negatives.repeat(-(-num_rows * NUM_CLASSES // len(negatives)))[: num_rows * NUM_CLASSES].clone()
-        logits = logits.view(num_rows, NUM_CLASSES)
+        logits = real_negatives(regime, num_rows * NUM_CLASSES).view(num_rows, NUM_CLASSES).clone()
     else:
         (mean, deviation), (of_positives, deviation_of_positives) = REGIMES[regime]
         scores = draw(num_positives) * deviation_of_positives + of_positives

@@ -17,13 +17,12 @@ from unittest.mock import patch
 
 import torch
 from alrp_triton.kernels import count
-from torch._C._autograd import DeviceType
 
 from .gate import RECORD, recorded
 from .model import GPUS, Problem
 from .peers import contenders, ours
 from .presets import LARGE, LARGE_HALF
-from .timing import Loss, num_rotating, step
+from .timing import Loss, num_rotating, on_device, step
 from .workloads import REGIMES, Case, Inputs, make_inputs
 
 _ITERATIONS = 20
@@ -58,9 +57,8 @@ def _tables_of(subject: Subject) -> Iterator[None]:
 def by_kernel(events: Iterable[Any], iterations: int) -> dict[str, float]:
     """Milliseconds of an iteration by the names of kernels: medians over their runs, times their number in each."""
     runs: defaultdict[str, list[float]] = defaultdict(list)
-    for event in events:
-        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
-            runs[event.name].append(event.device_time / 1e3)
+    for event in on_device(events):
+        runs[event.name].append(event.device_time / 1e3)
     return {name: statistics.median(times) * len(times) / iterations for name, times in runs.items()}
 
 

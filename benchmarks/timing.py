@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -196,9 +196,12 @@ def launches(loss: Loss, inputs: Inputs) -> int | None:
         step(loss, inputs)
         torch.cuda.synchronize()
     inputs.clear()
-    events: Any = profiler.events() or []
-    seen = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
-    return len(seen) or None
+    return len(on_device(profiler.events() or [])) or None
+
+
+def on_device(events: Iterable[Any]) -> list[Any]:
+    """Those of a profile that ran on the GPU: kernels, copies and fills."""
+    return [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
 
 
 def copy_bandwidth(device: torch.device) -> float:

@@ -54,6 +54,12 @@ def unrounded(halves: Tensor, generator: torch.Generator) -> Tensor:
     return halves + noise * torch.finfo(torch.float16).eps * torch.exp2(halves.abs().clamp(min=1e-3).log2().floor())
 
 
+def real_negatives(regime: str, number: int, begin: int = 0) -> Tensor:
+    """``[number]`` recorded scores from some place on, which are repeated."""
+    found = recorded_scores(regime)[0].roll(-begin)
+    return found.repeat(-(-number // len(found)))[:number]
+
+
 def draw_real_positives(regime: str, number: int, generator: torch.Generator) -> Tensor:
     """``[number]`` scores like those that are recorded."""
     found = recorded_scores(regime)[1].to(generator.device)
@@ -252,9 +258,7 @@ def _draw_positives(regime: str, number: int, generator: torch.Generator) -> Ten
 def _fill(memory: Tensor, regime: str, begin: int, generator: torch.Generator) -> None:
     """Scores of negatives; recorded ones are repeated, from another place for each level."""
     if regime in REAL:
-        found = recorded_scores(regime)[0].to(memory)
-        copies = -(-(len(memory) + begin % len(found)) // len(found))
-        memory.copy_(found.repeat(copies)[begin % len(found) :][: len(memory)])
+        memory.copy_(real_negatives(regime, len(memory), begin))
     else:
         mean, deviation = REGIMES[regime][0]
         memory.normal_(mean, deviation, generator=generator)

@@ -2,11 +2,11 @@
 
 There are 65,536 numbers in half precision, so the bucket of each can be looked up.
 
-In a grid over the thresholds the cell of a score tells its bucket, up to a few comparisons.
-Cells have equal width. The map from scores to cells is monotone in floating point, and thresholds go through the same
-map. So every threshold in a lower cell is below the score, and every threshold in a higher cell is above it. A cell
-holds the number of thresholds before it and its first thresholds. The fullest cell says how many comparisons are left;
-kernels read this number from memory, so no host waits for it.
+In a grid over the thresholds the cell of a score tells its bucket, up to a few comparisons. Cells have equal width. The
+map from scores to cells is monotone in floating point, and thresholds go through the same map. So every threshold in a
+lower cell is below the score, and every threshold in a higher cell is above it. A cell holds the number of thresholds
+before it and its first thresholds. The fullest cell says how many comparisons are left; kernels read this number from
+memory, so no host waits for it.
 """
 
 from __future__ import annotations

@@ -157,18 +157,15 @@ def place(found: Found, delta: float, dtype: torch.dtype) -> Placed:
     index, begin, end = (torch.empty(num_pos, dtype=torch.int64, device=device) for _ in range(3))
     thresholds = logits.new_empty(4 * num_pos + 1)
     totals = torch.empty(2, 2 * num_pos + 2, dtype=torch.int64, device=device)
-    table, positives, num_groups = (
-        Table(thresholds, logits.new_empty(shape_of_cells(num_pos, dtype))),
-        Positives(logits, begin, end, groups),
-        None,
-    )
+    cells = logits.new_empty(shape_of_cells(num_pos, dtype) if groups is None else 0)
+    table, positives, num_groups = Table(thresholds, cells), Positives(logits, begin, end, groups), None
     if found.numbers is not None:
         in_order = None if groups is None else torch.empty_like(groups)
         positives = positives._replace(logits=torch.empty_like(logits), groups=in_order)
     elif found.indices is not None:
         index = found.indices
     if groups is not None:
-        table = Table(thresholds, logits.new_empty(0), groups.new_empty(len(thresholds)))
+        table = table._replace(groups=groups.new_empty(len(thresholds)))
         num_groups = torch.zeros(1, dtype=torch.int64, device=device)
     compare(
         place_kernel,

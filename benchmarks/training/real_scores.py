@@ -2,9 +2,10 @@
 
     python -m benchmarks.training.real_scores --data FOLDER [--iterations N]
 
-The folder has ``images`` and ``annotations/train.json`` in COCO's format. The detector is torchvision's RetinaNet on
-EfficientNet-Lite0 (:mod:`.backbone`), with Rank & Sort Loss. What is kept are numbers: for one image of the test split
-all logits, in the order of memory, and for several images those of the positives (``results/scores.npz``).
+The folder has ``images``, ``annotations/train.json`` and ``annotations/test.json``, in COCO's format. The detector is
+torchvision's RetinaNet on EfficientNet-Lite0 (:mod:`.backbone`), with Rank & Sort Loss. What is kept are numbers: for
+one image of the test split all logits, in the order of memory, and for several images those of the positives
+(``results/scores.npz``).
 """
 
 from __future__ import annotations
