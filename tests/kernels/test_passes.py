@@ -49,6 +49,19 @@ def test_layouts(layout, check):
     check(draw_levels([layout]))
 
 
+@pytest.mark.parametrize(("classes", "dtype"), [(8, torch.float32), (8, torch.bfloat16), (12, torch.float32)])
+def test_neighbours_that_share_a_label(classes, dtype):
+    """As many as a thread loads at once; some rows are ignored, and every class among these is met."""
+    draw = Draw(3, dtype)
+    labels = torch.cat([torch.arange(-1, classes + 1), draw.choose(torch.arange(-1, classes + 1), (60,))])
+    check_linear(levels_of((draw.scores(len(labels), classes), labels)))
+
+
+@pytest.mark.parametrize("layout", ["channels first", "classes outermost"])
+def test_positives_of_levels_that_are_walked_as_they_lie(layout):
+    check_linear(draw_levels([layout, layout], 90))
+
+
 @pytest.mark.thinned(5)
 @pytest.mark.parametrize("block", [128, 1024])
 @pytest.mark.parametrize("layout", ["four axes", "groups, channels first", "vector"])
