@@ -120,7 +120,7 @@ def kinds(levels, level, begin, lane, at, there, ignore_index, BLOCK: tl.constex
     WIDTH: tl.constexpr = 128 // level.logits.dtype.element_ty.primitive_bitwidth
     if levels.FLAT and levels.CLASSES > 0 and levels.CLASS_AXIS == 0 and levels.CLASSES % WIDTH == 0:
         part = tl.arange(0, BLOCK // WIDTH)
-        begin, classes = begin // WIDTH, levels.CLASSES // WIDTH
+        begin, classes = begin // WIDTH, tl.full([], levels.CLASSES // WIDTH, tl.int32)
         of_part = split(begin, part, classes, level.sizes[1], level.sizes[2], levels.AXES, BLOCK // WIDTH)
         rows = level.labels + address_of_label(of_part, levels, level)
         label = tl.load(rows, mask=within(begin, part, level.num_logits // WIDTH, BLOCK // WIDTH), other=0)
