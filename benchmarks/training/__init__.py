@@ -1,17 +1,9 @@
-"""The ablations of the aLRP Loss paper in miniature: one small RetinaNet on scenes of handwritten digits.
+"""Compare losses on photographs: the same detector with each loss, on any data in COCO's format.
 
-    python -m benchmarks.training              # trains what is missing, then tables and figures; may be interrupted
-    python -m benchmarks.training --report     # tables and figures of what has been trained
+    alrp-triton compare --train a.json --val b.json --images DIR
+    python -m benchmarks.training --data DIR    # the same, for DIR/images and DIR/annotations/{train,val,test}.json
 
-Needs the extras ``bench`` and ``demo``, and a source tree: the scenes and the detector are those of
-``examples/digits``. :mod:`.settings` says what is compared, :mod:`.run` trains and evaluates one model,
-:mod:`.schedule` decides which runs are missing, :mod:`.report` writes docs/experiments.md's tables and figures.
+:mod:`.data` reads a dataset, :mod:`.inputs` keeps what the frozen part of the backbone makes of it, :mod:`.detector` is
+the network, :mod:`.contenders` lists the losses, :mod:`.run` trains and evaluates one detector, :mod:`.plan` decides
+which runs are missing, :mod:`.workers` runs them beside one another, :mod:`.report` writes tables and figures.
 """
-
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-DIGITS = ROOT / "examples" / "digits"
-if str(DIGITS) not in sys.path:  # a folder of scripts, which import one another by their plain names
-    sys.path.insert(0, str(DIGITS))

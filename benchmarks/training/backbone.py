@@ -7,14 +7,11 @@ https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 _STAGES = (
     # Expansion, channels, blocks, stride of the first, kernel.
@@ -26,8 +23,8 @@ _STAGES = (
     (6, 192, 4, 2, 5),
     (6, 320, 1, 1, 3),
 )
-_OUT = {2: 40, 4: 112, 6: 320}
-"""Stages whose features are returned, at strides 8, 16 and 32, with their channels."""
+CHANNELS = {4: 40, 6: 112, 8: 320}
+"""After how many stages, the stem included, features are returned, at strides 8, 16 and 32; with their channels."""
 MEAN, STD = 0.5, 0.5
 """Of the images that the weights have been trained on, in [0, 1]."""
 
@@ -73,15 +70,17 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Features at strides 8, 16 and 32.
+    """Features at strides 8, 16 and 32. The statistics of its normalisation stay as they are, in training, too.
 
     Args:
         pretrained: load the weights of ImageNet.
-        frozen: how many of the stages, the stem first, are not trained; their statistics stay.
+        frozen: how many of the stages, the stem first, are not trained: 0, 4, 6 or 8.
     """
 
     def __init__(self, pretrained: bool = True, frozen: int = 0) -> None:
         super().__init__()
+        if frozen not in (0, *CHANNELS):
+            raise ValueError(f"frozen: expected 0, 4, 6 or 8, got {frozen}")
         stages: list[nn.Module] = [_Convolution(3, 32, 3, 2)]
         inputs = 32
         for expansion, outputs, blocks, stride, kernel in _STAGES:
@@ -107,31 +106,25 @@ class EfficientNetLite0(nn.Module):
             tensor.copy_(value)
 
     def train(self, mode: bool = True) -> EfficientNetLite0:
-        super().train(mode)
-        for stage in self.stages[: self.frozen]:
-            stage.eval()
-        return self
+        return super().train(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of images ``[B, 3, H, W]``, normalised by :data:`MEAN` and :data:`STD`."""
-        x, found = images, []
-        for i, stage in enumerate(self.stages):
+        return self.after_frozen(self.of_frozen(images))
+
+    @torch.no_grad()
+    def of_frozen(self, images: Tensor) -> list[Tensor]:
+        """What :meth:`after_frozen` needs: the features that the frozen stages return, or the images."""
+        return self._run(images, 0, self.frozen, []) if self.frozen else [images]
+
+    def after_frozen(self, inputs: list[Tensor]) -> list[Tensor]:
+        """The features, from what :meth:`of_frozen` returned."""
+        return self._run(inputs[-1], self.frozen, len(self.stages), inputs if self.frozen else [])
+
+    def _run(self, x: Tensor, first: int, last: int, known: list[Tensor]) -> list[Tensor]:
+        found = list(known)
+        for done, stage in enumerate(self.stages[first:last], first + 1):
             x = stage(x)
-            if i - 1 in _OUT:
+            if done in CHANNELS:
                 found.append(x)
-        return found
-
-
-class Pyramid(nn.Module):
-    """The backbone with a feature pyramid: five levels at strides 8 to 128."""
-
-    def __init__(self, backbone: EfficientNetLite0, channels: int = 96) -> None:
-        super().__init__()
-        self.backbone, self.out_channels = backbone, channels
-        self.fpn = FeaturePyramidNetwork(list(_OUT.values()), channels, LastLevelP6P7(channels, channels))
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Features by name of the level."""
-        features = OrderedDict((str(i), x) for i, x in enumerate(self.backbone(images)))
-        found: dict[str, Tensor] = self.fpn(features)
         return found

@@ -1,82 +1,126 @@
-"""The figures of the experiments."""
+"""The figures of an experiment."""
 
 from __future__ import annotations
 
+import json
+import statistics
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
+import torch
 from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
+from torch import Tensor
+from torchvision.io import ImageReadMode, read_image
+from torchvision.ops import box_iou
 
-from .schedule import Record, Schedule
-from .settings import ALRP, SETTINGS, TABLES
+from .contenders import CONTENDERS
+from .data import Dataset, Sample, Split
+from .plan import Plan
+from .run import Run
 
-# Of Okabe and Ito, which colour-blind readers can tell apart.
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9")
-BALANCED = ("cross-entropy", "focal", ALRP)
+TRUTH, RIGHT, WRONG = "#FFFFFF", "#56B4E9", "#D55E00"
+_IMAGES, _LOSSES = 4, 5
 
 
-def draw(schedule: Schedule, folder: Path) -> list[Path]:
+def draw(plan: Plan, dataset: Dataset, split: str, folder: Path) -> list[Path]:
     """Write what can be drawn of the runs there are; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = [_balance(schedule, folder), _weights(schedule, folder)]
-    return [path for path in drawn if path is not None]
+    found = [_curves(plan, split, folder / "curves.png"), _detections(plan, dataset, split, folder)]
+    return [path for path in found if path is not None]
 
 
-def _records(schedule: Schedule, name: str) -> list[Record]:
-    records = schedule.store.records
-    return [records[run] for run in schedule.runs(name) if run in records] if name in schedule.settings else []
-
-
-def _axes(count: int) -> tuple[Any, Any]:
-    figure, axes = plt.subplots(1, count, figsize=(5.2 * count, 3.6), layout="constrained", squeeze=False)
-    for one in axes[0]:
-        one.set(yscale="log", xlabel="iteration")
+def _curves(plan: Plan, split: str, path: Path) -> Path | None:
+    """AP and oLRP by length of training, with the standard deviation."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    some = False
+    for k, name in enumerate(plan.contenders):
+        lengths = [length for length in plan.lengths if plan.records(name, length)]
+        some |= bool(lengths)
+        for one, key in zip(axes, ("ap", "olrp")):
+            values = [[100 * record[split][key] for record in plan.records(name, length)] for length in lengths]
+            deviations = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
+            means = [statistics.mean(each) for each in values]
+            style = {"marker": "osDv^<>"[k % 7], "linestyle": "-" if k < 10 else "--"}
+            one.errorbar(lengths, means, deviations, label=CONTENDERS[name].title, capsize=3, linewidth=1.3, **style)
+    for one, title in zip(axes, ("AP", "oLRP (lower is better)")):
+        one.set(xscale="log", xlabel="passes over the training images", title=title)
+        one.set_xticks(plan.lengths, [f"{length:g}" for length in plan.lengths], minor=False)
+        one.minorticks_off()
         one.grid(alpha=0.3)
         one.spines[["top", "right"]].set_visible(False)
-    return figure, axes[0]
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    if some:
+        figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path if some else None
 
 
-def _lines(axes: Any, records: list[Record], column: str, colour: str, label: str) -> None:
-    """The history of every seed, and a name for the first."""
-    for record in records:
-        history = record["history"]
-        axes.plot(history["iteration"], history[column], color=colour, alpha=0.8, linewidth=1.1, label=label)
-        label = "_"
-
-
-def _balance(schedule: Schedule, folder: Path) -> Path | None:
-    """Figure 4: gradient of negatives over gradient of positives, and the classification loss."""
-    found = {name: _records(schedule, name) for name in BALANCED}
-    if not all(found.values()):
+def _detections(plan: Plan, dataset: Dataset, split: str, folder: Path) -> Path | None:
+    """Detections of the first seed's longest runs, side by side: in all images together, as many as there are objects,
+    the best first, since scores of ranking losses are no probabilities."""
+    of_loss: dict[str, list[dict[str, Any]]] = {}
+    for name in plan.contenders:
+        for run in plan.runs(name, plan.lengths[-1])[:1]:
+            file = detections_of(folder, run, split)
+            if file.exists() and len(of_loss) < _LOSSES:
+                of_loss[name] = json.loads(file.read_text(encoding="utf-8"))
+    # Images with some objects tell more than those with one or a crowd.
+    samples = sorted(dataset.splits[split].samples, key=lambda sample: not 2 <= len(sample.boxes) <= 12)[:_IMAGES]
+    if not of_loss:
         return None
-    figure, (left, right) = _axes(2)
-    for (name, records), colour in zip(found.items(), COLOURS):
-        title = "aLRP Loss" if name == ALRP else SETTINGS[name].title.removesuffix(", L1")
-        _lines(left, records, "balance", colour, title)
-        _lines(right, records, "cls", colour, title)
-    left.set(title="gradient of negatives over gradient of positives")
-    right.set(title="classification loss")
-    left.legend(frameon=False)
-    return _save(figure, folder / "experiments-balance.png")
-
-
-def _weights(schedule: Schedule, folder: Path) -> Path | None:
-    """The self-balancing weight over training from each initial weight."""
-    found = {name: _records(schedule, name) for name in TABLES[4]}
-    if not all(found.values()):
-        return None
-    figure, (axes,) = _axes(1)
-    for (name, records), colour in zip(found.items(), COLOURS):
-        _lines(axes, records, "weight", colour, "50" if name == ALRP else SETTINGS[name].title)
-    axes.set(title="self-balancing weight of the localisation part")
-    axes.legend(title="initial weight", frameon=False)
-    return _save(figure, folder / "experiments-weights.png")
-
-
-def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
+    size = (3.2 * len(samples), 2.9 * len(of_loss))
+    figure, grid = plt.subplots(len(of_loss), len(samples), figsize=size, layout="constrained", squeeze=False)
+    for row, (name, detections) in zip(grid, of_loss.items()):
+        limit = _limit(detections, dataset.splits[split])
+        by_image = defaultdict(list)
+        for one in detections:
+            if one["score"] >= limit:
+                by_image[one["image_id"]].append(one)
+        for axes, sample in zip(row, samples):
+            _draw_image(axes, sample, by_image[sample.image_id], dataset.classes)
+        row[0].set_title(f"{CONTENDERS[name].title}, from {limit:.2f}", loc="left", fontsize=9)
+    path = folder / "detections.png"
+    figure.savefig(path, dpi=80)
     plt.close(figure)
     return path
+
+
+def detections_of(folder: Path, run: Run, split: str) -> Path:
+    """The file of a run's detections."""
+    return folder / "detections" / f"{run.key}-{split}.json"
+
+
+def _limit(detections: list[dict[str, Any]], split: Split) -> float:
+    scores = sorted((one["score"] for one in detections), reverse=True)
+    number = sum(len(sample.boxes) for sample in split.samples)
+    return float(scores[min(number, len(scores)) - 1]) if scores else 1.0
+
+
+def _draw_image(axes: Any, sample: Sample, found: list[dict[str, Any]], classes: list[tuple[int, str]]) -> None:
+    axes.imshow(read_image(str(sample.path), ImageReadMode.RGB).permute(1, 2, 0).numpy())
+    axes.set_axis_off()
+    for box in sample.boxes:
+        _draw_box(axes, box, TRUTH, linestyle="--", linewidth=1.0)
+    names = dict(classes)
+    free = torch.ones(len(sample.boxes), dtype=torch.bool)
+    numbers = torch.tensor([classes[label][0] for label in sample.labels.tolist()])
+    for one in sorted(found, key=lambda one: -one["score"]):
+        box = torch.tensor(one["bbox"])
+        box[2:] += box[:2]
+        ious = box_iou(box[None], sample.boxes)[0] * (free & (numbers == one["category_id"]))
+        right = bool(ious.max() >= 0.5)
+        if right:
+            free[ious.argmax()] = False
+        colour = RIGHT if right else WRONG
+        _draw_box(axes, box, colour, linewidth=1.6)
+        axes.text(*box[:2].tolist(), names[one["category_id"]], fontsize=6, va="bottom",
+                  bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})  # fmt: skip
+
+
+def _draw_box(axes: Any, box: Tensor, colour: str, **style: Any) -> None:
+    x1, y1, x2, y2 = box.tolist()
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style))

@@ -1,8 +1,7 @@
-"""Tables on the terminal and in docs/experiments.md, figures in docs/images."""
+"""Tables on the terminal and in a document, and figures."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from rich import box
@@ -10,44 +9,32 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from . import figures
-from .schedule import Schedule
-from .tables import Table, tables
+from .data import Dataset
+from .plan import Plan
+from .tables import Table, findings, tables
 
 
-def write(schedule: Schedule, docs: Path, console: Console) -> None:
-    """Print the tables of what has been run, put them into ``docs``/experiments.md, and draw the figures.
-
-    In the document a table stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; what stood there goes.
-    """
-    found = tables(schedule)
+def write(plan: Plan, dataset: Dataset, output: Path, console: Console) -> None:
+    """Print the tables of what has been run, write them to ``output``/report.md, and draw figures beside it."""
+    split = "test" if "test" in dataset.splits else "val"
+    found = tables(plan, split)
     for table in found:
-        _print(table, console)
-    missing = schedule.missing()
-    if missing:
-        console.print(f"{len(missing)} runs are missing, {missing[0].key} the first of them")
-    page = docs / "experiments.md"
-    if page.exists():
-        page.write_text(fill(page.read_text(encoding="utf-8"), found), encoding="utf-8")
-        console.print(f"written: {page}")
-    for path in figures.draw(schedule, docs / "images"):
+        show(table, console)
+    sentences = findings(plan, split)
+    for sentence in sentences:
+        console.print(sentence)
+    if number := plan.number():
+        console.print(f"{number} runs are missing")
+    parts = [f"## {table.title}\n\n{table.markdown()}" for table in found]
+    output.mkdir(parents=True, exist_ok=True)
+    page = output / "report.md"
+    page.write_text("\n\n".join(["# Losses compared", *sentences, *parts]) + "\n", encoding="utf-8")
+    for path in [page, *figures.draw(plan, dataset, split, output)]:
         console.print(f"written: {path}")
 
 
-def fill(text: str, found: list[Table]) -> str:
-    """The text with each table at its place.
-
-    Raises:
-        ValueError: a table has no place in it.
-    """
-    for table in found:
-        place = re.compile(rf"(<!-- {table.name}:begin -->\n).*?(<!-- {table.name}:end -->)", re.DOTALL)
-        if not place.search(text):
-            raise ValueError(f"no place for {table.name}")
-        text = place.sub(lambda match, table=table: f"{match[1]}{table.markdown()}\n{match[2]}", text)  # type: ignore[misc]
-    return text
-
-
-def _print(table: Table, console: Console) -> None:
+def show(table: Table, console: Console) -> None:
+    """Print a table."""
     shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE)
     for i, column in enumerate(table.columns):
         shown.add_column(column, justify="right" if i else "left", no_wrap=True)

@@ -1,4 +1,4 @@
-"""One run: train a detector with one setting, evaluate it, and say all that the tables and figures need."""
+"""One run: train a detector with one loss, evaluate it, and return all that tables and figures need."""
 
 from __future__ import annotations
 
@@ -8,146 +8,208 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from detector import build_detector
-from report import Detections, detect, to_coco
-from scenes import NUM_CLASSES, SIZE
 from torch import Tensor
-from torchvision.models.detection import RetinaNet
 
 import alrp_triton
 from alrp_triton import SelfBalance
 from alrp_triton.metrics import evaluate
 
-from .data import Scenes, scenes
-from .rerank import rerank
-from .settings import SETTINGS
+from .backbone import EfficientNetLite0
+from .contenders import CONTENDERS
+from .data import Dataset, Split, canvas_of
+from .detector import NINE, Anchors, Detector
+from .inputs import Inputs
 
-BATCH_SIZE = 16
-NUM_VALIDATION, NUM_TEST = 200, 400
-RECORDED_EVERY = 5  # iterations
 METRICS = ("ap", "ap50", "ap75", "ap90", "olrp", "olrp_loc", "olrp_fp", "olrp_fn", "rho")
+_RECORDS = 60  # in the history of a run
+_EVALUATED = 8  # images at a time
+_NORM = 10.0  # gradients are clipped to
+_WARM_UP = 0.1  # share of the iterations
 
 
 @dataclass(frozen=True)
 class Run:
-    """What tells a run from every other: the name of its setting, its learning rate, its seed and its length."""
+    """What tells a run from the others of an experiment; ``passes`` over the training images."""
 
-    setting: str
+    contender: str
     learning_rate: float
     seed: int
-    iterations: int
+    passes: float
 
     @property
     def key(self) -> str:
-        return f"{self.setting}, rate {self.learning_rate:g}, seed {self.seed}, {self.iterations} iterations"
+        """For people and file names."""
+        return f"{self.contender}-rate{self.learning_rate:g}-passes{self.passes:g}-seed{self.seed}"
 
 
-class History:
-    """Loss components, weight and balance of the classification's gradient, every few iterations.
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of an experiment share."""
 
-    The balance is the sum of absolute gradients of the negative logits over that of the positive ones (figure 4a of
-    the paper).
+    size: int = 256
+    frozen: int = 8
+    batch_size: int = 16
+    backbone_factor: float = 0.1
+    pretrained: bool = True
+
+
+class Experiment:
+    """A dataset with the inputs of its detector.
+
+    Args:
+        dataset: with the splits ``train``, ``val`` and perhaps ``test``.
+        setting: see there.
+        cache: folder of inputs.
+        progress: called with a split's name and the number of its images that are ready.
     """
 
-    def __init__(self, model: RetinaNet) -> None:
-        self._criterion = model.head.ranking_criterion
-        self._criterion.register_forward_pre_hook(self._watch, with_kwargs=True)
-        self.active = False
-        self._balance: Tensor | None = None
-        self._values: list[Tensor] = []
-        self._iterations: list[int] = []
+    def __init__(
+        self, dataset: Dataset, setting: Setting, cache: Path, progress: Callable[[str, int], None] = lambda *_: None
+    ) -> None:
+        self.dataset, self.setting = dataset, setting
+        self.canvas = canvas_of(dataset, setting.size)
+        backbone = self._backbone().eval()
+        self.inputs = {
+            name: Inputs(
+                split,
+                cache,
+                backbone,
+                setting.size,
+                self.canvas,
+                lambda done, name=name: progress(name, done),  # type: ignore[misc]
+            )
+            for name, split in dataset.splits.items()
+        }
 
-    def _watch(self, _: object, arguments: tuple[Any, ...], __: dict[str, Any]) -> None:
-        if not self.active:
-            return
-        logits, labels = arguments[:2]
-        positive = torch.zeros_like(logits, dtype=torch.bool)
-        found = torch.nonzero((labels >= 0) & (labels < logits.shape[-1]), as_tuple=True)
-        positive[found + (labels[found],)] = True  # noqa: RUF005, since Python 3.10 unpacks no tuple in an index
+    def _backbone(self) -> EfficientNetLite0:
+        return EfficientNetLite0(self.setting.pretrained, self.setting.frozen)
 
-        def note(gradient: Tensor) -> None:
-            # Ignored logits have no gradient.
-            sizes = gradient.abs().double()
-            total = sizes.sum()
-            of_positives = sizes[positive].sum()
-            self._balance = (total - of_positives) / of_positives
+    def detector(self, seed: int, anchors: Anchors = NINE) -> Detector:
+        """A new detector; the seed determines its weights beyond the backbone's."""
+        torch.manual_seed(seed)
+        detector = Detector(len(self.dataset.classes), self.canvas, self._backbone(), anchors)
+        # Faster on CPUs and GPUs alike.
+        detector.to(memory_format=torch.channels_last)
+        return detector
 
-        logits.register_hook(note)
+    def train(
+        self, run: Run, device: torch.device, watch: Callable[[float, Detector], None]
+    ) -> tuple[Detector, dict[str, list[float]]]:
+        """The trained detector, and the parts of the loss over training.
 
-    def add(self, iteration: int, losses: dict[str, Tensor]) -> None:
-        """Take note of an iteration whose backward pass has been run."""
-        balancer = getattr(self._criterion, "self_balance", None)
-        weight = balancer.weight if isinstance(balancer, SelfBalance) else torch.tensor(float(balancer or 1))
-        assert self._balance is not None
-        values = (losses["classification"], losses["bbox_regression"], weight, self._balance)
-        self._values.append(torch.stack([value.detach().cpu().double() for value in values]))
-        self._iterations.append(iteration)
+        Args:
+            watch: called from time to time, and at the end, with the share that is done and the detector.
+        """
+        contender = CONTENDERS[run.contender]
+        model = self.detector(run.seed, contender.anchors).to(device)
+        criterion = contender.prepare(model)
+        model.train()
+        inputs, size = self.inputs["train"], self.setting.batch_size
+        per_pass = max(1, len(inputs) // size)
+        iterations = max(1, round(run.passes * per_pass))
+        groups = model.parameter_groups(run.learning_rate, self.setting.backbone_factor)
+        optimizer = torch.optim.AdamW(groups, run.learning_rate, weight_decay=1e-4)
+        rates = [group["lr"] for group in groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, iterations + 1, pct_start=_WARM_UP)
+        balances = [part for part in criterion.modules() if isinstance(part, SelfBalance)]
+        generator = torch.Generator().manual_seed(run.seed)
+        history: dict[str, list[float]] = {"iteration": [], "cls": [], "loc": []}
+        order: list[int] = []
+        for iteration in range(iterations):
+            if len(order) < size:
+                order = torch.randperm(len(inputs), generator=generator).tolist()
+                order *= math.ceil(size / len(order))
+            batch, order = order[:size], order[size:]
+            mirrored = (torch.rand(size, generator=generator) < 0.5).tolist()
+            losses = model.losses(*inputs.batch(batch, mirrored, device))
+            optimizer.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            torch.nn.utils.clip_grad_norm_([x for group in groups for x in group["params"]], _NORM)
+            optimizer.step()
+            schedule.step()
+            if (iteration + 1) % per_pass == 0:
+                for balance in balances:
+                    balance.step_epoch()
+            if iteration % max(1, iterations // _RECORDS) == 0 or iteration == iterations - 1:
+                for name, value in zip(history, (iteration, losses["classification"], losses["bbox_regression"])):
+                    history[name].append(float(f"{float(torch.as_tensor(value).detach()):.4g}"))
+                watch((iteration + 1) / iterations, model)
+        return model, history
 
-    def to_dict(self) -> dict[str, list[float]]:
-        """``cls``, ``loc`` (weighted), ``weight`` and ``balance`` at each ``iteration``; four digits."""
-        columns = torch.stack(self._values, 1).tolist()
-        rounded = [[float(f"{value:.4g}") for value in column] for column in columns]
-        return {"iteration": self._iterations, **dict(zip(("cls", "loc", "weight", "balance"), rounded))}  # type: ignore[dict-item]
+    def detections(self, model: Detector, split: str, device: torch.device) -> list[dict[str, Any]]:
+        """In COCO's format."""
+        inputs, found = self.inputs[split], []
+        model.eval()
+        for begin in range(0, len(inputs), _EVALUATED):
+            indices = list(range(begin, min(begin + _EVALUATED, len(inputs))))
+            features, _ = inputs.batch(indices, [False] * len(indices), device)
+            for index, each in zip(indices, model.detect(features, [inputs.shape(i) for i in indices])):
+                found += self._in_coco(inputs, index, each)
+        return found
+
+    def _in_coco(self, inputs: Inputs, index: int, found: dict[str, Tensor]) -> list[dict[str, Any]]:
+        boxes = found["boxes"].cpu().double() / inputs.scale(index)
+        boxes[:, 2:] -= boxes[:, :2]
+        image_id, classes = inputs.samples[index].image_id, self.dataset.classes
+        columns = boxes.tolist(), found["scores"].tolist(), found["labels"].tolist()
+        return [
+            {
+                "image_id": image_id,
+                "category_id": classes[label][0],
+                "bbox": [round(side, 2) for side in box],
+                "score": score,
+            }
+            for box, score, label in zip(*columns)
+        ]
+
+    def perform(
+        self,
+        run: Run,
+        device: torch.device,
+        progress: Callable[[float], None],
+        keep: Callable[[str, list[dict[str, Any]]], None] = lambda *_: None,
+    ) -> dict[str, Any]:
+        """Train and evaluate; returns the record of the run, of plain numbers and strings.
+
+        Args:
+            keep: called with the name of each split but ``train``, and the detections.
+        """
+        start = time.perf_counter()
+        model, history = self.train(run, device, lambda share, _: progress(share))
+        seconds = time.perf_counter() - start
+        found = {}
+        for name in [name for name in self.inputs if name != "train"]:
+            detections = self.detections(model, name, device)
+            found[name] = measure(self.dataset.splits[name], detections)
+            keep(name, detections)
+        return {
+            **vars(run),
+            **found,
+            "history": history,
+            "training_seconds": round(seconds, 1),
+            "setting": vars(self.setting),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            "versions": {
+                "alrp_triton": alrp_triton.__version__,
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+                "python": platform.python_version(),
+            },
+            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        }
 
 
-def train(run: Run, device: torch.device, progress: Callable[[int], None]) -> tuple[RetinaNet, History]:
-    """The trained model and what was noted on the way; ``progress`` is called with the iterations done so far."""
-    data = scenes("train", run.iterations * BATCH_SIZE)  # each is seen once
-    torch.manual_seed(run.seed)
-    model = SETTINGS[run.setting].prepare(build_detector(NUM_CLASSES, SIZE).to(device)).train()
-    history = History(model)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(run.seed))
-    optimizer = torch.optim.AdamW(model.parameters(), run.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, run.learning_rate, run.iterations, pct_start=0.1)
-    for iteration, batch in enumerate(data.batches(BATCH_SIZE, order, device)):
-        history.active = iteration % RECORDED_EVERY == 0
-        losses = model(*batch)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        schedule.step()
-        if history.active:
-            history.add(iteration, losses)
-            progress(iteration)
-    return model, history
+def measure(split: Split, detections: list[dict[str, Any]]) -> dict[str, Any]:
+    """The metrics of the tables, and AP and oLRP by class; None where one is undefined."""
+    found = evaluate(split.truth, detections, area_ranges={})
+    by_class = {one.name: [_plain(one.ap), _plain(one.olrp)] for one in found.per_class.values()}
+    return {**{name: _plain(getattr(found, name)) for name in METRICS}, "by_class": by_class}
 
 
-def measure(detections: Detections, truth: Scenes) -> dict[str, float | None]:
-    """The metrics of the tables; None where one is undefined, such as rho without true positives."""
-    found = evaluate(*to_coco(detections, truth), area_ranges={})
-    values = {name: float(getattr(found, name)) for name in METRICS}
-    return {name: None if math.isnan(value) else round(value, 5) for name, value in values.items()}
-
-
-def perform(run: Run, device: torch.device, progress: Callable[[int], None]) -> dict[str, Any]:
-    """Train and evaluate; returns the record of the run, of plain numbers and strings."""
-    scenes("train", run.iterations * BATCH_SIZE)  # composed before the clock starts
-    start = time.perf_counter()
-    model, history = train(run, device, progress)
-    seconds = time.perf_counter() - start
-    validation, test = scenes("validation", NUM_VALIDATION), scenes("test", NUM_TEST)
-    detections = detect(model, test, device)
-    return {
-        **vars(run),
-        "validation": measure(detect(model, validation, device), validation),
-        "test": measure(detections, test),
-        # Table 5: the same detections with their true positives in another order.
-        "worst_order": measure(rerank(detections, test, best_first=False), test),
-        "best_order": measure(rerank(detections, test, best_first=True), test),
-        "history": history.to_dict(),
-        "training_seconds": round(seconds, 1),
-        "batch_size": BATCH_SIZE,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "versions": {
-            "alrp_triton": alrp_triton.__version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": platform.python_version(),
-        },
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-    }
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 5)

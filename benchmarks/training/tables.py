@@ -1,21 +1,31 @@
-"""The tables of the experiments, as rows of text."""
+"""The tables of an experiment, as rows of text, and what follows from them."""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .schedule import Record, Schedule
-from .settings import ALRP, LONG, LONGER, SETTINGS, TABLES
+from .contenders import CONTENDERS
+from .plan import SELECTED_BY, Plan
 
-METRICS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "AP90": "ap90", "oLRP": "olrp", "rho": "rho"}
-ORDERS = {"as learned": "test", "worst": "worst_order", "best": "best_order"}
+METRICS = {
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "AP90": "ap90",
+    "oLRP": "olrp",
+    "Loc": "olrp_loc",
+    "FP": "olrp_fp",
+    "FN": "olrp_fn",
+    "rho": "rho",
+}
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its name in the document, a title, the columns, and rows of as many cells."""
+    """A table: its name in a document, a title, the columns, and rows of as many cells."""
 
     name: str
     title: str
@@ -28,42 +38,30 @@ class Table:
         return "\n".join("| " + " | ".join(cells) + " |" for cells in (self.columns, rules, *self.rows))
 
 
-def tables(schedule: Schedule) -> list[Table]:
-    """Those of which a row is complete: every seed of its setting has been run."""
-    titles = {
-        2: ("what the loss is made of", "loss"),
-        3: ("constant weights of the localisation part", "weight"),
-        4: ("initial weights of self-balancing", "initial weight"),
-    }
+def tables(plan: Plan, split: str) -> list[Table]:
+    """A table for each length, AP by class for the longest, and the learning rates.
+
+    Args:
+        split: what is shown of each record: ``test``, or ``val``.
+    """
     found = []
-    for number, (title, first) in titles.items():
+    for length in plan.lengths:
         rows = []
-        for name in TABLES[number]:
-            records = _records(schedule, name)
+        for name in plan.contenders:
+            records = plan.records(name, length)
             if records:
-                rows.append([_title(number, name), *_metrics(records, "test"), f"{records[0]['learning_rate']:g}"])
-        columns = [first, *METRICS, "learning rate"]
-        found.append(Table(f"table-{number}", f"Table {number}: {title}", columns, rows))
-    found.append(_long(schedule))
-    found.append(_orders(schedule))
-    found.append(_learning_rates(schedule))
+                seconds = statistics.median(record["training_seconds"] for record in records)
+                metrics = [spread(record[split][key] for record in records) for key in METRICS.values()]
+                rate = f"{records[0]['learning_rate']:g}"
+                rows.append([CONTENDERS[name].title, *metrics, str(len(records)), rate, f"{seconds:.0f}"])
+        columns = ["loss", *METRICS, "runs", "rate", "seconds"]
+        found.append(Table(f"passes-{length:g}", _passes(length), columns, rows))
+    found += [_classes(plan, split), _rates(plan)]
     return [table for table in found if table.rows]
 
 
-def _title(number: int, name: str) -> str:
-    if name == ALRP and number != 2:
-        return {3: "self-balancing", 4: "50"}[number]
-    return SETTINGS[name].title
-
-
-def _records(schedule: Schedule, name: str, times: int = 1) -> list[Record]:
-    runs = schedule.runs(name, times) if name in schedule.settings else []
-    records = schedule.store.records
-    return [records[run] for run in runs] if all(run in records for run in runs) else []
-
-
-def _metrics(records: Sequence[Record], of: str) -> list[str]:
-    return [spread(record[of][key] for record in records) for key in METRICS.values()]
+def _passes(length: float) -> str:
+    return f"{length:g} pass{'' if length == 1 else 'es'} over the training images"
 
 
 def spread(values: Iterable[float | None]) -> str:
@@ -77,27 +75,50 @@ def spread(values: Iterable[float | None]) -> str:
     return f"{statistics.mean(hundredths):.1f} ± {statistics.stdev(hundredths):.1f}"
 
 
-def _long(schedule: Schedule) -> Table:
+def _classes(plan: Plan, split: str) -> Table:
+    length = plan.lengths[-1]
+    by_name = {name: records for name in plan.contenders if (records := plan.records(name, length))}
+    classes = sorted({each for records in by_name.values() for record in records for each in record[split]["by_class"]})
     rows = [
-        [SETTINGS[name].title, *_metrics(records, "test")]
-        for name in LONG
-        if (records := _records(schedule, name, LONGER))
+        [each, *(spread(record[split]["by_class"][each][0] for record in records) for records in by_name.values())]
+        for each in classes
     ]
-    title = f"Table 2, trained for {LONGER * schedule.iterations} iterations"
-    return Table("table-2-long", title, ["loss", *METRICS], rows)
+    columns = ["class", *(CONTENDERS[name].title for name in by_name)]
+    return Table("classes", f"AP by class, {_passes(length)}", columns, rows if by_name else [])
 
 
-def _orders(schedule: Schedule) -> Table:
-    records = _records(schedule, ALRP)
-    rows = [[title, *_metrics(records, key)] for title, key in ORDERS.items()] if records else []
-    return Table("table-5", "Table 5: other orders of the same true positives", ["order", *METRICS], rows)
+def _rates(plan: Plan) -> Table:
+    rows = []
+    for name in plan.contenders:
+        records = [plan.store.records.get(run) for run in plan.search(name)]
+        cells = ["" if record is None else f"{100 * record['val'][SELECTED_BY]:.1f}" for record in records]
+        if any(cells):
+            rows.append([CONTENDERS[name].title, *cells])
+    title = f"AP on val by learning rate, {_passes(plan.length_of_search)}, one run each"
+    return Table("rates", title, ["loss", *(f"{rate:g}" for rate in plan.rates)], rows)
 
 
-def _learning_rates(schedule: Schedule) -> Table:
-    names = [name for name in schedule.settings if SETTINGS[name].learning_rate_of is None]
-    precision = {name: schedule.precision(name) for name in names}
-    rates = sorted({rate for found in precision.values() for rate in found})
-    show: Callable[[float | None], str] = lambda value: "" if value is None else f"{100 * value:.1f}"  # noqa: E731
-    rows = [[SETTINGS[name].title, *(show(precision[name].get(rate)) for rate in rates)] for name in names]
-    columns = ["loss", *(f"{rate:g}" for rate in rates)]
-    return Table("learning-rates", "AP on validation scenes by learning rate", columns, rows if rates else [])
+def findings(plan: Plan, split: str) -> list[str]:
+    """A sentence for each length: which loss is ahead, by more than the spread of a difference."""
+    found = []
+    for length in plan.lengths:
+        by_name = {
+            name: [record[split][SELECTED_BY] for record in records]
+            for name in plan.contenders
+            if len(records := plan.records(name, length)) == len(plan.seeds) > 1
+        }
+        if len(by_name) < 2:
+            continue
+        best = max(by_name, key=lambda name: statistics.mean(by_name[name]))
+        alike = [name for name in by_name if name != best and not _is_above(by_name[best], by_name[name])]
+        titles = [CONTENDERS[name].title for name in alike]
+        others = f"; no difference seen to {', '.join(titles)}" if titles else ", ahead of all others"
+        mean = 100 * statistics.mean(by_name[best])
+        found.append(f"After {_passes(length)}: {CONTENDERS[best].title} has the highest AP ({mean:.1f}){others}.")
+    return found
+
+
+def _is_above(first: list[float], second: list[float]) -> bool:
+    """Whether the difference of two means is larger than its spread, twice its standard error."""
+    error = math.sqrt(statistics.variance(first) / len(first) + statistics.variance(second) / len(second))
+    return statistics.mean(first) - statistics.mean(second) > 2 * error

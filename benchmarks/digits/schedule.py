@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
+from ..training.plan import Store
 from .run import Run
 from .settings import LEARNING_RATES, LONG, LONGER, SETTINGS
 
-Record = dict[str, Any]
 MAX_EXTENSIONS = 3
-
-
-class Store:
-    """Records of finished runs, a line each in one file, so that an interrupted experiment goes on where it was."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.records: dict[Run, Record] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                self._keep(json.loads(line))
-
-    def add(self, record: Record) -> None:
-        """Keep a record and write it down at once."""
-        self._keep(record)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def _keep(self, record: Record) -> None:
-        fields = {name: record[name] for name in Run.__dataclass_fields__}
-        self.records[Run(**fields)] = record
 
 
 class Schedule:
@@ -46,7 +21,7 @@ class Schedule:
         iterations: length of each run.
     """
 
-    def __init__(self, store: Store, settings: Iterable[str], seeds: Iterable[int], iterations: int) -> None:
+    def __init__(self, store: Store[Run], settings: Iterable[str], seeds: Iterable[int], iterations: int) -> None:
         self.store, self.settings = store, list(settings)
         self.seeds, self.iterations = list(seeds), iterations
 
@@ -59,6 +34,10 @@ class Schedule:
         for name in LONG:
             needed |= dict.fromkeys(self.runs(name, LONGER) if name in self.settings else [])
         return [run for run in needed if run not in self.store.records]
+
+    def number(self) -> int:
+        """How many runs are known to be missing; more follow once learning rates are known."""
+        return len(self.missing())
 
     def learning_rate(self, name: str) -> float | None:
         """The searched learning rate of a setting: the one with the best AP on validation scenes. None: not yet."""

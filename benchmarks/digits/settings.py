@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.detection import RetinaNet
-from torchvision.ops import sigmoid_focal_loss
 
 from alrp_triton import ALRPLoss, SelfBalance
 from alrp_triton.assigners import ATSS
 from alrp_triton.integrations.torchvision import use_ap, use_loss
+
+from ..training.contenders import EachLogit, ScoreLoss, cross_entropy, focal
 
 # The paper's self-balancing weight lasts an epoch of 3665 iterations out of 100 epochs. Here a run is 400 iterations,
 # a sixteenth of it is 25. The average is that of the authors' code, see examples/digits/losses.py.
@@ -36,39 +34,8 @@ class Setting:
     learning_rate_of: str | None = None
 
 
-class ScoreLoss(nn.Module):
-    """A loss of each logit by itself, summed over what is not ignored and divided by the number of positives.
-
-    Args:
-        loss: takes logits and targets in 0..1 of one shape and returns a loss for each element.
-    """
-
-    ignore_index = -1
-
-    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, logits: Tensor, labels: Tensor, num_positives: int) -> Tensor:
-        """``logits`` [..., C], ``labels`` [...] as of this package's losses; a scalar."""
-        num_classes = logits.shape[-1]
-        targets = F.one_hot(labels.clamp(min=0), num_classes + 1)[..., :num_classes].to(logits.dtype)
-        losses = self.loss(logits, targets).masked_fill((labels == self.ignore_index)[..., None], 0.0)
-        return losses.sum() / max(num_positives, 1)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-
-
-def focal(logits: Tensor, targets: Tensor) -> Tensor:
-    """With the usual alpha = 0.25 and gamma = 2."""
-    loss: Tensor = sigmoid_focal_loss(logits, targets)
-    return loss
-
-
-def _score_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[RetinaNet], RetinaNet]:
-    return lambda model: use_loss(model, ScoreLoss(loss))
+def _score_loss(loss: ScoreLoss) -> Callable[[RetinaNet], RetinaNet]:
+    return lambda model: use_loss(model, EachLogit(loss))
 
 
 def _alrp(box_error: str, self_balance: float | None, assigner: ATSS | None = None) -> Callable[[RetinaNet], RetinaNet]:
@@ -109,9 +76,3 @@ TABLES = {
 LONG, LONGER = ("ap", ALRP), 3
 LEARNING_RATES = (2e-3, 4e-3, 8e-3)
 """Where the search begins; it goes on by factors of 2 while the best is at an end."""
-
-
-def num_threads() -> int:
-    """Threads of a run: one, so that runs side by side do not wait for one another, and each gives the same numbers
-    whatever runs beside it."""
-    return 1 if not torch.cuda.is_available() else torch.get_num_threads()

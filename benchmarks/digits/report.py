@@ -1,0 +1,47 @@
+"""Tables on the terminal and in docs/experiments.md, figures in docs/images."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+from ..training.report import show
+from ..training.tables import Table
+from . import figures
+from .schedule import Schedule
+from .tables import tables
+
+
+def write(schedule: Schedule, docs: Path, console: Console) -> None:
+    """Print the tables of what has been run, put them into ``docs``/experiments.md, and draw the figures.
+
+    In the document a table stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; what stood there goes.
+    """
+    found = tables(schedule)
+    for table in found:
+        show(table, console)
+    missing = schedule.missing()
+    if missing:
+        console.print(f"{len(missing)} runs are missing, {missing[0].key} the first of them")
+    page = docs / "experiments.md"
+    if page.exists():
+        page.write_text(fill(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+        console.print(f"written: {page}")
+    for path in figures.draw(schedule, docs / "images"):
+        console.print(f"written: {path}")
+
+
+def fill(text: str, found: list[Table]) -> str:
+    """The text with each table at its place.
+
+    Raises:
+        ValueError: a table has no place in it.
+    """
+    for table in found:
+        place = re.compile(rf"(<!-- {table.name}:begin -->\n).*?(<!-- {table.name}:end -->)", re.DOTALL)
+        if not place.search(text):
+            raise ValueError(f"no place for {table.name}")
+        text = place.sub(lambda match, table=table: f"{match[1]}{table.markdown()}\n{match[2]}", text)  # type: ignore[misc]
+    return text
