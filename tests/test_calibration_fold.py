@@ -111,17 +111,32 @@ def test_retinanet_of_torchvision() -> None:
             torch.testing.assert_close(expected[mine], new["scores"][new["labels"] == label], rtol=1e-9, atol=0)
 
 
-def test_a_query_of_transformers() -> None:
+LAST = {
+    "ConditionalDetr": lambda model: model.class_labels_classifier,
+    "DabDetr": lambda model: model.class_embed,
+    "DeformableDetr": lambda model: model.class_embed[model.config.decoder_layers - 1],
+    "RTDetr": lambda model: model.model.decoder.class_embed[-1],
+    "RTDetrV2": lambda model: model.model.decoder.class_embed[-1],
+    "DFine": lambda model: model.model.decoder.class_embed[-1],
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_the_detr_family(name: str) -> None:
     for package in ("transformers", "scipy", "torchvision"):
         pytest.importorskip(package)
-    from detr import NUM_CLASSES, batch, build
+    from detr import FAMILY, NUM_CLASSES, batch, build
 
-    model = build("DeformableDetr").double().eval()
-    pixels = batch()["pixel_values"].double()
+    if name not in FAMILY:
+        pytest.skip("this transformers does not have it")
+    pixels = batch()["pixel_values"]
     own = Calibration(Affine(0.5, 1.0), {0: Affine(2.0, 3.0), 2: Affine(0.7, -2.0)})
-    with torch.no_grad():
-        before = model(pixels).logits.sigmoid()
-        fold(own, model.class_embed[-1], NUM_CLASSES, range(NUM_CLASSES))
-        after = model(pixels).logits.sigmoid()
-    expected = own(before, torch.arange(NUM_CLASSES).expand_as(before))
-    torch.testing.assert_close(after, expected, rtol=1e-9, atol=0)
+    two_stages = {"two_stage": True, "with_box_refine": True, "two_stage_num_proposals": 12}
+    for settings in ({}, two_stages) if name == "DeformableDetr" else ({},):
+        model = build(name, **settings).eval()
+        with torch.no_grad():
+            before = model(pixels).logits.sigmoid()
+            fold(own, LAST[name](model), NUM_CLASSES, range(NUM_CLASSES))
+            after = model(pixels).logits.sigmoid()
+        expected = own(before, torch.arange(NUM_CLASSES).expand_as(before))
+        torch.testing.assert_close(after, expected, rtol=1e-5, atol=0)
