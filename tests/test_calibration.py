@@ -116,6 +116,8 @@ def test_calibration_error_by_hand() -> None:
     # One bin: |1/4 - 1.2/4|. Ten: (0.1, 0.2] has 0.2 and a true one, [0, 0.1] has 0.1, (0.8, 0.9] has 0.9.
     assert expected_calibration_error(data, detections, bins=1) == pytest.approx(0.2 / 4)
     assert expected_calibration_error(data, detections, bins=10) == pytest.approx((0.8 + 0.1 + 0.9) / 4)
+    # A score at the bound of two bins is in the lower one.
+    assert expected_calibration_error(data, found((0.5, BOX), (0.3, [50, 50, 9, 9])), bins=2) == pytest.approx(0.2 / 2)
     assert math.isnan(expected_calibration_error(data, []))
 
 
@@ -197,6 +199,30 @@ def test_affine_maps_are_finite_whatever_the_data(scored: list[tuple[float, bool
     assert math.isfinite(one.b)
     probabilities = Calibration(one)([0.0, 1e-300, 0.5, 1.0])
     assert np.isfinite(probabilities).all()
+
+
+@pytest.mark.parametrize("hits", [(0, 1, 0, 1), (0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 1, 1)])
+def test_affine_maps_minimise_what_is_documented(hits: tuple[int, ...]) -> None:
+    scores = np.array([0.01, 0.02, 0.03, 0.2])
+    one = of_scores("affine", list(zip(scores.tolist(), map(bool, hits))))
+    x = np.log(scores / (1 - scores))
+
+    def error(a: float, b: float) -> float:
+        p, half = sigmoid(a * x + b), sigmoid(a * x.mean() + b)
+        likely = np.where(hits, p, 1 - p)
+        return -np.log(likely).sum() - np.log(half * (1 - half)) / 2 + 0.01 * (a - math.log(a))
+
+    assert isinstance(one, Affine)
+    best, step = error(one.a, one.b), 1e-4 * one.a
+    for da, db in (
+        (step, 0.0),
+        (-step, 0.0),
+        (0.0, step),
+        (0.0, -step),
+        (step, -step * x.mean()),
+        (-step, step * x.mean()),
+    ):
+        assert error(one.a + da, one.b + db) > best
 
 
 def test_separable_data() -> None:

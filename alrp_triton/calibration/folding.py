@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .maps import Affine, Calibration
 
@@ -50,17 +50,12 @@ def fold(
     affine = [one for one in maps if isinstance(one, Affine)]
     if len(affine) < len(maps):
         raise ValueError("calibration: expected affine maps, because no weights of a layer make an isotonic one")
-    scale, shift = torch.tensor([[one.a, one.b] for one in affine], dtype=torch.float64).T.repeat(
-        1, channels // num_classes
-    )
+    # Once for each anchor. What is multiplied by them is float64, on the CPU, since some devices have no float64.
+    per_class = torch.tensor([[one.a, one.b] for one in affine], dtype=torch.float64)
+    scale, shift = per_class.T.repeat(1, channels // num_classes)
     weight, bias = layer.weight, layer.bias
-    # On the CPU, since some devices have no float64.
-    weight.copy_(_exact(weight) * scale.view(-1, *[1] * (weight.dim() - 1)))
+    weight.copy_((weight.cpu() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype))
     if bias is None:
-        layer.bias = nn.Parameter(shift.to(weight), requires_grad=weight.requires_grad)
+        layer.bias = nn.Parameter(shift.to(weight.dtype).to(weight.device), requires_grad=weight.requires_grad)
     else:
-        bias.copy_(_exact(bias) * scale + shift)
-
-
-def _exact(values: Tensor) -> Tensor:
-    return values.detach().cpu().double()
+        bias.copy_((bias.cpu() * scale + shift).to(bias.dtype))
