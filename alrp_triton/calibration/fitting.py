@@ -93,7 +93,7 @@ def expected_calibration_error(
     iou_type: str = "bbox",
     max_detections: int = 100,
 ) -> float:
-    """ECE: the mean difference of score and precision over bins of equal width, weighted by their detections.
+    """ECE: the mean of |precision - mean score| over bins of equal width, weighted by their detections.
 
     C. Guo, G. Pleiss, Y. Sun, K. Weinberger, "On Calibration of Modern Neural Networks", ICML 2017. A bin has the
     detections with scores in (k/bins, (k+1)/bins]; the first also has those of 0. All classes are pooled.
