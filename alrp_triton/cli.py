@@ -1,6 +1,6 @@
 """The command ``alrp-triton``: ``verify`` checks the backends of this machine, ``info`` shows versions, devices and
 settings, ``bench`` measures, ``compare`` trains a detector with several losses on your data, ``evaluate`` computes AP
-and LRP of detections.
+and LRP of detections, ``calibrate`` makes their scores probabilities.
 
 A command is a function that adds its parser, with a function of the parsed arguments that returns the exit status.
 """
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="alrp-triton", description="Ranking-based losses for object detection.")
     parser.add_argument("--version", action="version", version=f"alrp-triton {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_verify, _add_info, _add_bench, _add_compare, _add_evaluate):
+    for add in (_add_verify, _add_info, _add_bench, _add_compare, _add_evaluate, _add_calibrate):
         add(commands)
     arguments, rest = parser.parse_known_args(argv)
     if "rest" in arguments:
@@ -215,17 +215,21 @@ def _all_installed(command: str, modules: Sequence[str]) -> bool:
 def _add_evaluate(commands: Any) -> None:
     text = "AP, optimal LRP with its components, and the rank correlation of score and IoU, from files in COCO format."
     parser = commands.add_parser("evaluate", help="AP and LRP of detections in COCO format", description=text)
+    _add_files(parser)
+    parser.add_argument("--tau", type=float, default=0.5, help="IoU from which a detection is a true positive; 0.5")
+    parser.add_argument("--score-threshold", type=float, metavar="S", help="also give LRP of detections that score S")
+    parser.add_argument("--per-class", action="store_true", help="also show each class, with its best score threshold")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers, of each class, to FILE")
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ground_truth", type=Path, metavar="GT.json", help="dataset: images, annotations, categories")
     parser.add_argument(
         "detections", type=Path, metavar="DT.json", help="results: a list of boxes or masks with scores"
     )
     parser.add_argument("--iou-type", choices=("bbox", "segm"), default="bbox", help="what is compared; bbox")
-    parser.add_argument("--tau", type=float, default=0.5, help="IoU from which a detection is a true positive; 0.5")
     parser.add_argument("--max-detections", type=int, default=100, metavar="N", help="of each class in an image; 100")
-    parser.add_argument("--score-threshold", type=float, metavar="S", help="also give LRP of detections that score S")
-    parser.add_argument("--per-class", action="store_true", help="also show each class, with its best score threshold")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers, of each class, to FILE")
-    parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -247,6 +251,42 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(f"alrp-triton evaluate: {error}", file=sys.stderr)
         return 1
     print(metrics.table(per_class=arguments.per_class))
+    return 0
+
+
+def _add_calibrate(commands: Any) -> None:
+    text = """Fit a map from scores to probabilities on validation detections, and show how well scores suit a
+    threshold before and after, on the same detections."""
+    parser = commands.add_parser("calibrate", help="make scores of detections probabilities", description=text)
+    _add_files(parser)
+    parser.add_argument("--iou", type=float, default=0.5, help="IoU from which a detection is a true positive; 0.5")
+    parser.add_argument("--method", choices=("affine", "isotonic"), default="affine", help="kind of map; affine")
+    parser.add_argument("--per-class", action="store_true", help="a map for each class with enough detections")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the map to FILE, as JSON")
+    parser.set_defaults(run=_calibrate)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from . import calibration
+    from .calibration.report import before_and_after, by_class, overall
+
+    names = ("iou", "iou_type", "max_detections")
+    settings = {name: getattr(arguments, name) for name in names}
+    files = arguments.ground_truth, arguments.detections
+    try:
+        found = calibration.fit(*files, method=arguments.method, per_class=arguments.per_class, **settings)
+        matches = before_and_after(*files, found, **settings)
+        if arguments.output:
+            text = json.dumps(found.to_dict(), indent=1, allow_nan=False)
+            arguments.output.write_text(text + "\n", encoding="utf-8")
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        print(f"alrp-triton calibrate: {error}", file=sys.stderr)
+        return 1
+    print(found)
+    print()
+    _print_table("Detections of all classes", *overall(*matches, arguments.iou))
+    if arguments.per_class:
+        _print_table("Thresholds of optimal LRP", *by_class(*matches, arguments.iou))
     return 0
 
 

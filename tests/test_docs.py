@@ -225,8 +225,14 @@ def test_the_inputs_are_those_stated():
     assert f"$t = ({', '.join(f'{t:.1f}' for t in IOUS.tolist())})$" in FAMILY
 
 
-@pytest.mark.parametrize("text", [EXAMPLE, FAMILY, PAGES["metrics.md"]], ids=["4.5", "8.9", "metrics"])
+@pytest.mark.parametrize(
+    "text",
+    [EXAMPLE, FAMILY, PAGES["metrics.md"], PAGES["calibration.md"]],
+    ids=["4.5", "8.9", "metrics", "calibration"],
+)
 def test_the_session_prints_what_it_shows(text):
+    if text == PAGES["calibration.md"]:
+        pytest.importorskip("pycocotools")
     session = doctest.DocTestParser().get_doctest("\n".join(blocks("pycon", text)), {}, "example", None, None)
     assert len(session.examples) >= 8
     assert doctest.DocTestRunner().run(session).failed == 0
@@ -290,7 +296,8 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
     torch.manual_seed(0)
     code, lacking = blocks("python", PAGES[page]), set()
     for block in code:
-        needed = {name for name in FRAMEWORKS if name in block} | ({"pycocotools"} if page == "metrics.md" else set())
+        matching = {"pycocotools"} if page in ("metrics.md", "calibration.md") else set()
+        needed = {name for name in FRAMEWORKS if name in block} | matching
         absent = {name for name in needed if find_spec(name) is None}
         if "retinanet_resnet50_fpn(num_classes" in block:
             continue

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .lrp import is_number
 
-__all__ = ["Dataset", "read_dataset"]
+__all__ = ["Dataset", "read_dataset", "read_results"]
 
 Record = dict[str, Any]
 
@@ -35,15 +35,10 @@ def read_dataset(ground_truth: Any, detections: Any, iou_type: str) -> Dataset:
     for key in ("images", "annotations"):
         if key not in truth:
             raise ValueError(f"ground_truth: expected the key {key!r}, got {', '.join(map(repr, truth)) or 'none'}")
-    found = _load("detections", detections)
-    if isinstance(found, Mapping):
-        if "annotations" not in found:
-            raise ValueError("detections: expected a list of results or the key 'annotations', got a dict without it")
-        found = found["annotations"]
     shape = "bbox" if iou_type == "bbox" else "segmentation"
     images = _records("ground_truth['images']", truth["images"], ("id",))
     objects = _records("ground_truth['annotations']", truth["annotations"], ("image_id", "category_id", shape))
-    results = _records("detections", found, ("image_id", "category_id", shape, "score"))
+    results = read_results(detections, ("image_id", "category_id", shape))
     places = _number_images(images)
     for name, records in (("ground_truth['annotations']", objects), ("detections", results)):
         for i, record in enumerate(records):
@@ -61,8 +56,6 @@ def read_dataset(ground_truth: Any, detections: Any, iou_type: str) -> Dataset:
             record.setdefault("area", record["bbox"][2] * record["bbox"][3])
         if "area" in record:
             record["area"] = _number(f"ground_truth['annotations'][{i}]['area']", record["area"])
-    for i, record in enumerate(results):
-        record["score"] = _number(f"detections[{i}]['score']", record["score"])
     listed = truth.get("categories")
     if listed is None:
         listed = [{"id": category} for category in sorted({record["category_id"] for record in objects})]
@@ -70,6 +63,19 @@ def read_dataset(ground_truth: Any, detections: Any, iou_type: str) -> Dataset:
     for i, category in enumerate(categories):
         _check_id(f"ground_truth['categories'][{i}]['id']", category["id"])
     return Dataset(images, categories, objects, results)
+
+
+def read_results(detections: Any, keys: tuple[str, ...]) -> list[Record]:
+    """COCO results that have these keys and a score."""
+    found = _load("detections", detections)
+    if isinstance(found, Mapping):
+        if "annotations" not in found:
+            raise ValueError("detections: expected a list of results or the key 'annotations', got a dict without it")
+        found = found["annotations"]
+    results = _records("detections", found, (*keys, "score"))
+    for i, record in enumerate(results):
+        record["score"] = _number(f"detections[{i}]['score']", record["score"])
+    return results
 
 
 def _number_images(images: list[Record]) -> dict[Any, int]:

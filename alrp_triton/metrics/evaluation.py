@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ COCO_AREA_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
 )
 """COCO's ranges, in square pixels, including both bounds."""
 
-_EVERYTHING = (0.0, 1e10)
+EVERYTHING = (0.0, 1e10)
 # The same bits as in COCO: its 0.9 is one unit in the last place below 0.9.
 _COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _UNDEFINED = LRPResult(math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
@@ -70,13 +70,10 @@ def evaluate(
         TypeError, ValueError: an argument or a part of the data is wrong; the message says which.
     """
     thresholds, keys = _iou_thresholds(iou_thresholds, tau)
-    _check_settings(iou_type, max_detections)
+    check_settings(iou_type, max_detections)
     limits = _score_thresholds(score_threshold)
-    ranges = {"all": _EVERYTHING, **_checked_ranges(area_ranges)}
-    try:
-        from .matching import match
-    except ImportError as error:
-        raise ImportError("pycocotools is not installed: pip install 'alrp-triton[metrics]'") from error
+    ranges = {"all": EVERYTHING, **_checked_ranges(area_ranges)}
+    match = matcher()
     data = read_dataset(ground_truth, detections, iou_type)
     names = {category["id"]: str(category.get("name", category["id"])) for category in data.categories}
     found: dict[str, dict[int, ClassMetrics]] = {name: {} for name in ranges}
@@ -93,6 +90,15 @@ def evaluate(
         per_class=found["all"],
         by_area={area: Scores(**values) for area, values in means.items()},
     )
+
+
+def matcher() -> Callable[..., dict[tuple[int, str], Matches]]:
+    """:func:`alrp_triton.metrics.matching.match`, or an ``ImportError`` that names the extra."""
+    try:
+        from .matching import match
+    except ImportError as error:
+        raise ImportError("pycocotools is not installed: pip install 'alrp-triton[metrics]'") from error
+    return match
 
 
 def _class_metrics(
@@ -153,7 +159,7 @@ def _iou_thresholds(further: Iterable[float], tau: float) -> tuple[NDArray[np.fl
     return np.array(values), [round(float(value), 9) for value in values]
 
 
-def _check_settings(iou_type: str, max_detections: int) -> None:
+def check_settings(iou_type: str, max_detections: int) -> None:
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type: expected 'bbox' or 'segm', got {iou_type!r}")
     if isinstance(max_detections, bool) or not isinstance(max_detections, Integral):

@@ -1,0 +1,58 @@
+"""Tables of the command ``alrp-triton calibrate``: columns, and rows of text."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ..metrics.lrp import LRPResult, lrp, optimal_lrp
+from .fitting import calibration_error, matches_by_class, pool
+from .maps import Calibration
+
+if TYPE_CHECKING:
+    from ..metrics.matching import Matches
+
+__all__ = ["before_and_after", "by_class", "overall"]
+
+Table = tuple[list[str], list[list[str]]]
+_USUAL = 0.5
+
+
+def before_and_after(
+    ground_truth: Any, detections: Any, calibration: Calibration, **settings: Any
+) -> tuple[dict[int, Matches], dict[int, Matches]]:
+    """The matches of detections and of calibrated ones, by category id; settings as for :func:`.fit`."""
+    before = matches_by_class(ground_truth, detections, **settings)
+    return before, matches_by_class(ground_truth, calibration.apply(detections), **settings)
+
+
+def overall(before: dict[int, Matches], after: dict[int, Matches], iou: float) -> Table:
+    """ECE; number, precision and recall of the detections from 0.5 on; optimal LRP, as if there were one class."""
+    rows = []
+    for name, matches in (("before", before), ("after", after)):
+        found = pool(matches.values())
+        best, usual = _best(found, iou), lrp(*found, tau=iou, threshold=_USUAL)
+        kept = usual.num_true_positives + usual.num_false_positives
+        numbers = (calibration_error(found), 1 - usual.fp, 1 - usual.fn, best.lrp, best.threshold)
+        ece, *others = map(_text, numbers)
+        rows.append([name, str(len(found.scores)), ece, str(kept), *others])
+    above = f">= {_USUAL}"
+    return ["", "detections", "ECE", above, f"precision {above}", f"recall {above}", "oLRP", "its threshold"], rows
+
+
+def by_class(before: dict[int, Matches], after: dict[int, Matches], iou: float) -> Table:
+    rows = []
+    for category, found in before.items():
+        num_true = int(found.is_true_positive.sum())
+        counts = num_true, len(found.scores) - num_true
+        best = [_best(pool([one]), iou) for one in (found, after[category])]
+        rows.append([str(category), *map(str, counts), _text(best[0].lrp), *(_text(one.threshold) for one in best)])
+    return ["class", "true", "false", "oLRP", "threshold before", "after"], rows
+
+
+def _best(found: Any, iou: float) -> LRPResult:
+    return optimal_lrp(*found, tau=iou)
+
+
+def _text(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4g}"
