@@ -26,7 +26,7 @@ class Fault(NamedTuple):
     test: str = "tests/test_edge_cases.py"
 
 
-PASSES = "tests/kernels/test_passes.py"
+PASSES, GRID, TABLES = (f"tests/kernels/test_{name}.py" for name in ("passes", "grid", "tables"))
 FAULTS = {
     "mask of pass 1": Fault(
         "kernels/count.py",
@@ -43,11 +43,19 @@ FAULTS = {
     "mask of what is found": Fault(
         "kernels/find.py", "(slot < num_slots)", "(slot <= num_slots)", "find_kernel: out of bounds", PASSES
     ),
-    "a crowd that is not there": Fault(
-        "kernels/count.py",
-        "both - (count << _UNIT_BITS), mask=count > 0",
-        "both - (count << _UNIT_BITS)",
+    "mask of labels that neighbours share": Fault(
+        "kernels/lanes.py",
+        "within(begin, part, level.num_logits // WIDTH, BLOCK // WIDTH)",
+        "within(begin, part, level.num_logits // WIDTH + 1, BLOCK // WIDTH)",
         "count_kernel: out of bounds",
+        PASSES,
+    ),
+    "columns that are not there": Fault(
+        "kernels/count.py",
+        "tl.sum(units, axis=0), mask=inside",
+        "tl.sum(units, axis=0)",
+        "fold_kernel: out of bounds",
+        TABLES,
     ),
     "a barrier left out": Fault(
         # The compiler writes them, and so it would be the one to leave one out.
@@ -58,8 +66,8 @@ FAULTS = {
     ),
     "a race between programs": Fault(
         "kernels/count.py",
-        'tl.atomic_add(totals + bucket, count, mask=count > 0, sem="relaxed")',
-        "tl.store(totals + bucket, tl.load(totals + bucket) + count, mask=count > 0)",
+        'tl.atomic_add(table + bucket, count, mask=count > 0, sem="relaxed")',
+        "tl.store(table + bucket, tl.load(table + bucket) + count, mask=count > 0)",
         "count_kernel: race in global memory",
     ),
     "memory that is not set": Fault(
@@ -68,8 +76,14 @@ FAULTS = {
         "found = torch.empty(2, dtype=torch.int64, device=device)",
         "AssertionError",
     ),
+    "rounds that are not set": Fault(
+        "kernels/place.py", "tl.store(table.cells, tl.full([], 0, dtype))", "pass", "test_rounds_do_not_depend", GRID
+    ),
     "fixed point": Fault(
-        "kernels/count.py", "_ONE_MORE = tl.constexpr(1 << 50)", "_ONE_MORE = tl.constexpr(1 << 49)", "Error"
+        "kernels/count.py",
+        "_ONE_OF_TILE = tl.constexpr(50), tl.constexpr(1 << 50)",
+        "_ONE_OF_TILE = tl.constexpr(50), tl.constexpr(1 << 49)",
+        "AssertionError",
     ),
     "offsets of 32 bits": Fault(
         "kernels/lanes.py",
@@ -92,11 +106,21 @@ FAULTS = {
         "tests/test_waiting.py",
     ),
     "ends of ramps": Fault(
+        "kernels/search.py", "in_upper = score >= t3", "in_upper = score > t3", "AssertionError: score", GRID
+    ),
+    "ends of ramps with groups": Fault(
         "kernels/search.py",
         "reached = score >= tl.load(table.thresholds + bucket + (half - 1))",
         "reached = score > tl.load(table.thresholds + bucket + (half - 1))",
-        "AssertionError",
-        "tests/test_golden.py tests/test_family.py",
+        "AssertionError: totals",
+        PASSES,
+    ),
+    "ends of ramps in half precision": Fault(
+        "kernels/grid.py",
+        "value >= tl.load(thresholds + bucket + (step - 1))",
+        "value > tl.load(thresholds + bucket + (step - 1))",
+        "test_every_value_in_half_precision",
+        GRID,
     ),
     "a loop that never runs": Fault(
         "kernels/rank.py", "elif values is not None:", "else:", "CompilationError", "tests/kernels/test_placed.py"

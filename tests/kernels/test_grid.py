@@ -12,9 +12,11 @@ from alrp_triton.kernels.launch import on_device_of
 from alrp_triton.kernels.layout import Table
 from alrp_triton.kernels.search import find_bucket
 from dialect import INF
+from drawn import DELTA, place
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from virtual_gpu.harness import filled_memory
 
 FLOATS = {torch.float32: 32, torch.float64: 64}
 
@@ -113,6 +115,12 @@ def test_rounds_are_as_many_as_the_fullest_cell_needs() -> None:
     for in_one_cell, rounds in ((1, 0), (6, 0), (7, 1), (8, 2), (9, 2), (10, 3), (13, 3), (14, 4), (37, 5)):
         further = torch.linspace(1, 2, 100 - in_one_cell)
         assert rounds_of(check(torch.cat([torch.zeros(in_one_cell), further]), further)) == rounds, in_one_cell
+
+
+def test_rounds_do_not_depend_on_what_memory_has_held() -> None:
+    """Nine ends of ramps are in one cell, which six comparisons and two rounds tell apart."""
+    with filled_memory(1):
+        assert rounds_of(Table(*place(torch.zeros(9), DELTA).table)) == 2
 
 
 @settings(max_examples=30)

@@ -188,13 +188,16 @@ def test_any_label_of_a_logit_may_be_the_ignored_one(ignore_index):
 FAR = 2**30 - 4  # that a launch takes as 32 bits
 
 
-@pytest.mark.parametrize(("shape", "strides"), [((4, 4), (1, FAR)), ((2, 4, 2), (2, FAR, 1))])
-def test_offsets_beyond_32_bits(shape, strides):
-    """Labels and groups that lie a thousand million elements apart along the first axis or another, of which nothing
-    else is ever touched."""
+@pytest.mark.parametrize(
+    ("shape", "strides", "classes"),
+    [((4, 4), (1, FAR), ()), ((2, 4, 2), (2, FAR, 1), ()), ((2, 4, 2), (2, FAR, 1), (CLASSES,))],
+)
+def test_offsets_beyond_32_bits(shape, strides, classes):
+    """Labels and groups, of logits or of rows, that lie a thousand million elements apart along the first axis or
+    another, of which nothing else is ever touched."""
     far = [torch.from_numpy(np.zeros(3 * 2**30, np.int8)).as_strided(shape, strides) for _ in range(2)]
     draw = Draw(2)
-    levels = levels_of((draw.scores(*shape), *far))
+    levels = levels_of((draw.scores(*shape, *classes), *far))
     far[0].copy_(draw.flags(*shape)), far[1].copy_(draw.groups(*shape) % 2)
     # To note who touched each of so many elements would take too much memory.
     device = Device(COMPILED_FOR, check=False) if COMPILED_FOR else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from alrp_triton.kernels import count as kernel
+from alrp_triton.kernels.launch import code, constant
 from drawn import BY_TORCH, DELTA, LINEAR, levels_of, place, same_numbers
 from torch import Tensor
 
@@ -72,6 +73,22 @@ def test_all_in_one_bucket(score: float) -> None:
 def test_in_one_bucket_of_which_every_tile_has_another_score() -> None:
     """So each logit is added by itself; table and word are as full as they can be."""
     check(negatives(torch.full((2 * MANY,), 5.0).index_fill(0, torch.arange(0, 2 * MANY, 64), -5.0)))
+
+
+def test_offsets_are_rounded_not_cut_off() -> None:
+    """Just above where a ramp begins offsets have digits below a unit."""
+    check(negatives(POSITIVES[0] - DELTA + scores(2**16).abs() / 4096))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_more_tables_than_a_program_adds(packed: bool) -> None:
+    """Several programs add to the same totals."""
+    words = torch.randint(-(2**56), 2**56, (70, 20 if packed else 40), generator=torch.Generator().manual_seed(0))
+    totals = torch.ones(2, 20, dtype=torch.int64)
+    kernel.fold(kernel.Tables(words, code(words.shape[1]), code(20), constant(packed)), len(words), totals, 6)
+    if packed:
+        words = torch.cat([words >> 47 & 2**17 - 1, (words & 2**47 - 1) << 6], dim=1)
+    same_numbers("totals", totals, words.sum(0).view(2, 20) + 1)
 
 
 def test_levels_have_the_bits_of_one_tensor() -> None:
