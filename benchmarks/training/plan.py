@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from .contenders import CONTENDERS
 from .run import METRICS, Run
 
 Record = dict[str, Any]
@@ -79,7 +80,8 @@ class Plan:
 
     def search(self, contender: str) -> list[Run]:
         """The runs that choose a learning rate."""
-        return [Run(contender, rate, self.seeds[0], self.length_of_search) for rate in self.rates]
+        searched = CONTENDERS[contender].rate_of or contender
+        return [Run(searched, rate, self.seeds[0], self.length_of_search) for rate in self.rates]
 
     def learning_rate(self, contender: str) -> float | None:
         """The chosen learning rate; None as long as a run is missing."""
@@ -111,6 +113,7 @@ class Plan:
     def number(self) -> int:
         """How many runs are missing, those included that wait for a learning rate."""
         waiting = sum(self.learning_rate(contender) is None for contender in self.contenders)
-        # One run of a search is a run of the first seed, too.
-        each = len(self.seeds) * len(self.lengths) - 1
-        return len(self.missing()) + waiting * each
+        # One run of a search is a run of the first seed, too, but of the loss that is searched.
+        each = len(self.seeds) * len(self.lengths)
+        own = sum(CONTENDERS[name].rate_of is None and self.learning_rate(name) is None for name in self.contenders)
+        return len(self.missing()) + waiting * each - own

@@ -116,7 +116,7 @@ class Experiment:
         optimizer = torch.optim.AdamW(groups, run.learning_rate, weight_decay=1e-4)
         rates = [group["lr"] for group in groups]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, iterations + 1, pct_start=_WARM_UP)
-        balances = [part for part in criterion.modules() if isinstance(part, SelfBalance)]
+        balances = [part for part in criterion.modules() if isinstance(part, SelfBalance) and part.period is None]
         generator = torch.Generator().manual_seed(run.seed)
         history: dict[str, list[float]] = {"iteration": [], "cls": [], "loc": []}
         order: list[int] = []

@@ -89,7 +89,7 @@ def _classes(plan: Plan, split: str) -> Table:
 
 def _rates(plan: Plan) -> Table:
     rows = []
-    for name in plan.contenders:
+    for name in (name for name in plan.contenders if CONTENDERS[name].rate_of is None):
         records = [plan.store.records.get(run) for run in plan.search(name)]
         cells = ["" if record is None else f"{100 * record['val'][SELECTED_BY]:.1f}" for record in records]
         if any(cells):
