@@ -17,6 +17,7 @@ from dialect.interpreters import start_python
 
 import alrp_triton
 from alrp_triton import cli, info, verify
+from alrp_triton.cli import verifying
 from alrp_triton.engine.passes import numba_installed
 
 AUTO = "numba" if numba_installed() else "torch"
@@ -172,7 +173,7 @@ def test_without_triton() -> None:
 
 
 def test_verify_without_triton(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli, "triton_installed", lambda: False)
+    monkeypatch.setattr(verifying, "triton_installed", lambda: False)
     monkeypatch.setattr("alrp_triton.engine.passes.triton_installed", lambda: False)
     monkeypatch.setattr(verify, "plan", _without_cases(verify.plan))
     assert cli.main(["verify", "--device", "cpu"]) == 0
@@ -210,7 +211,7 @@ def test_the_same_words_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_progress_goes_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = iter([verify.Row("a", "torch", "cpu"), verify.Row("b", "torch", "cpu")])
-    assert [row.case for row in cli._with_progress(rows, 2)] == ["a", "b"]
+    assert [row.case for row in verifying._with_progress(rows, 2)] == ["a", "b"]
     assert capsys.readouterr().out == ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Iterator
@@ -406,7 +407,7 @@ def test_processes(folder: Path, tmp_path: Path) -> None:
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else True)
     assert cli.main(["compare"]) == 1
     assert capsys.readouterr().err == "alrp-triton compare: matplotlib not found: pip install 'alrp-triton[compare]'\n"
 
