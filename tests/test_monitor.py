@@ -164,6 +164,15 @@ def test_a_better_order_of_boxes_correlates_more(backend: str) -> None:
         assert stats_of(criterion, case._replace(loc_errors=1 - case.loc_errors))["score_loc_correlation"] == -1
 
 
+@by_backend
+def test_of_errors_in_half_precision_that_are_not_contiguous(backend: str) -> None:
+    case = random_case(90, 9)
+    errors = case.loc_errors.bfloat16()[:, None].repeat(1, 2)[:, 0]
+    criterion = ALRPLoss(box_error=lambda *_: errors, backend=backend, monitor=True)
+    expected = spearman(case.logits[case.labels == 1].tolist(), (-errors).tolist())
+    assert_stats(stats_of(criterion, case), {"score_loc_correlation": expected})
+
+
 @pytest.mark.thinned(2 if KERNELS else 3)
 @by_criterion
 @by_backend

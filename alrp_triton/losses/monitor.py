@@ -57,20 +57,20 @@ def statistics(found: Ranked, cls: Tensor, better: int = 0, **parts: Tensor | fl
         better: 1 if the first value of a positive is larger for a better box, -1 if it is smaller, 0 if there is none.
         parts: further statistics by name.
     """
-    num_positives, like = found.num_false_positives.shape[0], found.precision
+    num_positives = found.num_false_positives.shape[0]
     # In front what is shown without positives.
-    ordered = torch.cat([like.new_zeros(1), found.num_false_positives.sort().values])
+    ordered = torch.cat([found.precision.new_zeros(1), found.num_false_positives.sort().values])
     ranks = {
         # The smallest number that so many tenths of the positives do not exceed.
         **{f"num_false_positives_p{n}0": ordered[(num_positives * n + 9) // 10] for n in (1, 5, 9)},
-        "share_solved": (found.num_false_positives == 0).sum() / max(num_positives, 1),
+        "share_solved": (found.num_false_positives == 0).double().sum() / max(num_positives, 1),
         "precision": found.precision,
     }
     if better:
         ranks["score_loc_correlation"] = better * rank_correlation(found.scores, found.values[0])
-    everything: dict[str, Tensor | float] = {"num_positives": num_positives}
-    # A comparison hides a NaN.
-    everything |= {name: value + 0 * found.precision for name, value in ranks.items()} | {"cls": cls} | parts
+    # Comparisons hide a NaN.
+    numbers = torch.stack([*ranks.values()]) + 0 * found.precision
+    everything = {"num_positives": num_positives, **dict(zip(ranks, numbers.unbind())), "cls": cls, **parts}
     return {
         name: value.to(cls.dtype, copy=True) if isinstance(value, Tensor) else cls.new_full((), value)
         for name, value in everything.items()
@@ -81,13 +81,15 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Spearman's correlation, a float64 scalar: equal values share the mean of their ranks. 0 for fewer than two, or
     if all of either are equal."""
     x, y = (_mean_ranks(values) for values in (first, second))
-    covariance, *variances = (total(product) for product in (x * y, x * x, y * y))
-    scale = (variances[0] * variances[1]).sqrt()
+    covariance, variance_x, variance_y = torch.stack([x * y, x * x, y * y]).sum(1)
+    scale = (variance_x * variance_y).sqrt()
     return torch.where(scale > 0, (covariance / scale).clamp(-1, 1), 0.0)
 
 
 def _mean_ranks(values: Tensor) -> Tensor:
-    """Twice the rank of each, from the middle of all: whole numbers, so that sums of few products are exact."""
+    """Twice the rank of each, from the middle of all: whole numbers, whose products add up exactly in any order, unless
+    there are 200,000."""
+    values = values.contiguous()
     ordered = values.sort().values
     below = torch.searchsorted(ordered, values) + torch.searchsorted(ordered, values, right=True)
     return (below - values.shape[0]).double()
