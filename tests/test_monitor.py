@@ -164,6 +164,7 @@ def test_a_better_order_of_boxes_correlates_more(backend: str) -> None:
         assert stats_of(criterion, case._replace(loc_errors=1 - case.loc_errors))["score_loc_correlation"] == -1
 
 
+@pytest.mark.filterwarnings("error")
 @by_backend
 def test_of_errors_in_half_precision_that_are_not_contiguous(backend: str) -> None:
     case = random_case(90, 9)
