@@ -203,6 +203,7 @@ class ScoreLoss(Criterion):
     """A loss of scores and labels as a module; its settings are arguments of the function."""
 
     function: Callable[..., Loss]
+    """The loss before its scalar is taken, such as what :func:`score_loss` returns."""
 
     @outside_graphs
     def forward(
