@@ -53,7 +53,7 @@ PYTEST = $(RUN) -m pytest -n $(PYTEST_JOBS) --dist loadgroup $(QUICK)
 test_files = $(addprefix tests/test_,$(addsuffix .py,$(1)))
 INTERPRETED_TESTS := tests/kernels/test_passes.py $(call test_files,golden figure1)
 COMPILED_TESTS := tests/kernels \
-	$(call test_files,golden figure1 edge_cases layouts groups groups_layouts determinism fuzz waiting verify_kernels balance warm_up)
+	$(call test_files,golden figure1 edge_cases layouts groups groups_layouts determinism fuzz waiting monitor verify_kernels balance warm_up)
 KERNEL_TESTS := $(COMPILED_TESTS) $(call test_files,theorems family calls framework framework_mistakes pair_functions \
 	rank_sort rank_sort_module boxes module modes_functional modes_operators group group_training)
 TARGET ?= 90

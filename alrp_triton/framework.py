@@ -25,8 +25,9 @@ from torch import Tensor
 
 from . import reference
 from .engine import Evaluated, PairFunction, Ranking, Statistics, check_inputs
-from .engine.processes import among_processes
-from .losses.framework import Criterion, Definition, Exact, evaluate
+from .engine.processes import among_processes, outside_graphs
+from .losses.framework import Criterion, Definition, Exact, Loss, evaluate
+from .losses.monitor import statistics
 
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
@@ -37,7 +38,6 @@ Formula = Callable[..., Tensor]
 """``formula(ranking, **extras) -> [P]``, with a :class:`Statistics` and float64 extras ``[P]``."""
 
 
-@among_processes
 def ranking_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
@@ -87,17 +87,51 @@ def ranking_loss(
         TypeError, ValueError, RuntimeError: see :func:`alrp_triton.alrp_loss`; and if a formula does not return ``[P]``
             numbers.
     """
+    return _rank(
+        logits,
+        labels,
+        error,
+        target=target,
+        normaliser=normaliser,
+        extras=extras,
+        num_positives=num_positives,
+        delta=delta,
+        eps=eps,
+        smoothing=smoothing,
+        distribution=distribution,
+        groups=groups,
+        ignore_index=ignore_index,
+        backend=backend,
+        process_group=process_group,
+    ).scalars[0]
+
+
+@among_processes
+def _rank(
+    logits: Any,
+    labels: Any,
+    error: Formula,
+    *,
+    target: Formula | None,
+    normaliser: Callable[[Statistics], Tensor | float] | None,
+    extras: Mapping[str, Tensor] | None,
+    num_positives: int | None,
+    delta: float,
+    eps: float,
+    smoothing: PairFunction | None,
+    distribution: PairFunction | None,
+    backend: str,
+    **further: Any,
+) -> Loss:
     extras = dict(extras or {})
     levels = check_inputs(
         logits,
         labels,
         delta=delta,
-        ignore_index=ignore_index,
-        groups=groups,
         per_positive=extras,
         num_positives=num_positives,
         eps=eps,
-        process_group=process_group,
+        **further,
     )
     _check_functions(error=error, target=target, normaliser=normaliser, smoothing=smoothing, distribution=distribution)
     formulas = {"error": error, "target": target, "normaliser": normaliser}
@@ -112,9 +146,11 @@ def ranking_loss(
         **pairs,
     )
     num_positives = _count(extras, num_positives)
-    value = evaluate(definition, levels, extras, num_positives, delta=delta, backend=backend).scalars[0]
+    loss = evaluate(definition, levels, extras, num_positives, delta=delta, backend=backend)
+    value = loss.scalars[0]
     # The derivative with respect to extras that l(i) does not use is 0.
-    return value + sum(given[:0].sum().to(value.dtype) for given in extras.values() if given.requires_grad)
+    value = value + sum(given[:0].sum().to(value.dtype) for given in extras.values() if given.requires_grad)
+    return loss._replace(scalars=(value, value))
 
 
 def _evaluate(
@@ -151,6 +187,7 @@ class RankingLoss(Criterion):
     Args:
         error, target, normaliser, delta, eps, smoothing, distribution, ignore_index, backend, process_group: see
             :func:`ranking_loss`.
+        monitor: see :attr:`stats`.
     """
 
     takes_boxes = False  # forward takes num_positives instead of boxes and returns one scalar
@@ -168,6 +205,7 @@ class RankingLoss(Criterion):
         ignore_index: int = -1,
         backend: str = "auto",
         process_group: ProcessGroup | bool | None = None,
+        monitor: bool = False,
     ) -> None:
         _check_functions(
             error=error, target=target, normaliser=normaliser, smoothing=smoothing, distribution=distribution
@@ -183,8 +221,10 @@ class RankingLoss(Criterion):
             ignore_index=ignore_index,
             backend=backend,
             process_group=process_group,
+            monitor=monitor,
         )
 
+    @outside_graphs
     def forward(
         self,
         logits: Tensor | Sequence[Tensor],
@@ -194,11 +234,15 @@ class RankingLoss(Criterion):
         **extras: Tensor,
     ) -> Tensor:
         """The loss of one batch, a scalar; arguments as :func:`ranking_loss` takes them, extras by their names."""
-        return ranking_loss(logits, labels, extras=extras, num_positives=num_positives, groups=groups, **self.settings)
+        loss = _rank(logits, labels, extras=extras, num_positives=num_positives, groups=groups, **self.settings)
+        if self.monitor:
+            self.stats = statistics(loss.ranked(), loss.scalars[0])
+        return loss.scalars[0]
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them."""
         shown = [f"{name}={getattr(value, '__name__', repr(value))}" for name, value in self.settings.items()]
+        shown += ["monitor=True"] if self.monitor else []
         return ", ".join(text for text in shown if not text.endswith("=None"))
 
 

@@ -3,7 +3,9 @@
 import copy
 import io
 import pickle
+import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,16 @@ from torch import nn
 
 from alrp_triton import ALRPLossOutput, SelfBalance
 from alrp_triton.framework import RankingLoss
+
+
+def monitored(*names):
+    """These functions and classes as docs/monitoring.md shows them."""
+    page = (Path(__file__).parents[1] / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    found = {"torch": torch}
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        if any(re.search(rf"^(def|class) {name}\(", block, re.MULTILINE) for name in ("numbers_of", *names)):
+            exec(block.partition("\nassert ")[0], found)
+    return [found[name] for name in names]
 
 
 class Recorder(nn.Module):

@@ -18,6 +18,7 @@ from adapters import (
     assert_trained,
     by_batch_or_image,
     heard,
+    monitored,
     of_either_kind,
     own_loss,
 )
@@ -189,6 +190,18 @@ def test_the_config_is_read():
     rank_sort = build(LOSS="rank_sort", BOX_ERROR="diou").criterion
     assert (rank_sort.delta, rank_sort.box_error) == (RankSortLoss().delta, "diou")
     assert build(LOSS="ndcg", DELTA=0.3).criterion.delta == build(LOSS="ap", DELTA=0.3).criterion.delta == 0.3
+
+
+@every_loss
+def test_the_config_turns_statistics_on(name):
+    (numbers_of,) = monitored("numbers_of")
+    model, silent = build(LOSS=name, MONITOR=True), build(LOSS=name)
+    losses, expected = losses_of(model, batch()), losses_of(silent, batch())
+    assert losses == expected
+    numbers = numbers_of(model)
+    assert numbers["criterion/num_positives"] > 0
+    assert numbers["criterion/cls"] == losses["loss_cls"].item()
+    assert numbers_of(silent) == {}
 
 
 def test_mistakes_are_named():

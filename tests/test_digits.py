@@ -119,7 +119,7 @@ def test_the_script_trains_reports_and_fails_below_the_required_precision(tmp_pa
 
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {"AP", "AP50", "AP75", "training_seconds", "iterations"} <= metrics.keys()
-    for name in ("cls", "loc", "weight"):
+    for name in ("cls", "loc", "share_solved", "precision", "weight"):
         assert len(metrics["history"][name]) == 8
         assert np.isfinite(metrics["history"][name]).all()
     assert (tmp_path / "out" / "detections.png").stat().st_size > 10_000
@@ -149,10 +149,12 @@ def test_every_loss_trains(loss, tmp_path):
     assert train.main([*arguments, "--loss", loss, "--output", str(tmp_path)]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["loss"] == loss
-    assert set(metrics["history"]) == {"cls", "loc"}
-    for values in metrics["history"].values():
+    history = metrics["history"]
+    assert set(history) == {"cls", "loc", "share_solved", "precision", *(["weight"] if loss == "rank-sort" else [])}
+    for name, values in history.items():
         assert np.isfinite(values).all()
-        assert np.all(np.array(values) > 0)
+        assert np.all(np.array(values) > (-1 if name == "share_solved" else 0))
+    assert np.all(np.array(history["precision"]) < 1)
     assert (tmp_path / "detections.png").stat().st_size > 10_000
 
 

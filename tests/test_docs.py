@@ -33,7 +33,8 @@ from alrp_triton.reference import difference, ramp
 
 ROOT = Path(__file__).parent.parent
 # What code blocks may need besides the package.
-FRAMEWORKS = ("torchvision", "torchmetrics", "mmdet", "transformers", "detectron2", "ultralytics", "effdet")
+FRAMEWORKS = ("torchvision", "torchmetrics", "mmdet", "mmengine", "transformers", "detectron2", "ultralytics", "effdet")
+FRAMEWORKS += ("tensorboard", "lightning")
 TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [*TOP, *(ROOT / "docs").glob("*.md")]}
 TEXT = PAGES["mathematics.md"]

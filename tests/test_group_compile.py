@@ -65,9 +65,10 @@ def run_small(module: Any, given: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.thinned(3)
+@pytest.mark.parametrize("monitor", [False, True])
 @pytest.mark.parametrize("criterion", [ALRPLoss, RankSortLoss, APLoss])
-def test_compiled_the_loss_stays_outside_of_the_graph(pool, criterion):
-    for found in pool.run(compiled, criterion(process_group=True), False):
+def test_compiled_the_loss_stays_outside_of_the_graph(pool, criterion, monitor):
+    for found in pool.run(compiled, criterion(process_group=True, monitor=monitor), False):
         assert found["same"] == [True] * (2 if criterion is APLoss else 3) * 5
         # One before the loss and one after it, which are made once more when the way around the loss is known; then
         # nothing is compiled anew, whatever the number of positives.

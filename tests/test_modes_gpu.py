@@ -10,6 +10,7 @@ import pytest
 import torch
 from dialect import (
     CLASSES,
+    MODULES,
     Criterion,
     Detector,
     assert_close,
@@ -114,6 +115,22 @@ def test_a_step_waits_for_nothing(num_pos, images, backend, member):
     assert_same_tensors(found, expected)
     on_cpu = run(Criterion(member, backend="torch"), make_inputs(num_pos, images=images, device="cpu"))
     assert_near(found, on_cpu)
+
+
+@by_backend
+@pytest.mark.parametrize("member", MODULES)
+def test_a_monitored_step_waits_for_nothing(member, backend):
+    criterion = Criterion(member, backend=backend, monitor=True).cuda()
+    inputs = make_inputs()
+    run(criterion, inputs)
+    with not_waiting():
+        run(criterion, inputs)
+    on_cpu = Criterion(member, backend="torch", monitor=True)
+    for _ in range(2):
+        run(on_cpu, make_inputs(device="cpu"))
+    found, expected = criterion.module.stats, on_cpu.module.stats
+    assert all(value.is_cuda for value in found.values())
+    assert_near(list(found.values()), list(expected.values()))
 
 
 @pytest.mark.parametrize("member", ["alrp_loss", "ap_loss", "ndcg_loss", "ranking_loss"])

@@ -15,6 +15,7 @@ from adapters import (
     by_batch_or_image,
     every_copy,
     heard,
+    monitored,
     one_process,
     weigh,
 )
@@ -166,6 +167,22 @@ def test_inference_is_unchanged(case):
     images, _ = batch_for(case.name)
     plain, model = (spread(BUILDERS[case.name]()).eval() for _ in range(2))
     assert same(case.use(model)(images), plain(images)) == ("centerness" not in case.options)
+
+
+@every_detector
+def test_statistics_of_every_stage_are_found(name):
+    (numbers_of,) = monitored("numbers_of")
+    model = use_alrp(BUILDERS[name]())
+    stages = ("rpn", "roi_heads") if name == "faster_rcnn" else ("head",)
+    for stage in stages:
+        model.get_submodule(stage).ranking_criterion.monitor = True
+    assert numbers_of(model) == {}
+    model(*batch_for(name))
+    numbers = numbers_of(model)
+    for stage in stages:
+        assert numbers[f"{stage}.ranking_criterion/num_positives"] > 0
+        assert numbers[f"{stage}.ranking_criterion/weight"] == 50
+    assert len(numbers) == 10 * len(stages)
 
 
 @every_detector

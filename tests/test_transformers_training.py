@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("scipy")
 
 import transformers
-from adapters import one_process
+from adapters import monitored, one_process
 from detr import LAYERS, batch, build, every_member, every_model, layers_of, run, terms_of, weights_of
 from torch import nn
 
@@ -166,6 +166,31 @@ def test_trainer_with_callback_and_resume(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))  # after the second epoch of three steps
     for (name, got), want in zip(resumed.model.state_dict().items(), whole.model.state_dict().values()):
         torch.testing.assert_close(got, want, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_trainer_logs_statistics(tmp_path):
+    pytest.importorskip("accelerate", reason="Trainer needs it")
+    keep, trainer_class = monitored("StatisticsCallback", "StatisticsTrainer")
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        **{"num_train_epochs": 1, "per_device_train_batch_size": 2, "use_cpu": True, "remove_unused_columns": False},
+        **{"save_strategy": "no", "logging_steps": 1, "report_to": [], "disable_tqdm": True},
+    )
+    callback = keep()
+    model = use_loss(build("DabDetr"), ALRPLoss(monitor=True))
+    trainer = trainer_class(
+        model=model, args=arguments, train_dataset=Scenes(), data_collator=collate, callbacks=[callback]
+    )
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [entry["step"] for entry in callback.history[:3]] == [1, 2, 3]
+    for entry, kept in zip(logged, callback.history):
+        for layer, criterion in enumerate(model.loss_function.criteria):
+            prefix = f"_loss_function.criteria.{layer}/"
+            names = {name for name in kept if name.startswith(prefix)}
+            assert {name.removeprefix(prefix) for name in names} == set(criterion.stats)
+            assert all(entry[name] == kept[name] for name in names)
+            assert kept[f"{prefix}num_positives"] > 0
 
 
 def test_the_callback_leaves_fixed_periods_alone():

@@ -10,11 +10,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from dialect import KERNELS, Detector, assert_same_bits, by_criterion, engine_backends, make_batch, step
+from dialect import KERNELS, MODULES, Detector, assert_same_bits, by_criterion, engine_backends, make_batch, step
 from torch import Tensor
 from virtual_gpu.harness import as_on_a_gpu
 
-from alrp_triton import ap_loss
+from alrp_triton import APLoss
 from alrp_triton.engine import passes
 from alrp_triton.engine.inputs import Levels
 from alrp_triton.engine.passes import eager, find
@@ -90,13 +90,32 @@ def test_a_step_waits_for_nothing(backend: str, member: str, num_pos: int, image
     assert not found
 
 
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("images", [0, 3])
+@pytest.mark.parametrize("num_pos", [5, 1, 0])
+@pytest.mark.parametrize("member", MODULES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_monitored_step_waits_for_nothing(backend: str, member: str, num_pos: int, images: int) -> None:
+    model, batch = Detector(member, backend=backend, monitor=True), make_batch(num_pos=num_pos, images=images)
+    with as_on_a_gpu(), contextlib.nullcontext() if KERNELS else patch.object(passes, "_TRITON_INSTALLED", False):
+        step(model, batch)
+        with waiting() as found:
+            step(model, batch)
+            ap = APLoss(backend=backend, monitor=True)
+            ap(torch.randn(40), torch.arange(40) % 4, num_positives=10)
+    assert not found
+    assert ap.stats["num_positives"] == 10
+    assert model.criterion.module.stats["num_positives"] == num_pos
+
+
 @pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "pairwise"])
 def test_more_positives_than_are_compared(backend: str) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2 * MOST_COMPARED + 20, generator=generator).requires_grad_()
     labels = torch.arange(len(logits)) % 2
     with as_on_a_gpu(), waiting() as found:
-        ap_loss(logits, labels, num_positives=MOST_COMPARED + 10, backend=backend).backward()
+        criterion = APLoss(backend=backend, monitor=True)
+        criterion(logits, labels, num_positives=MOST_COMPARED + 10).backward()
     assert not found
 
 

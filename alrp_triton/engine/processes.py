@@ -142,7 +142,7 @@ def outside_graphs(function: Callable[_Arguments, _Result]) -> Callable[_Argumen
     @wraps(function)
     def call_outside_graphs(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         holder = args[0] if args else None
-        group = holder.process_group if isinstance(holder, nn.Module) else kwargs.get("process_group")
+        group = getattr(holder, "process_group", None) if isinstance(holder, nn.Module) else kwargs.get("process_group")
         if group is None or not torch.compiler.is_compiling():
             return function(*args, **kwargs)
         if function not in _eager:

@@ -52,6 +52,7 @@ def add_alrp_config(cfg: Any) -> None:
     | ``SELF_BALANCE_INIT`` | 50.0 | aLRP: weight of the boxes in the first period |
     | ``SELF_BALANCE_PERIOD`` | 7330 | aLRP: iterations in a period; the default is an epoch of COCO, 16 images each |
     | ``PER_IMAGE`` | ``False`` | one ranking for each image instead of one for the batch |
+    | ``MONITOR`` | ``False`` | whether ``model.criterion.stats`` has statistics of the last ranking |
     """
     cfg.MODEL.ALRP = CfgNode()
     cfg.MODEL.ALRP.LOSS = "alrp"
@@ -61,6 +62,7 @@ def add_alrp_config(cfg: Any) -> None:
     cfg.MODEL.ALRP.SELF_BALANCE_INIT = 50.0
     cfg.MODEL.ALRP.SELF_BALANCE_PERIOD = 7330
     cfg.MODEL.ALRP.PER_IMAGE = False
+    cfg.MODEL.ALRP.MONITOR = False
 
 
 @META_ARCH_REGISTRY.register()  # type: ignore[misc,unused-ignore]
@@ -141,7 +143,7 @@ class ALRPRetinaNet(RetinaNet):  # type: ignore[misc,unused-ignore]
 
 
 def _criterion(settings: Any) -> nn.Module:
-    options = {} if settings.DELTA is None else {"delta": settings.DELTA}
+    options = {"monitor": settings.MONITOR, **({} if settings.DELTA is None else {"delta": settings.DELTA})}
     if settings.LOSS == "alrp":
         balance = SelfBalance(settings.SELF_BALANCE_INIT, period=settings.SELF_BALANCE_PERIOD)
         return ALRPLoss(tau=settings.TAU, box_error=settings.BOX_ERROR, self_balance=balance, **options)

@@ -18,7 +18,8 @@ from .. import reference
 from ..boxes import BoxError, box_error, check_box_error
 from ..engine import Evaluated, Ranking, Statistics, check_inputs
 from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
-from .framework import Criterion, Definition, Exact, evaluate
+from .framework import Criterion, Definition, Exact, Loss, evaluate
+from .monitor import statistics
 from .self_balance import SelfBalance
 
 if TYPE_CHECKING:  # not everywhere there
@@ -142,6 +143,22 @@ def alrp_loss(
         RuntimeError: if differentiated twice with respect to the logits; within ``torch.func.vmap``, ``grad`` and
             similar transforms, and in forward-mode differentiation, saying what to use instead.
     """
+    loss = _alrp(logits, labels, loc_errors, delta, eps, loc_ranking, groups, ignore_index, backend, process_group)
+    return ALRPLossOutput(*loss.scalars, loss.rank)
+
+
+def _alrp(
+    logits: Tensor | Sequence[Tensor],
+    labels: Tensor | Sequence[Tensor],
+    loc_errors: Tensor,
+    delta: float,
+    eps: float,
+    loc_ranking: str,
+    groups: Tensor | Sequence[Tensor] | None,
+    ignore_index: int,
+    backend: str,
+    process_group: Any,
+) -> Loss:
     levels = check_inputs(
         logits,
         labels,
@@ -160,8 +177,8 @@ def alrp_loss(
         eps,
         in_kernels=f"alrp_{loc_ranking}",
     )
-    loss = evaluate(definition, levels, {"loc_errors": loc_errors}, loc_errors.shape[0], delta=delta, backend=backend)
-    return ALRPLossOutput(*loss.scalars, loss.rank)
+    values = {"loc_errors": loc_errors}
+    return evaluate(definition, levels, values, loc_errors.shape[0], delta=delta, backend=backend)
 
 
 class ALRPLoss(Criterion):
@@ -177,6 +194,7 @@ class ALRPLoss(Criterion):
             default a new ``SelfBalance()``; call its ``step_epoch()`` after each epoch.
         eps, loc_ranking, ignore_index, backend, process_group: see :func:`alrp_loss`. With ``process_group`` the
             self-balancing weight is common to all its processes.
+        monitor: see :attr:`stats`.
 
     Raises:
         TypeError, ValueError: naming the argument; wrong values of those of :func:`alrp_loss` raise in ``forward``.
@@ -196,6 +214,7 @@ class ALRPLoss(Criterion):
         ignore_index: int = -1,
         backend: str = "auto",
         process_group: ProcessGroup | bool | None = None,
+        monitor: bool = False,
     ) -> None:
         if self_balance is _NEW:
             self_balance = SelfBalance()
@@ -216,6 +235,7 @@ class ALRPLoss(Criterion):
             ignore_index=ignore_index,
             backend=backend,
             process_group=process_group,
+            monitor=monitor,
         )
 
     @outside_graphs
@@ -237,23 +257,18 @@ class ALRPLoss(Criterion):
         Returns:
             ``ALRPLossOutput``; ``loc`` is multiplied by the self-balancing weight. Train on ``cls + loc``.
         """
-        with telling_failure(processes_of(self.process_group)):
+        processes, balance = processes_of(self.process_group), self.self_balance
+        with telling_failure(processes):
             errors = box_error(pred_boxes, target_boxes, self.box_error, self.tau)
-        cls, loc, rank = alrp_loss(
-            logits,
-            labels,
-            errors,
-            delta=self.delta,
-            eps=self.eps,
-            loc_ranking=self.loc_ranking,
-            groups=groups,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-            process_group=self.process_group,
-        )
-        if isinstance(self.self_balance, SelfBalance):
-            # Another process may have positives; if none has, there is no ratio to count.
-            loc = loc * self.self_balance(cls, loc, errors.shape[0] > 0 or self.process_group is not None)
-        elif self.self_balance is not None:
-            loc = loc * self.self_balance
-        return ALRPLossOutput(cls, loc, rank)
+            settings = self.delta, self.eps, self.loc_ranking, groups, self.ignore_index, self.backend, processes
+            loss = _alrp(logits, labels, errors, *settings)
+        cls, loc = loss.scalars
+        # Another process may have positives; if none has, there is no ratio to count.
+        has_positives = errors.shape[0] > 0 or processes is not None
+        weight = balance(cls, loc, has_positives) if isinstance(balance, SelfBalance) else balance
+        if weight is not None:
+            loc = loc * weight
+        if self.monitor:
+            found = loss.ranked()
+            self.stats = statistics(found, cls, better=-1, loc=loc, weight=1.0 if weight is None else weight)
+        return ALRPLossOutput(cls, loc, loss.rank)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import reference
 from ..engine import Evaluated, Ranking, Statistics
-from .framework import Definition, Exact, ScoreLoss, score_loss
+from .framework import Definition, Exact, Loss, ScoreLoss, score_loss
 
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
@@ -51,6 +51,12 @@ _DEFINITIONS = {
 }
 
 
+def _ap(logits: Any, labels: Any, *, interpolated: bool, **arguments: Any) -> Loss:
+    if not isinstance(interpolated, bool):
+        raise TypeError(f"interpolated: expected a bool, got {type(interpolated).__name__}")
+    return score_loss(logits, labels, _DEFINITIONS[interpolated], **arguments)
+
+
 def ap_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
@@ -83,20 +89,17 @@ def ap_loss(
     Raises:
         TypeError, ValueError, RuntimeError: see :func:`alrp_loss`.
     """
-    if not isinstance(interpolated, bool):
-        raise TypeError(f"interpolated: expected a bool, got {type(interpolated).__name__}")
-
-    return score_loss(
+    return _ap(
         logits,
         labels,
-        _DEFINITIONS[interpolated],
+        interpolated=interpolated,
         delta=delta,
         num_positives=num_positives,
         groups=groups,
         ignore_index=ignore_index,
         backend=backend,
         process_group=process_group,
-    )
+    ).scalars[0]
 
 
 class APLoss(ScoreLoss):
@@ -104,9 +107,10 @@ class APLoss(ScoreLoss):
 
     Args:
         delta, interpolated, ignore_index, backend, process_group: see :func:`ap_loss`.
+        monitor: see :attr:`stats`.
     """
 
-    function = ap_loss
+    function = _ap
 
     def __init__(
         self,
@@ -116,6 +120,7 @@ class APLoss(ScoreLoss):
         ignore_index: int = -1,
         backend: str = "auto",
         process_group: ProcessGroup | bool | None = None,
+        monitor: bool = False,
     ) -> None:
         super().__init__(
             delta=delta,
@@ -123,4 +128,5 @@ class APLoss(ScoreLoss):
             ignore_index=ignore_index,
             backend=backend,
             process_group=process_group,
+            monitor=monitor,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from ..engine import Counted, Evaluated, Levels, PairFunction, Ranking, attach_whole, check_inputs, passes
 from ..engine.labels import flatten_levels
 from ..engine.passes.find import raise_on_mistakes
-from ..engine.processes import among_processes
+from ..engine.processes import among_processes, outside_graphs
+from .monitor import Ranked, ranked, ranked_exactly, statistics
 
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
@@ -55,6 +57,8 @@ class Loss(NamedTuple):
     """``[P]`` int64: flat indices of this process's positives."""
     gather: Callable[..., Sequence[Tensor]]
     """Gathers ``[P]`` numbers of all processes from those of this one."""
+    ranked: Callable[[], Ranked]
+    """Makes what a monitor shows of the ranking."""
 
 
 def evaluate(
@@ -93,11 +97,12 @@ def evaluate(
     )
     known = counted.lose(definition.in_kernels, definition.eps)
     if known is not None:
-        return Loss(*known, counted.indices, counted.gather)
+        return Loss(*known, counted.indices, counted.gather, lambda: ranked(Ranking(counted)))
     ranking = Ranking(counted)
     evaluated = definition.evaluate(ranking, *(value.double() for value in counted.values))
     scalars = counted.send(ranking.ranks, evaluated, definition.eps, doubtful=not definition.in_kernels)
-    return Loss(scalars, ranking.rank[counted.own].to(levels.compute_dtype()), counted.indices, counted.gather)
+    rank = ranking.rank[counted.own].to(levels.compute_dtype())
+    return Loss(scalars, rank, counted.indices, counted.gather, partial(ranked, ranking))
 
 
 def _exactly(
@@ -118,21 +123,35 @@ def _exactly(
     given = torch.cat([values[key].double() for key in exact.of_values]) if exact.of_values else None
     rank = logits.new_empty(0) if exact.rank is None else exact.rank
     scalars = attach_whole(levels, exact.scalars, exact.of_logits, given, [*exact.of_values.values()])
-    return Loss(scalars, rank.to(levels.compute_dtype()), index, lambda *columns: columns)
+    pairs = {"smoothing": definition.smoothing, "distribution": definition.distribution}
+    monitored = partial(ranked_exactly, logits, labels, detached, delta=delta, groups=groups, **pairs)
+    return Loss(scalars, rank.to(levels.compute_dtype()), index, lambda *columns: columns, monitored)
 
 
 class Criterion(nn.Module):
-    """A loss as a module. Its settings are attributes with the names of the function's arguments."""
+    """A loss as a module. Its settings are attributes with the names of the function's arguments.
+
+    Args:
+        monitor: whether ``forward`` keeps :attr:`stats`; an attribute too, which may change at any time.
+        settings: by name.
+    """
 
     takes_boxes = False
     """Whether ``forward`` takes predicted and target boxes."""
+    stats: dict[str, Tensor]
+    """What ``monitor=True`` keeps of the last ``forward``, without a graph and without waiting for the device:
+    0-dimensional tensors by name, which docs/monitoring.md describes. Empty before, and never part of
+    ``state_dict()``."""
 
     if TYPE_CHECKING:  # the settings
 
         def __getattr__(self, name: str) -> Any: ...
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, monitor: bool = False, **settings: Any) -> None:
         super().__init__()
+        if not isinstance(monitor, bool):
+            raise TypeError(f"monitor: expected a bool, got {type(monitor).__name__}")
+        self.monitor, self.stats = monitor, {}
         self._names = tuple(settings)
         for name, value in settings.items():
             setattr(self, name, value)
@@ -149,6 +168,8 @@ class Criterion(nn.Module):
             for name, value in self.settings.items()
             if not isinstance(value, nn.Module) and (name != "process_group" or value is not None)
         }
+        if self.monitor:
+            shown["monitor"] = True
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
@@ -164,8 +185,8 @@ def score_loss(
     ignore_index: int,
     backend: str,
     process_group: ProcessGroup | bool | None,
-) -> Tensor:
-    """A loss that needs only scores and labels; returns a scalar."""
+) -> Loss:
+    """A loss that needs only scores and labels."""
     levels = check_inputs(
         logits,
         labels,
@@ -175,14 +196,16 @@ def score_loss(
         num_positives=num_positives,
         process_group=process_group,
     )
-    return evaluate(definition, levels, {}, num_positives, delta=delta, backend=backend).scalars[0]
+    return evaluate(definition, levels, {}, num_positives, delta=delta, backend=backend)
 
 
 class ScoreLoss(Criterion):
     """A loss of scores and labels as a module; its settings are arguments of the function."""
 
-    function: Callable[..., Tensor]
+    function: Callable[..., Loss]
+    """The loss before its scalar is taken, such as what :func:`score_loss` returns."""
 
+    @outside_graphs
     def forward(
         self,
         logits: Tensor | Sequence[Tensor],
@@ -191,4 +214,7 @@ class ScoreLoss(Criterion):
         groups: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor:
         """The loss of one batch, a scalar; arguments as the function takes them."""
-        return type(self).function(logits, labels, num_positives=num_positives, groups=groups, **self.settings)
+        loss = type(self).function(logits, labels, num_positives=num_positives, groups=groups, **self.settings)
+        if self.monitor:
+            self.stats = statistics(loss.ranked(), loss.scalars[0])
+        return loss.scalars[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import reference
 from ..engine import Evaluated, Ranking, Statistics
 from ..engine.scans import prefix_sums
-from .framework import Definition, Exact, ScoreLoss, score_loss
+from .framework import Definition, Exact, Loss, ScoreLoss, score_loss
 
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
@@ -61,6 +61,10 @@ def _reference(logits: Tensor, labels: Tensor, values: dict[str, Tensor], **sett
 _DEFINITION = Definition(_evaluate, _reference, in_kernels="ndcg")
 
 
+def _ndcg(logits: Any, labels: Any, **arguments: Any) -> Loss:
+    return score_loss(logits, labels, _DEFINITION, **arguments)
+
+
 def ndcg_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
@@ -94,17 +98,16 @@ def ndcg_loss(
     Raises:
         TypeError, ValueError, RuntimeError: see :func:`alrp_loss`.
     """
-    return score_loss(
+    return _ndcg(
         logits,
         labels,
-        _DEFINITION,
         delta=delta,
         num_positives=num_positives,
         groups=groups,
         ignore_index=ignore_index,
         backend=backend,
         process_group=process_group,
-    )
+    ).scalars[0]
 
 
 class NDCGLoss(ScoreLoss):
@@ -112,9 +115,10 @@ class NDCGLoss(ScoreLoss):
 
     Args:
         delta, ignore_index, backend, process_group: see :func:`ndcg_loss`.
+        monitor: see :attr:`stats`.
     """
 
-    function = ndcg_loss
+    function = _ndcg
 
     def __init__(
         self,
@@ -123,5 +127,8 @@ class NDCGLoss(ScoreLoss):
         ignore_index: int = -1,
         backend: str = "auto",
         process_group: ProcessGroup | bool | None = None,
+        monitor: bool = False,
     ) -> None:
-        super().__init__(delta=delta, ignore_index=ignore_index, backend=backend, process_group=process_group)
+        super().__init__(
+            delta=delta, ignore_index=ignore_index, backend=backend, process_group=process_group, monitor=monitor
+        )

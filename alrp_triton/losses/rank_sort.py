@@ -18,6 +18,7 @@ from ..engine import Evaluated, Levels, Ranking, check_inputs
 from ..engine.operators import highest_in_row, sort_by_value
 from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
 from .framework import Criterion, Definition, Exact, Loss, evaluate
+from .monitor import statistics
 
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
@@ -150,6 +151,7 @@ class RankSortLoss(Criterion):
             returns ``[P]`` errors, see :func:`alrp_triton.boxes.box_error`. Its scale does not matter.
         self_balance: whether to weight the localisation loss by that ratio.
         ignore_index, backend, process_group: see :func:`alrp_loss`.
+        monitor: see :attr:`stats`.
     """
 
     takes_boxes = True
@@ -163,6 +165,7 @@ class RankSortLoss(Criterion):
         ignore_index: int = -1,
         backend: str = "auto",
         process_group: ProcessGroup | bool | None = None,
+        monitor: bool = False,
     ) -> None:
         check_box_error(box_error, 0.0)
         if not isinstance(self_balance, bool):
@@ -174,6 +177,7 @@ class RankSortLoss(Criterion):
             ignore_index=ignore_index,
             backend=backend,
             process_group=process_group,
+            monitor=monitor,
         )
 
     @outside_graphs
@@ -205,10 +209,15 @@ class RankSortLoss(Criterion):
         detached = [level.detach() for level in levels.logits]
         scores = highest_in_row(detached, levels.labels, levels.ignore_index, loss.indices).sigmoid().to(errors.dtype)
         errors, scores = loss.gather(errors, scores)
-        weight = scores.sum()
-        loc = (errors * scores).sum() / weight.masked_fill(weight < _EPS, 1.0)
+        sum_of_scores = scores.sum()
+        loc = (errors * scores).sum() / sum_of_scores.masked_fill(sum_of_scores < _EPS, 1.0)
+        weight: Tensor | float = 1.0
         if self.self_balance:
             # Without a loss to balance there is no ratio.
             nothing = loc.detach() == 0
-            loc = loc * ((ranking + sorting).detach() / loc.detach().masked_fill(nothing, 1.0))
-        return RankSortLossOutput(ranking, sorting, loc.to(ranking.dtype))
+            weight = (ranking + sorting).detach() / loc.detach().masked_fill(nothing, 1.0)
+            loc = loc * weight
+        output = RankSortLossOutput(ranking, sorting, loc.to(ranking.dtype))
+        if self.monitor:
+            self.stats = statistics(loss.ranked(), output.cls, better=1, loc=output.loc, weight=weight)
+        return output

@@ -20,6 +20,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 Detections = list[dict[str, Tensor]]  # for each scene "boxes" [n, 4], "labels" [n] and "scores" [n], best first
+NAMES = {"share_solved": "solved"}  # where there is little room
 TRUTH, RIGHT, WRONG = "#ffd400", "#35d05b", "#ff5a4d"
 
 
@@ -75,7 +76,8 @@ def draw(path: Path, title: str, scenes: Scenes, detections: Detections, history
     ``scenes``, as many of the best detections as there are digits.
 
     Args:
-        history: one value an iteration for each of ``cls`` and ``loc`` (weighted), and, for aLRP Loss, ``weight``.
+        history: one value an iteration for each of ``cls`` and ``loc`` (weighted), ``share_solved``, ``precision``,
+            and, for losses with boxes, ``weight``.
     """
     targets = [scenes[i][1] for i in range(len(scenes))]
     scores = torch.cat([found["scores"] for found in detections]).sort(descending=True).values
@@ -107,16 +109,23 @@ def draw(path: Path, title: str, scenes: Scenes, detections: Detections, history
     )
 
     balanced = "weight" in history
-    panels = right.subplots(1 + balanced, 1, sharex=True, squeeze=False, height_ratios=(1.6, 1)[: 1 + balanced])[:, 0]
-    losses = panels[0]
-    for name, label, colour in (("cls", "classification", "#1f77b4"), ("loc", "localisation", "#d95f02")):
-        losses.plot(history[name], color=colour, alpha=0.25, linewidth=0.8)
-        losses.plot(_smoothed(history[name]), color=colour, linewidth=2, label=label)
+    panels = right.subplots(2 + balanced, 1, sharex=True, height_ratios=(1.6, 1, 1)[: 2 + balanced])
+    losses, ranking = panels[:2]
+    curves = (
+        (losses, "cls", "classification", "#1f77b4"),
+        (losses, "loc", "localisation", "#d95f02"),
+        (ranking, "precision", "precision at a positive", "#1f77b4"),
+        (ranking, "share_solved", "positives without a false positive", "#35a05b"),
+    )
+    for axes, name, label, colour in curves:
+        axes.plot(history[name], color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(_smoothed(history[name]), color=colour, linewidth=2, label=label)
+        axes.legend(frameon=False)
     losses.set(title="the two components of the loss, as they are minimised", ylabel="loss", yscale="log")
-    losses.legend(frameon=False)
+    ranking.set(title="the ranking of the batch", ylabel="mean, share", ylim=(0, 1))
     if balanced:
-        panels[1].plot(history["weight"], color="#444444", linewidth=1.5)
-        panels[1].set(title="self-balancing weight of the localisation loss", ylabel="weight", yscale="log")
+        panels[2].plot(history["weight"], color="#444444", linewidth=1.5)
+        panels[2].set(title="self-balancing weight of the localisation loss", ylabel="weight", yscale="log")
     panels[-1].set(xlabel="iteration", xlim=(0, len(history["cls"])))
     for axes in panels:
         axes.grid(alpha=0.3)

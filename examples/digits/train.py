@@ -35,7 +35,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.models.detection import RetinaNet
 
-from alrp_triton import ALRPLoss
 from alrp_triton.boxes import box_error
 
 SHOWN_EVERY = 10  # iterations; each showing waits for the device
@@ -104,7 +103,8 @@ class Stages:
 def train(
     model: RetinaNet, options: argparse.Namespace, console: Console, stages: Stages | None
 ) -> dict[str, list[float]]:
-    """Train in place; returns the two loss components (loc weighted) of every iteration, and aLRP's weight of loc."""
+    """Train in place; returns of every iteration the two loss components (loc weighted), the share of the positives
+    without a false positive, the mean precision at the positives, and the weight of loc if it has one."""
     scenes = DigitScenes("train", options.iterations * options.batch_size, options.seed)  # each is seen once
     loader = DataLoader(scenes, options.batch_size, num_workers=options.workers, collate_fn=collate)
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=1e-4)
@@ -112,11 +112,13 @@ def train(
         optimizer, options.learning_rate, options.iterations, pct_start=0.1
     )
     criterion = model.head.ranking_criterion
-    shown = ("cls", "loc", "weight") if isinstance(criterion, ALRPLoss) else ("cls", "loc")
+    criterion.monitor = True
+    counted = ("share_solved", "precision", *(["weight"] if criterion.takes_boxes else []))
+    shown = ("cls", "loc", *counted)
     history: list[Tensor] = []
-    columns = [TextColumn(f"{name} [bold]{{task.fields[{name}]}}") for name in shown]
+    columns = [TextColumn(f"{report.NAMES.get(name, name)} [bold]{{task.fields[{name}]}}") for name in shown]
     with Progress(
-        "training", BarColumn(), MofNCompleteColumn(), *columns, TimeRemainingColumn(), console=console
+        BarColumn(7), MofNCompleteColumn(), *columns, TimeRemainingColumn(compact=True), console=console
     ) as bar:
         task = bar.add_task("", total=options.iterations, **dict.fromkeys(shown, ""))
         model.train()
@@ -129,12 +131,10 @@ def train(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimizer.step()
             schedule.step()
-            values = [losses["classification"], losses["bbox_regression"]]
-            if "weight" in shown:
-                values.append(criterion.self_balance.weight)
+            values = [losses["classification"], losses["bbox_regression"], *(criterion.stats[name] for name in counted)]
             history.append(torch.stack(values).detach())
             if iteration % SHOWN_EVERY == 0:
-                bar.update(task, **{name: f"{value:.3g}" for name, value in zip(shown, history[-1].tolist())})
+                bar.update(task, **{name: f"{value:.2f}" for name, value in zip(shown, history[-1].tolist())})
             bar.advance(task)
     if stages is not None:
         stages.record(options.iterations, model)

@@ -55,6 +55,21 @@ def test_atss_can_keep_its_centerness():
     assert_nothing_to_learn(head, empty)
 
 
+@pytest.mark.parametrize("loss", ["ALRPLoss", "RankSortLoss", "APLoss", "NDCGLoss"])
+def test_a_configuration_turns_statistics_on(loss):
+    boxes = {"loss_bbox": {"type": "L1Loss"}} if loss in ("APLoss", "NDCGLoss") else {}
+    head, silent = (
+        ANCHOR_HEADS["retina"](loss_cls={"type": loss, "monitor": monitor, "loss_weight": 2.0}, **boxes)
+        for monitor in (True, False)
+    )
+    batch = *predictions(2), OBJECTS, METAS, IGNORED
+    losses, expected = head.loss_by_feat(*batch), silent.loss_by_feat(*batch)
+    assert losses == expected
+    assert head.loss_cls.stats["cls"] == losses["loss_cls"] / 2
+    assert head.loss_cls.stats["num_positives"] > 3
+    assert silent.loss_cls.stats == {}
+
+
 @pytest.mark.parametrize(
     ("name", "own_type", "loss_bbox", "decoded_boxes"),
     [

@@ -11,13 +11,14 @@ import torch
 pytest.importorskip("mmdet", reason="needs MMDetection: pip install '.[frameworks]'")
 pytest.importorskip("torchvision", reason="needs torchvision: pip install '.[frameworks]'")
 
-from adapters import balances, heard, one_process
+from adapters import balances, heard, monitored, one_process
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet_setup import CLASSES, NUM_IMAGES, img_meta, instances, logged, small_config, write_coco
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 import alrp_triton
@@ -121,6 +122,27 @@ def test_trains_and_predicts(name, data, tmp_path):
         assert found.bboxes.isfinite().all()
         assert ((found.scores > 0.05) & (found.scores <= 1)).all()
         assert ((found.labels >= 0) & (found.labels < len(CLASSES))).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"), [(CONFIGS[0], ["bbox_head"]), (CONFIGS[-1], ["rpn_head", "roi_head.bbox_head"])]
+)
+def test_statistics_are_logged(name, heads, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(HOOKS, "_module_dict", {**HOOKS.module_dict})
+    HOOKS.module_dict.pop("StatisticsHook", None)
+    monitored("StatisticsHook")
+    config = config_of(name, data, tmp_path, epochs=1)
+    config.merge_from_dict({f"model.{head}.loss_cls.monitor": True for head in heads})
+    config.custom_hooks.append({"type": "StatisticsHook", "interval": 1})
+    runner = Runner.from_cfg(config)
+    runner.train()
+    for head in heads:
+        criterion = runner.model.get_submodule(head).loss_cls
+        assert criterion.stats
+        for key, value in criterion.stats.items():
+            values = logged(runner, f"{head}.loss_cls/{key}")
+            assert len(values) == STEPS
+            assert values[-1] == value.item()
 
 
 def by_epochs(config, length):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from virtual_gpu import compiling_for
 
-from alrp_triton import rank_sort_loss
+from alrp_triton import ALRPLoss, APLoss, rank_sort_loss
 from benchmarks.launches import CRITERIA, LOSSES, launches_of
 
 of_compiled_kernels = pytest.mark.skipif(INTERPRETED, reason="launches are counted where kernels are compiled")
@@ -209,3 +209,17 @@ def test_launches_of_a_criterion(name: str, most: int) -> None:
     for num_neg, more in ((100, 0), (22_000, 2)):
         forward, backward = launches_of(CRITERIA[name], 40, num_levels=5, num_neg=num_neg)
         assert sum(forward.values()) + sum(backward.values()) <= most + more
+
+
+@of_compiled_kernels
+def test_launches_of_statistics() -> None:
+    """One more kernel, which ranks from what is counted, and few of PyTorch's operations."""
+    made = {
+        "ALRPLoss": (lambda g: [*ALRPLoss(backend="triton", monitor=True)(g.logits, g.labels, *g.boxes)], 55),
+        "APLoss": (lambda g: [APLoss(backend="triton", monitor=True)(g.logits, g.labels, len(g.values))], 27),
+    }
+    for name, (monitored, most) in made.items():
+        (silent, _), (forward, _) = launches_of(CRITERIA[name], 40), launches_of(monitored, 40)
+        added = forward - silent
+        assert {kernel: number for kernel, number in added.items() if kernel.endswith("_kernel")} == {"rank_kernel": 1}
+        assert sum(added.values()) <= most
