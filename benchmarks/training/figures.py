@@ -29,11 +29,11 @@ _IMAGES, _LOSSES = 4, 5
 
 def draw(plan: Plan, dataset: Dataset, split: str, folder: Path) -> list[Path]:
     """Write what can be drawn of the runs there are; returns the files."""
-    found = [_curves(plan, split, folder / "curves.png"), _detections(plan, dataset, split, folder)]
+    found = [draw_curves(plan, split, folder / "curves.png"), _detections(plan, dataset, split, folder)]
     return [path for path in found if path is not None]
 
 
-def _curves(plan: Plan, split: str, path: Path) -> Path | None:
+def draw_curves(plan: Plan, split: str, path: Path) -> Path | None:
     """AP and oLRP by length of training, with the standard deviation."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     some = False
