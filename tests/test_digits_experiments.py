@@ -18,7 +18,7 @@ from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 
 from alrp_triton.metrics import evaluate
 from benchmarks import digits
-from benchmarks.digits import __main__ as command
+from benchmarks.digits import experiments as command
 from benchmarks.digits import figures, report, run, tables
 from benchmarks.digits.data import scenes
 from benchmarks.digits.rerank import matched_ious, rerank
@@ -261,7 +261,7 @@ def test_the_command_reports_into_the_document_and_draws(store, tmp_path, capsys
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert text.count("\n| --- |") == 6
+    assert text.count("\n| --- |") == 7
     assert {p.name for p in (tmp_path / "images").iterdir()} == {"experiments-balance.png", "experiments-weights.png"}
     assert "Table 5" in capsys.readouterr().out
     assert report.fill(text, tables.tables(schedule)) == text

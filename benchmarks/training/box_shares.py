@@ -111,3 +111,7 @@ def _draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
     axes[-1].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
