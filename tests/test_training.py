@@ -441,6 +441,7 @@ def test_the_command(one_process: None, folder: Path, tmp_path: Path, capsys: py
     text = (tmp_path / "report.md").read_text()
     assert "has the highest AP" in text
     assert "## AP by class" in text
+    assert "objects, before and after calibration" in text
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert (tmp_path / "detections.png").stat().st_size > 10_000
     assert sorted(path.name for path in (tmp_path / "detections").iterdir()) == [

@@ -40,6 +40,11 @@ class ALRPLossOutput(NamedTuple):
     rank: Tensor
     """Rank of each positive among positives and negatives, ``[P]``, detached."""
 
+    @property
+    def total(self) -> Tensor:
+        """The loss, ``cls + loc``. (A sum over this tuple would add the ranks.)"""
+        return self.cls + self.loc
+
 
 def lrp_error(ranking: Statistics, loc_errors: Tensor) -> Tensor:
     """l(i), the LRP error at positive i (equation 10), ``[P]``: a formula for :mod:`alrp_triton.framework`."""
@@ -255,7 +260,7 @@ class ALRPLoss(Criterion):
             target_boxes: ``[P, 4]`` ground-truth boxes of the positives.
 
         Returns:
-            ``ALRPLossOutput``; ``loc`` is multiplied by the self-balancing weight. Train on ``cls + loc``.
+            ``ALRPLossOutput``; ``loc`` is multiplied by the self-balancing weight. Train on ``total``.
         """
         processes, balance = processes_of(self.process_group), self.self_balance
         with telling_failure(processes):

@@ -35,6 +35,11 @@ class RankSortOutput(NamedTuple):
     sorting: Tensor
     """The error of positives of lower IoU above those of higher IoU."""
 
+    @property
+    def total(self) -> Tensor:
+        """The loss, ``ranking + sorting``."""
+        return self.ranking + self.sorting
+
 
 class RankSortLossOutput(NamedTuple):
     """The result of :class:`RankSortLoss`, scalars. ``cls + loc`` is the loss."""
@@ -48,6 +53,11 @@ class RankSortLossOutput(NamedTuple):
     def cls(self) -> Tensor:
         """Classification component: ``ranking + sorting``."""
         return self.ranking + self.sorting
+
+    @property
+    def total(self) -> Tensor:
+        """The loss, ``cls + loc``."""
+        return self.cls + self.loc
 
 
 @among_processes
@@ -197,7 +207,7 @@ class RankSortLoss(Criterion):
             target_boxes: ``[P, 4]`` ground-truth boxes of the positives.
 
         Returns:
-            ``RankSortLossOutput(ranking, sorting, loc)``; train on ``cls + loc``, the sum of the three.
+            ``RankSortLossOutput(ranking, sorting, loc)``; train on ``total``, the sum of the three.
         """
         processes = processes_of(self.process_group)
         with telling_failure(processes):

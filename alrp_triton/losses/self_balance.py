@@ -24,7 +24,7 @@ class SelfBalance(nn.Module):
     """Weight of the localisation loss, set from the losses of the previous period.
 
     While scores are poor the ranks are large, so `cls` is near 1 and `loc` near 0, and a detector would hardly learn to
-    localise. The mean of (cls + loc)/loc over the previous epoch as the weight of `loc` corrects this, and becomes
+    localise. The average of (cls + loc)/loc over the previous epoch as the weight of `loc` corrects this, and becomes
     smaller as the scores improve. See "self-balancing" in section 4 of Oksuz, Cam, Akbas and Kalkan, "A Ranking-based,
     Balanced Loss Function Unifying Classification and Localisation in Object Detection", NeurIPS 2020
     (arXiv:2009.13592).
@@ -48,8 +48,9 @@ class SelfBalance(nn.Module):
     Args:
         init: weight of the first period, > 0 and finite.
         period: counted iterations in a period, >= 1. None: a period ends with each call of `step_epoch`.
-        average: `"ratios"`, the mean of (cls + loc)/loc (the paper), or `"means"`, (mean of cls + mean of loc) / mean
-            of loc (the authors' code).
+        average: `"means"`, (mean of cls + mean of loc) / mean of loc (the authors' code), or `"ratios"`, the mean of
+            (cls + loc)/loc (the paper). In the first iterations of a training the ratio is some hundreds, so that the
+            mean of ratios over a short epoch is far too large for the next one.
 
     Raises:
         TypeError: `init` is not a number, or `period` neither an int nor None.
@@ -60,7 +61,7 @@ class SelfBalance(nn.Module):
     sums: Tensor
     count: Tensor
 
-    def __init__(self, init: float = 50.0, period: int | None = None, average: str = "ratios") -> None:
+    def __init__(self, init: float = 50.0, period: int | None = None, average: str = "means") -> None:
         super().__init__()
         if isinstance(init, bool) or not isinstance(init, (int, float)):
             raise TypeError(f"init: expected a finite number > 0, got {type(init).__name__}")

@@ -188,6 +188,7 @@ CONTENDERS = {
         for kind, name in (("iou", "IoU"), ("diou", "DIoU"), ("ciou", "CIoU"))
     },
     "alrp-per-image": _variant("a ranking for each image", ALRPLoss, per_image=True),
+    "alrp-ratios": _variant("weight by quotients", lambda: ALRPLoss(self_balance=SelfBalance(average="ratios"))),
     "alrp-period-1": _variant("balanced in each iteration", lambda: ALRPLoss(self_balance=SelfBalance(period=1))),
     "alrp-period-10": _variant(
         "self-balancing by 10 iterations", lambda: ALRPLoss(self_balance=SelfBalance(period=10))

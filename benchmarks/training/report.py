@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from . import figures
+from . import calibrated, figures
 from .data import Dataset
 from .plan import Plan
 from .tables import Table, findings, tables
@@ -17,7 +17,7 @@ from .tables import Table, findings, tables
 def write(plan: Plan, dataset: Dataset, output: Path, console: Console) -> None:
     """Print the tables of what has been run, write them to ``output``/report.md, and draw figures beside it."""
     split = "test" if "test" in dataset.splits else "val"
-    found = tables(plan, split)
+    found = [*tables(plan, split), *(table for table in [calibrated.table(plan, dataset, output)] if table.rows)]
     for table in found:
         show(table, console)
     sentences = findings(plan, split)
