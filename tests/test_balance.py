@@ -104,7 +104,7 @@ def test_iterations_that_do_not_count_leave_no_trace(average, spoilt):
 
 
 def test_evaluation_mode_reads_only():
-    balance = SelfBalance(period=2)
+    balance = SelfBalance(period=2, average="ratios")
     weights(balance, LOSSES[:3])
     balance.eval()
     before = state(balance)
@@ -185,7 +185,7 @@ def test_moves_follow_the_model_and_the_losses():
 
 
 def test_an_epoch_of_a_million_iterations_averages_right():
-    balance = SelfBalance(period=None)
+    balance = SelfBalance(average="ratios")
     # As after 999 900 iterations with a ratio of 10.1; in float32 the sum would be off by far more than the tolerance.
     balance.sums.copy_(torch.tensor([999_900 * 10.1, 999_900], dtype=torch.float64))
     balance.count.fill_(999_900)
@@ -211,7 +211,7 @@ def test_losses_are_neither_changed_nor_differentiated_and_two_forwards_precede_
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_half_precision_losses_are_summed_in_float64(dtype):
-    balance = SelfBalance(period=2)
+    balance = SelfBalance(period=2, average="ratios")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         step(balance, 0.75, 0.125, dtype=dtype)
         weight = step(balance, 0.5, 0.1, dtype=dtype)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from dialect import assert_close, assert_same_bits, by_backend, problem_of_images, random_case
 
-from alrp_triton import ALRPLoss, ALRPLossOutput, SelfBalance, alrp_loss
+from alrp_triton import ALRPLoss, ALRPLossOutput, RankSortLoss, SelfBalance, alrp_loss, rank_sort_loss
 from alrp_triton.boxes import box_error
 
 
@@ -88,7 +88,7 @@ def test_constant_weights(weight, factor):
 
 
 def test_weight_follows_unweighted_losses():
-    criterion = ALRPLoss(self_balance=SelfBalance(init=50, period=2))
+    criterion = ALRPLoss(self_balance=SelfBalance(init=50, period=2, average="ratios"))
     plain = []
     for seed in range(4):
         logits, labels, pred, target = problem(seed=seed)
@@ -98,6 +98,18 @@ def test_weight_follows_unweighted_losses():
         # The second iteration completes a period and uses its weight already.
         weight = 50 if seed == 0 else sum(plain[:2]) / 2 if seed < 3 else sum(plain[2:]) / 2
         assert_close(f"iteration {seed}", output.loc, weight * loc, 1e-6)
+
+
+def test_the_total_is_the_sum_of_the_parts():
+    logits, labels, pred, target = problem()
+    for criterion in (ALRPLoss(), RankSortLoss()):
+        loss = criterion(logits, labels, pred, target)
+        assert torch.equal(loss.total, loss.cls + loss.loc)
+    errors = box_error(pred, target, "giou", 0.5)
+    loss = alrp_loss(logits, labels, errors)
+    assert torch.equal(loss.total, loss.cls + loss.loc)
+    loss = rank_sort_loss(logits, labels, 1 - errors.detach())
+    assert torch.equal(loss.total, loss.ranking + loss.sorting)
 
 
 def test_batches_without_positives():

@@ -153,7 +153,7 @@ def test_self_balance_may_be_what_alrp_loss_takes():
         assert MODELS.build({"type": "ALRPLoss", "self_balance": value}).self_balance is expected or expected == 2.0
     default, other = (MODELS.build({"type": "ALRPLoss"}) for _ in range(2))
     assert default.self_balance is not other.self_balance
-    assert (default.self_balance.init, default.self_balance.average) == (50.0, "ratios")
+    assert (default.self_balance.init, default.self_balance.average) == (50.0, "means")
     assert "loss_weight=1.0, per_image=False" in repr(default)
 
 
