@@ -16,7 +16,7 @@ from .boxes import iou
 
 __all__ = ["ATSS"]
 
-BACKGROUND, IGNORED = -1, -2
+BACKGROUND = -1
 _INSIDE = 0.01  # minimum distance in pixels of an anchor's centre from the edges of the object's box
 
 
@@ -35,36 +35,25 @@ class ATSS:
     near anchors; the choice is repeatable on one kind of device but may differ between devices.
 
     The published setting has one square anchor or two at each location, with sides of 8 strides, or of 4 and
-    4 * 2**0.5 (aLRP Loss), and ``topk=9``. The rules are those of ``ATSSAssigner`` in MMDetection 3.3, except that
+    4 * 2**0.5 (aLRP Loss), and ``topk=9``. With more anchors at each location take 9 times their number, as the authors
+    do in their code: otherwise the candidates lie at few locations, and many anchors that cover an object well become
+    background (docs/experiments.md, table 6). The rules are those of ``ATSSAssigner`` in MMDetection 3.3, except that
     there an object with a single candidate gets none.
-
-    With several anchors at each location the candidates lie at few locations, and many anchors that cover an object
-    well become background, beside positives that look the same. That costs a detector precision. Give ``ignore_from``
-    then, for example 0.4.
 
     Args:
         topk: candidates of an object on each level, at least 1.
-        ignore_from: anchors that are not positive are ignored, and not background, if their IoU with an object is at
-            least this, in (0, 1]. None to ignore nothing, as published.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type or value.
+        TypeError, ValueError: ``topk`` is not an int, or below 1.
     """
 
     topk: int = 9
-    ignore_from: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.topk, bool) or not isinstance(self.topk, int):
             raise TypeError(f"topk: expected an int >= 1, got {type(self.topk).__name__}")
         if self.topk < 1:
             raise ValueError(f"topk: expected an int >= 1, got {self.topk}")
-        if self.ignore_from is None:
-            return
-        if isinstance(self.ignore_from, bool) or not isinstance(self.ignore_from, (int, float)):
-            raise TypeError(f"ignore_from: expected a number or None, got {type(self.ignore_from).__name__}")
-        if not 0 < self.ignore_from <= 1:
-            raise ValueError(f"ignore_from: expected a number in (0, 1] or None, got {self.ignore_from}")
 
     @torch.no_grad()
     def __call__(
@@ -79,8 +68,8 @@ class ATSS:
                 a sequence of levels.
 
         Returns:
-            ``[A]``, int64: the index of the anchor's object in ``gt_boxes``, -1 for background, or with ``ignore_from``
-            -2 for ignored, as torchvision's matchers return them.
+            ``[A]``, int64: the index of the anchor's object in ``gt_boxes``, or -1 for background. (-2, which
+            torchvision's matchers give to ignored anchors, does not occur.)
 
         Raises:
             TypeError, ValueError: wrong types, shapes, devices or counts, naming the argument.
@@ -107,21 +96,7 @@ class ATSS:
         claims = overlaps.new_full((boxes.shape[0], num_objects), -1.0)
         claims.scatter_(0, candidates, overlaps.masked_fill(~positive, -1.0))
         largest, matched = claims.max(1)
-        others = largest < 0
-        matched = matched.masked_fill(others, BACKGROUND)
-        if self.ignore_from is None:
-            return matched
-        covering = _largest_iou(boxes, objects) >= self.ignore_from
-        return matched.masked_fill(others & covering, IGNORED)
-
-
-def _largest_iou(boxes: Tensor, objects: Tensor) -> Tensor:
-    """Of each box with any object, ``[A]``."""
-    corners = torch.maximum(boxes[:, None, :2], objects[:, :2]), torch.minimum(boxes[:, None, 2:], objects[:, 2:])
-    common = (corners[1] - corners[0]).clamp(min=0).prod(-1)
-    areas = [(each[:, 2:] - each[:, :2]).prod(-1) for each in (boxes, objects)]
-    union = areas[0][:, None] + areas[1] - common
-    return (common / union.clamp(min=torch.finfo(union.dtype).tiny)).amax(1)
+        return matched.masked_fill(largest < 0, BACKGROUND)
 
 
 def _nearest(centres: Tensor, object_centres: Tensor, sizes: Sequence[int], topk: int) -> Tensor:

@@ -174,39 +174,6 @@ def test_wrong_arguments_are_named(arguments, error, message):
         ATSS()(*arguments)
 
 
-@pytest.mark.parametrize("least", [0.3, 0.4, 1.0])
-@pytest.mark.parametrize("seed", range(3))
-def test_anchors_that_cover_an_object_are_ignored(seed, least):
-    levels = [squares(64, 8, [14.0, 18.0, 22.0]), squares(64, 16, [26.0, 32.0])]
-    boxes = random_boxes(4, 64, seed)
-    plain, found = ATSS()(levels, boxes), ATSS(ignore_from=least)(levels, boxes)
-    anchors = torch.cat(levels).tolist()
-    for i, (before, after) in enumerate(zip(plain.tolist(), found.tolist())):
-        covers = max(overlap(anchors[i], box) for box in boxes.tolist()) >= least - 1e-6
-        assert after == (-2 if before == -1 and covers else before)
-    if least < 1:
-        assert (found == -2).any()
-    assert (ATSS(ignore_from=least)(levels, boxes[:0]) == -1).all()
-
-
-def test_ignoring_takes_boxes_of_any_kind():
-    boxes = tensor([[0.0, 0, 8, 8], [5, 5, 5, 5], [9, 9, 3, 3]])
-    levels = [squares(16, 8, [8.0], shift=4.0).half()]
-    found = ATSS(topk=1, ignore_from=0.5)(levels, boxes)
-    assert found.tolist() == [0, -1, -1, -1]
-    identical = [levels[0][:1].expand(3, 4)]
-    assert sorted(ATSS(topk=1, ignore_from=1.0)(identical, boxes).tolist()) == [-2, -2, 0]
-
-
-@pytest.mark.parametrize(
-    ("least", "error"),
-    [(0, ValueError), (1.1, ValueError), (float("nan"), ValueError), (True, TypeError), ("a", TypeError)],
-)
-def test_wrong_ignore_from(least, error):
-    with pytest.raises(error, match="ignore_from"):
-        ATSS(ignore_from=least)
-
-
 @pytest.mark.parametrize(("topk", "error"), [(0, ValueError), (True, TypeError), (9.0, TypeError)])
 def test_wrong_topk(topk, error):
     with pytest.raises(error, match="topk: expected an int >= 1"):

@@ -200,9 +200,6 @@ CONTENDERS = {
     ),
     "alrp-score-weighted": _variant("score-weighted boxes", ScoreWeighted),
     "alrp-atss-nine": _variant("ATSS, nine anchors", ALRPLoss, assigner=ATSS()),
-    "alrp-atss-nine-ignoring": _variant(
-        "ATSS, nine anchors, ignoring from 0.4", ALRPLoss, assigner=ATSS(ignore_from=0.4)
-    ),
     "alrp-atss-nine-81": _variant("ATSS, nine anchors, topk 81", ALRPLoss, assigner=ATSS(81)),
     "alrp-one": _variant("one anchor", ALRPLoss, anchors=ONE),
 }
