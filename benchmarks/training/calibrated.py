@@ -31,9 +31,7 @@ def table(plan: Plan, dataset: Dataset, folder: Path) -> Table:
             _, (before, after) = overall(*matches, 0.5)
             # ECE, then number, precision and recall from 0.5 on.
             rows.append([CONTENDERS[name].title, *before[2:6], *after[2:6]])
-    columns = [
-        f"{what}, {when}" for when in ("before", "after") for what in ("ECE", "from 0.5 on", "precision", "recall")
-    ]
+    columns = ["loss", "ECE", "shown", "precision", "recall", "ECE after", "shown", "precision", "recall"]
     objects = sum(len(sample.boxes) for sample in dataset.splits[split].samples)
-    title = f"Detections on {split} with a score of at least 0.5, of {objects} objects, before and after calibration"
-    return Table("calibration", title, ["loss", *columns], rows)
+    title = f"Detections on {split} that a threshold of 0.5 shows, of {objects} objects, before and after calibration"
+    return Table("calibration", title, columns, rows)

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m benchmar
     """Train what is missing, then write tables and figures; returns the exit status."""
     options = parse_arguments(arguments, prog)
     # A file or a pipe has no width of its own.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     files = {name: file for name in ("train", "val", "test") if (file := getattr(options, name)) is not None}
     pretrained = options.backbone != "random"
     setting = Setting(options.size, options.frozen, options.batch_size, options.backbone_factor, pretrained)
