@@ -16,7 +16,6 @@ from dialect import (
 )
 
 from alrp_triton import rank_sort_loss, reference
-from alrp_triton.engine import sorting
 from alrp_triton.engine.passes.eager import Eager
 from alrp_triton.verify import relative_errors
 
@@ -162,20 +161,6 @@ def test_ious_are_compared_as_precisely_as_scores(backend):
         found = evaluate(RANK_SORT, logits, case.labels, ious, backend)
         rounded = evaluate(RANK_SORT, logits, case.labels, ious.float(), backend)
         assert torch.equal(found["sorting by logits"], rounded["sorting by logits"]) == same
-
-
-@pytest.mark.skipif(KERNELS, reason="of the torch backend")
-@by_delta
-@pytest.mark.parametrize("held", [1, 100, 1000])
-def test_any_blocks_of_pairs_give_the_same(held, delta, monkeypatch):
-    case = random_case(200, 70, dtype=torch.float64)
-    groups = torch.arange(200) % 2
-    for arguments in ({}, {"groups": groups}):
-        expected = of_case(RANK_SORT, case, "torch", delta=delta, **arguments)
-        with monkeypatch.context() as patched:
-            patched.setattr(sorting, "_PAIRS_PER_BLOCK", held)
-            found = of_case(RANK_SORT, case, "torch", delta=delta, **arguments)
-        assert_agree(found, expected, 1e-14)
 
 
 @by_backend

@@ -234,16 +234,22 @@ def ramp_coefficients(knots: Knots, weights: Tensor) -> Tensor:
 
     In bucket b, g(t) = level[b] + slope[b] * u, with u = (t - floor[b]) / (2 delta), and u = 0 for delta = 0.
     """
+    # Weights of the ramps that have ended, and of those that rise here, with their beginnings.
+    ended, active, active_begin = prefix_sums(ramp_steps(knots, weights), knots.threshold_groups)
+    level = ended + (knots.coordinate * active - active_begin) * knots.inverse_width
+    return torch.stack([level, active])
+
+
+def ramp_steps(knots: Knots, weights: Tensor) -> Tensor:
+    """What changes at each threshold, ``[3, 2P]`` float64: the weights of the ramps that have ended, of those that
+    rise, and the latter times the beginnings of the ramps."""
     num_pos = weights.shape[0]
     zero = torch.zeros_like(weights)
     at_begin = torch.stack([zero, weights, weights * knots.ramp_begin])
     at_end = torch.stack([weights, -weights, -weights * knots.ramp_begin])
     steps = torch.empty(3, 2 * num_pos, dtype=torch.float64, device=weights.device)
     steps[:, knots.begin - 1], steps[:, knots.end - 1] = at_begin, at_end
-    # Weights of the ramps that have ended, and of those that rise here, with their beginnings.
-    ended, active, active_begin = prefix_sums(steps, knots.threshold_groups)
-    level = ended + (knots.coordinate * active - active_begin) * knots.inverse_width
-    return torch.stack([level, active])
+    return steps
 
 
 def _partial_sums(knots: Knots, suffix: Tensor, begin: Tensor, end: Tensor) -> Tensor:
