@@ -99,13 +99,14 @@ def _rates(plan: Plan) -> Table:
 
 
 def findings(plan: Plan, split: str) -> list[str]:
-    """A sentence for each length: which loss is ahead, by more than the spread of a difference."""
+    """A sentence for each length: which loss is ahead, by more than the spread of a difference. Losses with a single run
+    are left out."""
     found = []
     for length in plan.lengths:
         by_name = {
             name: [record[split][SELECTED_BY] for record in records]
             for name in plan.contenders
-            if len(records := plan.records(name, length)) == len(plan.seeds) > 1
+            if len(records := plan.records(name, length)) > 1
         }
         if len(by_name) < 2:
             continue
