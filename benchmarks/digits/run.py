@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torchvision
 from detector import build_detector
 from report import Detections, detect, to_coco
 from scenes import NUM_CLASSES, SIZE
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
-import alrp_triton
 from alrp_triton import SelfBalance
 from alrp_triton.metrics import evaluate
 
+from ..training.run import circumstances
 from .data import Scenes, scenes
 from .rerank import rerank
 from .settings import SETTINGS
@@ -142,12 +139,5 @@ def perform(run: Run, device: torch.device, progress: Callable[[int], None]) -> 
         "history": history.to_dict(),
         "training_seconds": round(seconds, 1),
         "batch_size": BATCH_SIZE,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "versions": {
-            "alrp_triton": alrp_triton.__version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": platform.python_version(),
-        },
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        **circumstances(device),
     }

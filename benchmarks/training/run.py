@@ -193,15 +193,22 @@ class Experiment:
             "history": history,
             "training_seconds": round(seconds, 1),
             "setting": vars(self.setting),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-            "versions": {
-                "alrp_triton": alrp_triton.__version__,
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-                "python": platform.python_version(),
-            },
-            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+            **circumstances(device),
         }
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """Device, versions and date, for a record."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "versions": {
+            "alrp_triton": alrp_triton.__version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "python": platform.python_version(),
+        },
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+    }
 
 
 def measure(split: Split, detections: list[dict[str, Any]]) -> dict[str, Any]:
