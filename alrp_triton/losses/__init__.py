@@ -1,9 +1,10 @@
 """The losses, each with its formula, its function and its module."""
 
-from .alrp import ALRPLoss, ALRPLossOutput, alrp_loss
+from .alrp import ALRPLoss, alrp_loss
 from .ap import APLoss, ap_loss
 from .ndcg import NDCGLoss, ndcg_loss
-from .rank_sort import RankSortLoss, RankSortLossOutput, RankSortOutput, rank_sort_loss
+from .outputs import ALRPLossOutput, RankSortLossOutput, RankSortOutput
+from .rank_sort import RankSortLoss, rank_sort_loss
 
 __all__ = [
     "ALRPLoss",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ..engine import Evaluated, Ranking, Statistics, check_inputs
 from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
 from .framework import Criterion, Definition, Exact, Loss, evaluate
 from .monitor import statistics
+from .outputs import ALRPLossOutput
 from .self_balance import SelfBalance
 
 if TYPE_CHECKING:  # not everywhere there
@@ -28,22 +29,6 @@ if TYPE_CHECKING:  # not everywhere there
 LOC_RANKINGS = ("sorted", "smooth")
 # Stands for a new SelfBalance(); all losses would share one in the signature.
 _NEW: Any = object()
-
-
-class ALRPLossOutput(NamedTuple):
-    """The two components of aLRP Loss, and the ranks behind them. ``cls + loc`` is the loss."""
-
-    cls: Tensor
-    """Classification component, scalar; its backward gives the error-driven gradient of the scores."""
-    loc: Tensor
-    """Localisation component, scalar; its backward gives the gradient of the localisation errors."""
-    rank: Tensor
-    """Rank of each positive among positives and negatives, ``[P]``, detached."""
-
-    @property
-    def total(self) -> Tensor:
-        """The loss, ``cls + loc``. (A sum over this tuple would add the ranks.)"""
-        return self.cls + self.loc
 
 
 def lrp_error(ranking: Statistics, loc_errors: Tensor) -> Tensor:

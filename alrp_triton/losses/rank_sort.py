@@ -7,7 +7,7 @@ K. Oksuz, B. C. Cam, E. Akbas and S. Kalkan, "Rank & Sort Loss for Object Detect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,45 +19,13 @@ from ..engine.operators import highest_in_row, sort_by_value
 from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
 from .framework import Criterion, Definition, Exact, Loss, evaluate
 from .monitor import statistics
+from .outputs import RankSortLossOutput, RankSortOutput
 
 if TYPE_CHECKING:  # not everywhere there
     from torch.distributed import ProcessGroup
 
 # Sums below this send no gradient, as in the published code.
 _EPS = 1e-10
-
-
-class RankSortOutput(NamedTuple):
-    """The two errors of Rank & Sort Loss, scalars. ``ranking + sorting`` is the loss."""
-
-    ranking: Tensor
-    """The error of negatives above positives."""
-    sorting: Tensor
-    """The error of positives of lower IoU above those of higher IoU."""
-
-    @property
-    def total(self) -> Tensor:
-        """The loss, ``ranking + sorting``."""
-        return self.ranking + self.sorting
-
-
-class RankSortLossOutput(NamedTuple):
-    """The result of :class:`RankSortLoss`, scalars. ``cls + loc`` is the loss."""
-
-    ranking: Tensor
-    sorting: Tensor
-    loc: Tensor
-    """Localisation loss, multiplied by the weight that makes it as large as the other two together."""
-
-    @property
-    def cls(self) -> Tensor:
-        """Classification component: ``ranking + sorting``."""
-        return self.ranking + self.sorting
-
-    @property
-    def total(self) -> Tensor:
-        """The loss, ``cls + loc``."""
-        return self.cls + self.loc
 
 
 @among_processes

@@ -99,8 +99,8 @@ def _rates(plan: Plan) -> Table:
 
 
 def findings(plan: Plan, split: str) -> list[str]:
-    """A sentence for each length: which loss is ahead, by more than the spread of a difference. Losses with a single run
-    are left out."""
+    """A sentence for each length: which loss is ahead, by more than the spread of a difference. Losses with one run are
+    left out."""
     found = []
     for length in plan.lengths:
         by_name = {
