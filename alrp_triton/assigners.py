@@ -35,10 +35,10 @@ class ATSS:
     near anchors; the choice is repeatable on one kind of device but may differ between devices.
 
     The published setting has one square anchor or two at each location, with sides of 8 strides, or of 4 and
-    4 * 2**0.5 (aLRP Loss), and ``topk=9``. With more anchors at each location take 9 times their number, as the authors
-    do in their code: otherwise the candidates lie at few locations, and many anchors that cover an object well become
-    background (docs/experiments.md, table 6). The rules are those of ``ATSSAssigner`` in MMDetection 3.3, except that
-    there an object with a single candidate gets none.
+    4 * 2**0.5 (aLRP Loss), and ``topk=9``. With more anchors at each location 9 candidates lie at few locations, and
+    many anchors that cover an object well become background. The authors' code takes 9 times as many as there are
+    anchors at a location; try both (docs/training.md). The rules are those of ``ATSSAssigner`` in MMDetection 3.3,
+    except that there an object with a single candidate gets none.
 
     Args:
         topk: candidates of an object on each level, at least 1.
