@@ -28,7 +28,6 @@ def plans() -> dict[str, Plan]:
         "bccd": Plan(bccd, LOSSES, rates["bccd"], range(5), [1, 4, 12]),
         "voc07": Plan(voc, LOSSES, rates["voc"], range(3), [1, 3, 9]),
         "bccd-variants": Plan(bccd, VARIANTS, rates["bccd"], range(3), [4]),
-        "voc07-variants": Plan(voc, VARIANTS, rates["voc"], range(3), [3]),
     }
 
 
