@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from dialect import KERNELS, assert_same_bits
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 if KERNELS:
     pytest.skip("without kernels", allow_module_level=True)
 
+from alrp_triton.engine import sorting
 from alrp_triton.engine.sorting import dominance_sums, sort_by_value, sorting_sums
 
 INF = float("inf")
@@ -60,14 +63,17 @@ def by_pairs(
     st.lists(st.tuples(SCORES, st.integers(0, 6), st.integers(-1, 1)), max_size=14), st.sampled_from([0.0, 0.5, 1.0])
 )
 def test_errors_and_gradients_are_those_of_all_pairs(drawn: list[tuple[float, int, int]], delta: float) -> None:
+    """Few positives are compared in pairs, and here by dominance, too."""
     logits = torch.tensor([score for score, *_ in drawn], dtype=torch.float32)
     values = torch.tensor([value / 6 for _, value, _ in drawn], dtype=torch.float32)
     groups = torch.tensor([group for *_, group in drawn], dtype=torch.int64)
     share = torch.ones(len(drawn), dtype=torch.float64)
     for of in (None, groups):
-        found = sort_by_value(logits, values, of, share, delta, 1e-10)
-        for one, other in zip(found, by_pairs(logits, values, of, delta, 1e-10)):
-            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+        for few in (0, 512):
+            with patch.object(sorting, "_FEW", few):
+                found = sort_by_value(logits, values, of, share, delta, 1e-10)
+            for one, other in zip(found, by_pairs(logits, values, of, delta, 1e-10)):
+                torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("different", [1, 2, 8, 5000])

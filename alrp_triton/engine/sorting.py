@@ -4,17 +4,27 @@ Its sums are over positives above a score *and* above a value. Sums over one of 
 For both, :func:`dominance_sums` sorts the positives by value bit by bit, and follows each sum through these steps:
 O(P log P) work for each bit of the ranks of the values, and O(P) memory. The structure is the wavelet matrix of
 F. Claude, G. Navarro and A. Ordóñez, "The Wavelet Matrix", Information Systems 47, 2015.
+
+Few positives are compared in pairs, which is faster. So are groups: differences of sums over several groups would be
+rounded, and a group must not feel the others.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blocks import differences, pair_blocks
 from .devices import is_asynchronous
-from .knots import Knots, make_knots, ramp_steps
+from .knots import Knots, inverse_width, make_knots, ramp_steps, sort_by_group
 from .scans import prefix_sums
+
+_FEW = 512
+# Pairs in one block: on the CPU they and their temporaries stay in the cache; on a GPU they hide the launch overhead.
+_PAIRS_PER_BLOCK, _PAIRS_PER_BLOCK_ON_DEVICE = 1 << 16, 1 << 22
 
 
 def sort_by_value(
@@ -38,15 +48,15 @@ def sort_by_value(
         ``(errors [P], gradients [P])`` float64, times the share. A gradient is what a positive receives minus what it
         sends.
     """
-    # By value first, so that sums over positives of equal scores have the same bits for any flat order.
-    order = values.argsort(stable=True)
+    # By group, score and value: sums over positives in this order have the same bits for any flat order.
+    by_value = values.argsort(stable=True)
+    order = by_value[sort_by_group(logits[by_value], None if groups is None else groups[by_value])[1]]
     logits, values, groups = logits[order], values[order], None if groups is None else groups[order]
-    knots, ranks = make_knots(logits, delta, groups), _ranks(values)
-    ramps, above, target_ramps, target_above, missorted = _sums(knots, values, ranks, groups)
+    sums = _sums_of(logits, values, groups, delta)
+    ramps, above, target_ramps, target_above, missorted = sums.above()
     errors = (above / ramps - target_above / target_ramps) * share[order]
     sent = torch.where(missorted > eps, errors, 0.0)
-    weights = torch.where(missorted > eps, sent / missorted, 0.0)
-    received = _received(knots, weights, ranks, groups)
+    received = sums.received(torch.where(missorted > eps, sent / missorted, 0.0))
     found, gradients = (torch.empty_like(errors).index_copy(0, order, row) for row in (errors, received - sent))
     return found, gradients
 
@@ -57,47 +67,87 @@ def sorting_sums(logits: Tensor, values: Tensor, groups: Tensor | None, delta: f
     With h = H(p_k - p_i): the sums of h and of h (1 - v_k) over all k; the same over the k whose value is at least v_i;
     and the sum of h over the others, which should not be above i.
     """
-    return _sums(make_knots(logits, delta, groups), values, _ranks(values), groups)
+    return _sums_of(logits, values, groups, delta).above()
 
 
-def _ranks(values: Tensor) -> Tensor:
-    """``[P]`` int64: the number of different values below each."""
-    ordered, order = values.sort(stable=True)
-    rank = F.pad((ordered[1:] != ordered[:-1]).cumsum(0), (min(1, len(values)), 0))
-    return torch.empty_like(rank).scatter_(0, order, rank)
+def _sums_of(logits: Tensor, values: Tensor, groups: Tensor | None, delta: float) -> _Pairs | _Dominance:
+    if groups is not None or len(logits) <= _FEW:
+        return _Pairs(logits, values, groups, delta)
+    return _Dominance(logits, values, delta)
 
 
-def _sums(knots: Knots, values: Tensor, ranks: Tensor, groups: Tensor | None) -> Tensor:
-    num_pos = values.shape[0]
-    group_end = torch.full_like(knots.below_end, num_pos)
-    if knots.order_groups is not None and groups is not None:
-        group_end = torch.searchsorted(knots.order_groups, groups, right=True)
-    # The places of the first positive on each ramp, of the first one beyond it, and of the end of its group.
-    at = torch.stack([knots.below_begin, torch.minimum(knots.below_end, group_end), group_end])
-    masses = torch.stack([torch.ones_like(knots.place), 1 - values.double()])
-    rows = torch.cat([masses, masses * knots.place])[:, knots.order]
+class _Pairs:
+    """The sums by all pairs of positives: O(P^2) work, in blocks."""
 
-    def ramp_sums(found: Tensor) -> Tensor:
-        inside, beyond = (found[:, 1:] - found[:, :-1]).unbind(1)
-        mass, moment = inside.chunk(2)
-        return beyond[:2] + (moment - knots.ramp_begin * mass) * knots.inverse_width
+    def __init__(self, logits: Tensor, values: Tensor, groups: Tensor | None, delta: float) -> None:
+        self._logits, self._values, self._groups, self._delta = logits, values, groups, delta
 
-    proper, others = dominance_sums(rows, ranks[knots.order], at, ranks)
-    return torch.cat([ramp_sums(prefix_sums(rows)[:, at]), ramp_sums(proper), ramp_sums(others)[:1]])
+    def above(self) -> Tensor:
+        """See :func:`sorting_sums`."""
+        columns, values, below_1 = [], self._values, 1 - self._values.double()
+        for i, heights in self._blocks():
+            proper = torch.where(values >= values[i, None], heights, 0.0)
+            rows = [heights.sum(1), (heights * below_1).sum(1), proper.sum(1), (proper * below_1).sum(1)]
+            columns.append(torch.stack([*rows, torch.where(values < values[i, None], heights, 0.0).sum(1)]))
+        return torch.cat(columns, dim=1)
+
+    def received(self, weights: Tensor) -> Tensor:
+        """For each positive k the sum of w_i H(p_k - p_i) over the positives i of higher value, ``[P]``."""
+        found, values = torch.zeros_like(weights), self._values
+        for i, heights in self._blocks():
+            found += torch.where(values < values[i, None], heights * weights[i, None], 0.0).sum(0)
+        return found
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some positives i, and H(p_k - p_i) for them and all k: ``[I, P]`` float64."""
+        logits, groups = self._logits, self._groups
+        held = _PAIRS_PER_BLOCK_ON_DEVICE if is_asynchronous(logits.device) else _PAIRS_PER_BLOCK
+        return pair_blocks(_ramps, logits, groups, logits, groups, self._delta, held)
 
 
-def _received(knots: Knots, weights: Tensor, ranks: Tensor, groups: Tensor | None) -> Tensor:
-    """For each positive k the sum of w_i H(p_k - p_i) over the positives of higher value."""
-    by_threshold = torch.empty(2 * len(ranks), dtype=torch.int64, device=ranks.device)
-    by_threshold[knots.begin - 1] = by_threshold[knots.end - 1] = ranks
-    group_begin = torch.zeros_like(knots.bucket)
-    if knots.order_groups is not None and groups is not None:
-        group_begin = 2 * torch.searchsorted(knots.order_groups, groups)
-    at = torch.stack([group_begin, knots.bucket])
-    found, _ = dominance_sums(ramp_steps(knots, weights), by_threshold, at, ranks + 1)
-    ended, active, active_begin = found[:, 1] - found[:, 0]
-    received: Tensor = ended + (knots.place * active - active_begin) * knots.inverse_width
-    return received
+def _ramps(s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
+    """H(s_j - s_i), ``[I, J]`` float64. Differences are in the scores' own dtype, as in the kernels."""
+    x = differences(s_j, s_i).double()
+    return (x * inverse_width(delta) + 0.5).clamp(0, 1) if delta else (x >= 0).double()
+
+
+class _Dominance:
+    """The sums without pairs, of one ranking."""
+
+    def __init__(self, logits: Tensor, values: Tensor, delta: float) -> None:
+        self._knots, self._values = make_knots(logits, delta), values
+        ordered, order = values.sort(stable=True)
+        rank = F.pad((ordered[1:] != ordered[:-1]).cumsum(0), (1, 0))
+        # The number of different values below each.
+        self._ranks = torch.empty_like(rank).scatter_(0, order, rank)
+
+    def above(self) -> Tensor:
+        """See :func:`sorting_sums`."""
+        knots: Knots = self._knots
+        # The places of the first positive on each ramp, of the first one beyond it, and of the end.
+        end = torch.full_like(knots.below_end, len(self._ranks))
+        at = torch.stack([knots.below_begin, knots.below_end, end])
+        masses = torch.stack([torch.ones_like(knots.place), 1 - self._values.double()])
+        rows = torch.cat([masses, masses * knots.place])[:, knots.order]
+
+        def ramp_sums(found: Tensor) -> Tensor:
+            inside, beyond = (found[:, 1:] - found[:, :-1]).unbind(1)
+            mass, moment = inside.chunk(2)
+            return beyond[:2] + (moment - knots.ramp_begin * mass) * knots.inverse_width
+
+        proper, others = dominance_sums(rows, self._ranks[knots.order], at, self._ranks)
+        return torch.cat([ramp_sums(prefix_sums(rows)[:, at]), ramp_sums(proper), ramp_sums(others)[:1]])
+
+    def received(self, weights: Tensor) -> Tensor:
+        """As :meth:`_Pairs.received`."""
+        knots, ranks = self._knots, self._ranks
+        by_threshold = torch.empty(2 * len(ranks), dtype=torch.int64, device=ranks.device)
+        by_threshold[knots.begin - 1] = by_threshold[knots.end - 1] = ranks
+        at = torch.stack([torch.zeros_like(knots.bucket), knots.bucket])
+        found, _ = dominance_sums(ramp_steps(knots, weights), by_threshold, at, ranks + 1)
+        ended, active, active_begin = found[:, 1] - found[:, 0]
+        received: Tensor = ended + (knots.place * active - active_begin) * knots.inverse_width
+        return received
 
 
 def dominance_sums(rows: Tensor, ranks: Tensor, at: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
