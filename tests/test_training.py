@@ -109,6 +109,9 @@ def broken(name: str, path: Path) -> tuple[str, ...]:
         content["annotations"] = []
         change(path, "train", content)
         message = "train.json", "at least one object"
+    elif name == "nothing to find":
+        content["annotations"] = []
+        message = "val.json", "at least one object"
     change(path, "val", content)
     return message
 
@@ -127,6 +130,7 @@ def broken(name: str, path: Path) -> tuple[str, ...]:
         "no width",
         "a class that is not learned",
         "nothing to learn",
+        "nothing to find",
     ],
 )
 def test_errors_say_where(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,7 +319,12 @@ def test_the_page_shows_the_results_that_are_committed() -> None:
 
 
 def record_of(run: Run, precision: float) -> dict[str, Any]:
-    metrics = {**dict.fromkeys(METRICS, precision), "by_class": {"square": [precision, 0.5], "bar": [None, None]}}
+    # Errors are the lower, the better.
+    metrics = {
+        **dict.fromkeys(METRICS, precision),
+        "olrp": 1 - precision,
+        "by_class": {"square": [precision, 0.5], "bar": [None, None]},
+    }
     found = dict.fromkeys(("val", "test"), metrics)
     history = {"iteration": [0], "cls": [1.0], "loc": [1.0]}
     return {**vars(run), **found, "history": history, "training_seconds": 1.0, "setting": vars(SMALL)}
@@ -479,6 +488,17 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else True)
     assert cli.main(["compare"]) == 1
     assert capsys.readouterr().err == "alrp-triton compare: matplotlib not found: pip install 'alrp-triton[compare]'\n"
+
+
+def test_images_without_objects_are_drawn(experiment: Experiment) -> None:
+    sample = experiment.dataset.splits["val"].samples[-1]
+    assert not len(sample.boxes)
+    figure, axes = figures.plt.subplots()
+    detection = {"category_id": 7, "bbox": [1.0, 2.0, 9.0, 8.0], "score": 0.5}
+    figures._draw_image(axes, sample, [detection], experiment.dataset.classes)
+    (frame,) = axes.patches
+    assert frame.get_edgecolor()[:3] == figures.matplotlib.colors.to_rgb(figures.WRONG)
+    figures.plt.close(figure)
 
 
 def test_figures_wait_for_their_runs(store: Store[Run], experiment: Experiment, tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ def read(files: dict[str, Path], images: Path) -> Dataset:
     with_objects = {
         split: {one["category_id"] for one in data.objects if not one["iscrowd"]} for split, data in found.items()
     }
-    if not with_objects["train"]:
-        raise ValueError(f"{files['train']}: expected at least one object to learn, got none")
     for split, present in with_objects.items():
+        if not present:
+            raise ValueError(f"{files[split]}: expected at least one object that is no crowd, got none")
         if missing := sorted(present - with_objects["train"]):
             listed = ", ".join(names.get(number, str(number)) for number in missing)
             raise ValueError(f"{files[split]}: expected classes with objects in {files['train']}, got also {listed}")

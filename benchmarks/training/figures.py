@@ -112,7 +112,7 @@ def _draw_image(axes: Any, sample: Sample, found: list[dict[str, Any]], classes:
         box = torch.tensor(one["bbox"])
         box[2:] += box[:2]
         ious = box_iou(box[None], sample.boxes)[0] * (free & (numbers == one["category_id"]))
-        right = bool(ious.max() >= 0.5)
+        right = bool((ious >= 0.5).any())
         if right:
             free[ious.argmax()] = False
         colour = RIGHT if right else WRONG
