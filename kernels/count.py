@@ -7,6 +7,9 @@ add.
 Many logits share several tables, so that few atomics wait for one another: a tile adds to one of them. If a table gets
 fewer than 2^17 logits, a word holds both the count of a bucket, in its upper 17 bits, and the sum of its offsets, in
 units of 2^-30, rounded. Then a logit takes one atomic instead of two.
+
+On NVIDIA's GPUs such a table lies in shared memory if it is small enough (:mod:`.shared`). Then a program counts all
+tiles of its table.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .grid import numbers_of
 from .lanes import (
     add_each,
     address,
@@ -29,9 +33,22 @@ from .lanes import (
     places,
     within,
 )
-from .launch import code, constant, launch, level_of, number, on_device_of, ramp_of, tiles_in
+from .launch import (
+    code,
+    constant,
+    join,
+    launch_parts,
+    level_of,
+    number,
+    on_device_of,
+    programs_at_once,
+    ramp_of,
+    tiles_in,
+)
 from .layout import Table, Walk
 from .search import anchor_of, find_bucket, groups_of, is_between, offset_from, steps_of
+from .settings import architecture_of
+from .shared import MOST_WORDS, add_one_to_words, add_to_words, clear_words, copy_search, declare, store_words
 
 # A word of a table with fewer than 2^17 logits.
 _COUNT_BITS, _PACKED_FRACTION = 17, 30
@@ -42,6 +59,8 @@ _TILE_BITS, _ONE_OF_TILE = tl.constexpr(50), tl.constexpr(1 << 50)
 _MOST_IN_A_TILE = 1 << 12
 # From this many logits on, several tables cost little.
 _MANY_LOGITS = 1 << 16
+# A program with a table in shared memory begins and ends with all of it.
+_FEWEST_IN_A_PROGRAM = 1 << 13
 # Tables that are copied from and to, a part of what the logits take.
 _BYTES_FOR_A_LOGIT = 1
 
@@ -56,6 +75,8 @@ class Tables(NamedTuple):
     columns: Any
     """2P + 2, coded."""
     PACKED: Any
+    SHARED: Any
+    """Whether each program fills its table in shared memory, and stores it in the end."""
 
 
 @triton.jit
@@ -67,7 +88,9 @@ def in_units(offset, scale, tables):
 @triton.jit
 def add_tile(table, bucket, both, tables):
     """Add a count and units in one sum."""
-    if tables.PACKED:
+    if tables.SHARED:
+        add_one_to_words(bucket, both)
+    elif tables.PACKED:
         tl.atomic_add(table + bucket, both, mask=both > 0, sem="relaxed")
     else:
         count = both >> _TILE_BITS
@@ -76,9 +99,42 @@ def add_tile(table, bucket, both, tables):
         tl.atomic_add(table + number(tables.columns) + bucket, units, mask=count > 0, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["ignore_index"])
-def count_kernel(levels, table, tables, scale, ignore_index, ramp, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    level = level_of(levels, tl.program_id(1) * tl.num_programs(0) + tl.program_id(0))
+@triton.jit(do_not_specialize=["ignore_index", "num_rows"])
+def count_kernel(levels, table, tables, scale, ignore_index, num_rows, ramp, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    own = tables.words + tl.program_id(0).to(tl.int64) * number(tables.step)
+    SEARCH: tl.constexpr = tables.SHARED and table.groups is None and levels.logits[0].dtype.element_ty == tl.float32
+    if tables.SHARED:
+        declare(SEARCH)
+        clear_words(BLOCK)
+        if SEARCH:
+            num_cells = 4 * number(tables.columns)
+            numbers = numbers_of(table.cells, num_cells).to(tl.pointer_type(tl.int32), bitcast=True)
+            copy_search(table.thresholds, numbers, num_cells, BLOCK)
+        tl.debug_barrier()
+        for row in range(num_rows):
+            count_tile(levels, row, own, table, tables, scale, ignore_index, ramp, STEPS, SEARCH, BLOCK)
+        tl.debug_barrier()
+        store_words(own, number(tables.columns), BLOCK)
+    else:
+        count_tile(levels, tl.program_id(1), own, table, tables, scale, ignore_index, ramp, STEPS, SEARCH, BLOCK)
+
+
+@triton.jit
+def count_tile(
+    levels,
+    row,
+    own,
+    table,
+    tables,
+    scale,
+    ignore_index,
+    ramp,
+    STEPS: tl.constexpr,
+    SEARCH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Count the tile of a program in a row of the launch grid. ``SEARCH``: whether shared memory has the thresholds."""
+    level = level_of(levels, row * tl.num_programs(0) + tl.program_id(0))
     begin, lane = level.tile.to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
     at = places(levels, level, begin, lane, BLOCK)
     x_at = address_or_position(begin + lane, at, level.logit_steps, levels)
@@ -88,17 +144,18 @@ def count_kernel(levels, table, tables, scale, ignore_index, ramp, STEPS: tl.con
     counted = there & takes_part & ~positive
 
     columns = number(tables.columns)
-    anchor, low, high = anchor_of(levels, level, begin, table, columns - 1)
-    own = tables.words + tl.program_id(0).to(tl.int64) * number(tables.step)
+    anchor, low, high = anchor_of(levels, level, begin, table, columns - 1, SEARCH)
     one: tl.constexpr = _ONE_PACKED if tables.PACKED else _ONE_OF_TILE
     if tl.max((counted & ~is_between(score, low, high)).to(tl.int32)) > 0:
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
-        bucket, floor = find_bucket(score, group, table, level.logits.dtype.element_ty, STEPS)
+        bucket, floor = find_bucket(score, group, table, level.logits.dtype.element_ty, STEPS, SEARCH)
         # NaN have the last column.
         bucket = tl.where(score == score, bucket, columns - 1)
         reaches = counted & (bucket > 0)
         units = in_units(offset_from(score, floor, ramp), scale, tables)
-        if tables.PACKED:
+        if tables.SHARED:
+            add_to_words(bucket, units + one, reaches)
+        elif tables.PACKED:
             add_each(own + bucket, units + one, reaches, BLOCK)
         else:
             add_each(own + bucket, tl.full([BLOCK], 1, tl.int64), reaches, BLOCK)
@@ -137,14 +194,18 @@ def number_of_tables(num_logits: int, num_levels: int, step: int) -> int:
 
 
 def tables_for(num_logits: int, num_levels: int, totals: Tensor, packed: bool) -> tuple[Tables, int]:
-    """Zeros for several tables, and their number; or the totals and 0."""
+    """Several tables, zeros if tiles add to them, and their number; or the totals and 0."""
     columns = totals.shape[1]
     step = columns if packed else 2 * columns
     num_tables = number_of_tables(num_logits, num_levels, step)
     if num_tables == 0:
-        return Tables(totals, code(0), code(columns), constant(False)), 0
-    words = totals.new_zeros(num_tables, step)
-    return Tables(words, code(step if num_tables > 1 else 0), code(columns), constant(packed)), num_tables
+        return Tables(totals, code(0), code(columns), constant(False), constant(False)), 0
+    shared = packed and columns <= MOST_WORDS and architecture_of(totals.device).startswith("sm_")
+    if shared:
+        num_tables = max(num_tables, min(programs_at_once(totals.device), num_logits // _FEWEST_IN_A_PROGRAM))
+    words = totals.new_empty(num_tables, step) if shared else totals.new_zeros(num_tables, step)
+    step = step if num_tables > 1 else 0
+    return Tables(words, code(step), code(columns), constant(packed), constant(shared)), num_tables
 
 
 def fold(tables: Tables, num_tables: int, totals: Tensor, shift: int) -> None:
@@ -190,6 +251,9 @@ def count(
         "ramp": ramp_of(table.thresholds, delta),
     }
     name = "count" if table.groups is None else "count_grouped"
-    launch(count_kernel, name, walks, arguments, columns=max(1, num_tables))
-    if num_tables:
+    for parts in join(walks):
+        launch_parts(count_kernel, name, parts, arguments, columns=max(1, num_tables), in_rows=tables.SHARED.value)
+        if tables.SHARED.value:
+            fold(tables, num_tables, totals, shift)
+    if num_tables and not tables.SHARED.value:
         fold(tables, num_tables, totals, shift)

@@ -6,7 +6,8 @@ In a grid over the thresholds the cell of a score tells its bucket, up to a few 
 map from scores to cells is monotone in floating point, and thresholds go through the same map. So every threshold in a
 lower cell is below the score, and every threshold in a higher cell is above it. A cell holds the number of thresholds
 before it and its first thresholds. The fullest cell says how many comparisons are left; kernels read this number from
-memory, so no host waits for it.
+memory, so no host waits for it. A program that keeps the thresholds in shared memory takes of the cells the numbers
+alone, which also lie side by side.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def shape_of_cells(num_positives: int, dtype: torch.dtype) -> tuple[int, int]:
     """The shape of ``Table.cells`` for scores of this dtype."""
     if dtype.itemsize == 2:
         return _VALUES, 2
-    return _CELLS_FOR_A_POSITIVE * num_positives + 17, 8
+    num_cells = _CELLS_FOR_A_POSITIVE * (num_positives + 1)
+    return 1 + num_cells + num_cells // 8, 8
 
 
 @triton.jit
@@ -61,6 +63,19 @@ def row_of(cells, cell):
         t0, t1, t2 = tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
         t3, t4, t5 = tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
         return before, tl.load(row + 1), t0, t1, t2, t3, t4, t5
+
+
+@triton.jit
+def numbers_of(cells, num_cells):
+    """Where the numbers of thresholds before each cell lie side by side."""
+    return cells + 8 + 8 * num_cells
+
+
+@triton.jit
+def rounds_in_numbers(rounds):
+    """Of a binary search from these numbers: a cell has up to 5 + 2^rounds thresholds, where the first six are compared
+    before the rounds."""
+    return tl.maximum(rounds + 1, 3) + (rounds == 2).to(tl.int32)
 
 
 @triton.jit
@@ -99,7 +114,9 @@ def lay_kernel(thresholds, cells, num_thresholds, num_cells, highest, BLOCK: tl.
         most = cells.to(tl.pointer_type(kind), bitcast=True)
         tl.atomic_max(most, tl.full([], 0, kind) + rounds, sem="relaxed")
     row, there = cells + 8 + 8 * cell.to(tl.int64), cell < num_cells
-    tl.store(row, before.to(kind).to(slope.dtype, bitcast=True), mask=there)
+    number = before.to(kind).to(slope.dtype, bitcast=True)
+    tl.store(row, number, mask=there)
+    tl.store(numbers_of(cells, num_cells) + cell, number, mask=there)
     floor = tl.load(thresholds + before - 1, mask=before > 0, other=float("-inf"))
     tl.store(row + 1, floor, mask=there)
     for k in tl.static_range(6):
@@ -153,7 +170,7 @@ def lay(table: Table, dtype: torch.dtype) -> Table:
             kind = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
             lay_values_kernel[(_VALUES // _BLOCK,)](thresholds, cells, highest, KIND=kind, BLOCK=_BLOCK, num_warps=4)
         else:
-            num_cells = len(cells) - 1
+            num_cells = _CELLS_FOR_A_POSITIVE * (num_thresholds // 2 + 1)
             lay_kernel[(tiles_in(num_cells, _BLOCK),)](
                 thresholds, cells, num_thresholds, num_cells, highest, BLOCK=_BLOCK, num_warps=4
             )

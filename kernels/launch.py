@@ -83,7 +83,6 @@ def launch(
     arguments: dict[str, Any],
     gradients: Sequence[Tensor] | None = None,
     by_row: bool = False,
-    columns: int = 1,
 ) -> None:
     """Launch a kernel over all levels that are not empty: once for all of one structure, up to eight.
 
@@ -94,16 +93,47 @@ def launch(
         arguments: arguments that all levels share.
         gradients: tensors that the kernel writes, of the logits' shape and with the strides of ``empty_like``.
         by_row: whether a tile consists of rows of logits that share a label, and not of logits.
-        columns: of the launch grid; programs are numbered row by row. Some in the last row may have nothing to do.
     """
     for parts in join(walks, gradients):
-        first = parts[0].walk
-        settings = settings_for(name, parts)
-        block, num_warps = settings["block"], settings["num_warps"]
-        num_tiles, levels = tiles_of(parts, block * first.classes if by_row and first.classes else block)
-        with on_device_of(first.logits):
-            grid = (num_tiles,) if columns == 1 else (columns, tiles_in(num_tiles, columns))
-            kernel[grid](levels=levels, **arguments, BLOCK=block, num_warps=num_warps)
+        launch_parts(kernel, name, parts, arguments, by_row)
+
+
+def launch_parts(
+    kernel: Any,
+    name: str,
+    parts: list[Part],
+    arguments: dict[str, Any],
+    by_row: bool = False,
+    columns: int = 1,
+    in_rows: bool | None = None,
+) -> None:
+    """Launch a kernel once, as :func:`launch`.
+
+    Args:
+        columns: of the launch grid; tiles are numbered row by row. Some in the last row may not be there.
+        in_rows: whether a program goes through all rows of its column; None for kernels that take no ``num_rows``.
+    """
+    first = parts[0].walk
+    settings = settings_for(name, parts)
+    block, num_warps = settings["block"], settings["num_warps"]
+    num_tiles, levels = tiles_of(parts, block * first.classes if by_row and first.classes else block)
+    rows = tiles_in(num_tiles, columns)
+    if in_rows is not None:
+        arguments = {**arguments, "num_rows": rows}
+    grid = (columns,) if in_rows else (num_tiles,) if columns == 1 else (columns, rows)
+    with on_device_of(first.logits):
+        kernel[grid](levels=levels, **arguments, BLOCK=block, num_warps=num_warps)
+
+
+_PROGRAMS_FOR_A_PROCESSOR = 4
+
+
+@cache
+def programs_at_once(device: torch.device) -> int:
+    """How many programs of a kernel that goes through all tiles a GPU has room for; on the CPU as for one processor."""
+    on_gpu = device.type == "cuda"
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 1
+    return _PROGRAMS_FOR_A_PROCESSOR * processors
 
 
 def settings_for(name: str, parts: list[Part]) -> Settings:

@@ -46,9 +46,9 @@ class Table(NamedTuple):
     groups, the lowest threshold of all is in the last place, which no search reads."""
     cells: Any
     """Not used with groups; see :mod:`.grid`. For scores in half precision ``[65536, 2]``: the bucket of each value (an
-    integer) and the bucket's lower end. For other scores ``[G + 1, 8]``: the first row holds the rounds of a search
-    beyond the thresholds of a row (an integer), then slope, offset and highest value of the map from scores to cells.
-    Each further row is a cell."""
+    integer) and the bucket's lower end. For other scores ``[1 + G + G / 8, 8]``: the first row holds the rounds of a
+    search beyond the thresholds of a row (an integer), then slope, offset and highest value of the map from scores to
+    cells. Each of the next G rows is a cell; after them come the first numbers of these rows once more (integers)."""
     groups: Any = None
     """``[4P + 1]`` int64: the group of each threshold, the highest number beyond them; None for one ranking."""
 

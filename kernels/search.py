@@ -5,19 +5,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .grid import cell_of, index_of_value, row_of
+from .grid import cell_of, index_of_value, rounds_in_numbers, row_of
 from .lanes import load, load_pair
 from .layout import Table
+from .shared import number_before, threshold_at
 
 # Larger than all indices.
 NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
 @triton.jit
-def find_bucket(score, group, table, KIND: tl.constexpr, STEPS: tl.constexpr):
+def find_bucket(score, group, table, KIND: tl.constexpr, STEPS: tl.constexpr, SHARED: tl.constexpr = False):
     """The number of thresholds at or below each score, and the bucket's lower end, -inf for bucket 0. With groups the
     number is that of thresholds before or at the score in the order of the table, but 0 if none of them is of the
-    score's group. 0 for NaN. ``KIND`` is the dtype of the logits, and ``STEPS`` are those of a search with groups."""
+    score's group. 0 for NaN. ``KIND`` is the dtype of the logits, ``STEPS`` are those of a search with groups, and
+    ``SHARED`` is whether shared memory has the table (:mod:`.shared`)."""
     if table.groups is None and KIND.primitive_bitwidth == 16:
         of_value, floor = load_pair(table.cells + 2 * index_of_value(score, KIND))
         return of_value.to(tl.int32, bitcast=True), floor
@@ -25,6 +27,13 @@ def find_bucket(score, group, table, KIND: tl.constexpr, STEPS: tl.constexpr):
         bits: tl.constexpr = tl.int64 if score.dtype == tl.float64 else tl.int32
         rounds = tl.load(table.cells.to(tl.pointer_type(bits), bitcast=True)).to(tl.int32)
         cell = cell_of(score, tl.load(table.cells + 1), tl.load(table.cells + 2), tl.load(table.cells + 3))
+        if SHARED:
+            bucket = number_before(cell)
+            step = 1 << rounds_in_numbers(rounds) >> 1
+            while step > 0:
+                bucket += tl.where(score >= threshold_at(bucket + step), step, 0)
+                step = step >> 1
+            return bucket, threshold_at(bucket)
         bucket, floor, t0, t1, t2, t3, t4, t5 = row_of(table.cells, cell)
         # A binary search in seven thresholds, of which none reaches the last.
         in_upper = score >= t3
@@ -54,7 +63,7 @@ def find_bucket(score, group, table, KIND: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
-def anchor_of(levels, level, begin, table, num_buckets):
+def anchor_of(levels, level, begin, table, num_buckets, SHARED: tl.constexpr = False):
     """A bucket in which many scores of a tile may lie, with its ends: that of the first score. It is bucket 0 with
     groups, up to the lowest threshold of all, and where the first score is costly to find."""
     # With groups the lowest threshold of all is in the last place.
@@ -64,7 +73,7 @@ def anchor_of(levels, level, begin, table, num_buckets):
     if table.groups is None and levels.FLAT:
         first = load(level.logits + begin, begin < level.num_logits, high.dtype)
         if first >= high:
-            bucket, low = find_bucket(first, 0, table, level.logits.dtype.element_ty, 0)
+            bucket, low = find_bucket(first, 0, table, level.logits.dtype.element_ty, 0, SHARED)
             high = tl.load(table.thresholds + bucket)
     return bucket, low, high
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from dialect import COMPILED_FOR, INTERPRETED
+from dialect import BORROWED, COMPILED_FOR, INTERPRETED
 
 if TYPE_CHECKING:
     from dialect.processes import Pool
@@ -72,7 +72,9 @@ if COMPILED_FOR:
 
     def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         counted = ", ".join(f"{number:,} {what}" for what, number in DEVICE.totals.items())
-        terminalreporter.write_line(f"virtual GPU, sm_{COMPILED_FOR}: {counted or 'nothing'}")
+        terminalreporter.write_line(
+            f"{'borrowed' if BORROWED else 'virtual'} GPU, sm_{COMPILED_FOR}: {counted or 'nothing'}"
+        )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

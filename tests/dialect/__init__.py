@@ -16,6 +16,7 @@ has several rank together, ``dialect.kernel_session`` has kernels run on the vir
 """
 
 from .cases import (
+    BORROWED,
     COMPILED_FOR,
     FLOAT_MAX,
     GOLDEN,

@@ -21,7 +21,16 @@ repeatable = partial(settings, derandomize=True)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Triton's interpreter."""
-COMPILED_FOR = int(os.environ.get("VIRTUAL_GPU", "0"))
+BORROWED = os.environ.get("VIRTUAL_GPU") == "borrowed"
+"""Whether kernels run on a GPU of this machine, to which each launch copies its tensors (``borrowed_gpu``)."""
+
+
+def _compiled_for() -> int:
+    major, minor = torch.cuda.get_device_capability() if BORROWED else (0, int(os.environ.get("VIRTUAL_GPU", "0")))
+    return 10 * major + minor
+
+
+COMPILED_FOR = _compiled_for()
 """The target that kernels are compiled for, to run on the virtual GPU of tests/virtual_gpu, such as 90; or 0."""
 KERNELS = INTERPRETED or COMPILED_FOR > 0
 """Whether kernels run at all, either way about a thousand times slower than this process runs the rest."""

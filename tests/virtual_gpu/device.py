@@ -97,7 +97,7 @@ class Device:
         Args:
             program: the kernel.
             grid: how many CTAs.
-            shared: bytes of shared memory of a CTA.
+            shared: bytes of shared memory of a CTA, besides those that the kernel declares.
             kinds: Triton's types of the arguments.
             values: the arguments.
         """
@@ -106,7 +106,7 @@ class Device:
         if program.num_threads > 32 * layout.MAX_WARPS:
             raise ValueError(f"{program.name}: {program.num_threads} threads")
         with self._lock:
-            return self._run(program, grid, shared, Memory(program, kinds, values))
+            return self._run(program, grid, program.own_shared + shared, Memory(program, kinds, values))
 
     def _run(self, program: Program, grid: tuple[int, int, int], shared: int, memory: Memory) -> Result:
         num_ctas = max(0, math.prod(grid))

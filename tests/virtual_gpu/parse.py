@@ -17,8 +17,10 @@ _ENTRY = re.compile(r"\.entry\s+([\w$]+)")
 _PARAM = re.compile(r"\.param\s+\.(\w)(\d+)(?:\s+\.ptr)?(?:\s+\.\w+)*?(?:\s+\.align\s+\d+)?\s+([\w$]+)(?=\s*[,)\n])")
 _NUM_THREADS = re.compile(r"\.(?:reqntid|maxntid)\s+(\d+)")
 _SHARED = re.compile(r"\.extern\s+\.shared.*?\s([\w$]+)\[\]")
+_ARRAY = re.compile(r"\.shared\s+\.align\s+\d+\s+\.b(\d+)\s+([\w$]+)\[(\d+)\]\s*;")
 _LABEL = re.compile(r"([$\w]+):\s*")
 _DECLARATION = re.compile(r"\.reg\s+\.(\w+)\s+(.*)")
+_SHARED_ALIGNMENT = 128
 _MEMORY_DECLARATIONS = (".shared", ".local", ".global", ".const")
 
 
@@ -48,8 +50,13 @@ class _Parser:
             raise Unsupported("a kernel that does not say how many threads it has")
         self._num_threads = int(threads[1])
         self._params = list(_params(head))
-        # Shared memory that the launch gives begins at 0.
-        symbols = {param.name: param.offset for param in self._params} | dict.fromkeys(_SHARED.findall(ptx), 0)
+        symbols = {param.name: param.offset for param in self._params}
+        # Shared memory of the kernel itself comes first, then what the launch gives.
+        self._own_shared = 0
+        for bits, name, length in _ARRAY.findall(ptx):
+            symbols[name] = self._own_shared
+            self._own_shared += -(-int(bits) // 8 * int(length) // _SHARED_ALIGNMENT) * _SHARED_ALIGNMENT
+        symbols |= dict.fromkeys(_SHARED.findall(ptx), self._own_shared)
         self._operands = Operands(self._num_threads, symbols)
         self._code = Code(self._operands)
 
@@ -94,7 +101,7 @@ class _Parser:
             self._code.add(Statement(text, number, source))
         elif declaration := _DECLARATION.match(text):
             self._operands.declare(declaration[1], declaration[2])
-        elif text.startswith(_MEMORY_DECLARATIONS):
+        elif text.startswith(_MEMORY_DECLARATIONS) and not _ARRAY.match(text + ";"):
             raise Unsupported(text)
 
     def _program(self) -> Program:
@@ -115,6 +122,7 @@ class _Parser:
             specials=self._operands.specials(),
             params=self._params,
             num_threads=self._num_threads,
+            own_shared=self._own_shared,
             ptx=self._ptx,
         )
 

@@ -44,6 +44,8 @@ class Program:
     params: list[Param]
     num_threads: int
     """Of a CTA."""
+    own_shared: int
+    """Bytes of shared memory of a CTA besides those that a launch gives."""
     ptx: str = field(repr=False)
 
     @functools.cached_property
