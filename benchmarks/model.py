@@ -1,12 +1,12 @@
-"""A model of the time on GPUs, computed from what was counted. Nothing it says has been measured.
+"""A model of the time on GPUs, computed from what was counted.
 
     python -m benchmarks.model [--logits M] [--positives P] [--dtype D] [--bounds] [--assumptions]
 
 The counts are those of benchmarks/results/executed.json (:mod:`.gate`). A pass takes as long as the longest of its
 bounds, if all that it does overlaps, and as long as their sum, if it does one after the other ("in turn"). Between the
 passes each kernel takes a launch, and as long as its longest CTA alone. The model leaves out caches (each sector comes
-from memory once in each pass), banks of shared memory and of the L1 cache, waiting at barriers, and what a tile does
-for the positives in it. On a GPU ``alrp-triton bench --preset h100`` measures the same cases.
+from memory once in each pass), shared memory, waiting at barriers, and what a tile does for the positives in it. On a
+GPU ``alrp-triton bench --preset h100`` measures the same cases. What a clock of an H200 does was measured.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import argparse
 import sys
 from typing import NamedTuple
 
-from alrp_triton.kernels.count import number_of_tables
+from alrp_triton.kernels.shared import MOST_WORDS
 
 from .executed import BETWEEN, P_SIZED, PASSES, Case, Costs, Run, of_pass
 from .gate import RECORD, Counted, recorded
 from .report import print_table
-from .workloads import DTYPES, NUM_CLASSES, REGIMES
+from .workloads import DTYPES, REGIMES
 
 LAUNCHES = {"forward": 9, "backward": 2}
 """Of the loss, for up to 4096 positives; ``python -m benchmarks.launches`` counts them."""
-_SAID = "model, nothing measured"
+_SAID = "model"
 
 
 class GPU(NamedTuple):
@@ -42,21 +42,21 @@ class GPU(NamedTuple):
     """For each instruction of a warp, of a CTA that has a processor for itself and waits for its own results."""
     launch_microseconds: float  # from the end of a kernel to the first work of the next one, which was launched before
     published: tuple[str, ...] = ()
-    """The numbers that the vendor published. All others are guesses: nobody measured them here."""
+    """The numbers that the vendor published."""
+    measured: tuple[str, ...] = ()
+    """The numbers that were measured: benchmarks/results/h200. All others are guesses."""
 
 
 _NVIDIA = ("processors", "issued")
+_MEASURED = ("gigahertz", "sectors", "terabytes", "atomics", "atomics_of_a_word")
 GPUS = {
-    # Bandwidths are nine tenths of those published: 2.04 (80 GB), 3.35, 4.8 and 8; eight tenths of 5.3 for MI300X. The
-    # clocks of H100 and H200 are below the highest published, as under load.
-    "A100": GPU("sm_80", 108, 1.41, 4, 4, 1.8, 80, 1, 2, 1.5, (*_NVIDIA, "gigahertz")),
-    "H100": GPU("sm_90", 132, 1.7, 4, 4, 3.0, 96, 1, 2, 1.5, _NVIDIA),
-    "H200": GPU("sm_90", 132, 1.7, 4, 4, 4.3, 96, 1, 2, 1.5, _NVIDIA),
-    "B200": GPU("sm_100", 148, 1.8, 4, 4, 7.2, 128, 1, 2, 1.5),
-    # sm_90's counts stand in: AMD's compiler is not run. Each of four units of 16 lanes takes four clocks for 64.
-    "MI300X": GPU("sm_90", 304, 2.1, 2, 2, 4.2, 128, 0.5, 4, 4, ("processors", "gigahertz", "issued")),
+    # Bandwidths are nine tenths of those published: 2.04 (80 GB), 3.35 and 8. The clock of an H100 is below the highest
+    # published, as under load. A clock is taken to do what one of an H200 does.
+    "A100": GPU("sm_80", 108, 1.41, 4, 2, 1.8, 44, 0.05, 2, 1.5, (*_NVIDIA, "gigahertz")),
+    "H100": GPU("sm_90", 132, 1.7, 4, 2, 3.0, 44, 0.05, 2, 1.5, _NVIDIA),
+    "H200": GPU("sm_90", 132, 1.97, 4, 2, 4.23, 44, 0.05, 2, 1.5, _NVIDIA, _MEASURED),
+    "B200": GPU("sm_100", 148, 1.8, 4, 2, 7.2, 44, 0.05, 2, 1.5),
 }
-_CAPTION = "model: sm_90's counts stand in for MI300X's"
 
 
 class Bounds(NamedTuple):
@@ -120,21 +120,7 @@ class Problem(NamedTuple):
         """Of finding the positives, and of both passes."""
         costs = counted[Run(gpu.counts_of, Case(dtype=self.dtype).name, regime)]
         found = {name: of_pass(name, costs) for name in PASSES}
-        found["pass 1"] = self._with_tables(found["pass 1"])
         return {name: bounds_of(of_each, gpu, self.num_logits) for name, of_each in found.items()}
-
-    def _with_tables(self, costs: Costs) -> Costs:
-        """The costs of pass 1 with the tables that these logits share: the more, the fewer atomics on one word. They
-        are set to 0 and added up."""
-        counted, step = Case(), 2 * self.num_positives + 2
-        before = number_of_tables(2 * counted.rows * NUM_CLASSES, 1, 2 * counted.positives + 2)
-        tables = number_of_tables(self.num_logits, 1, step)
-        moved = 8 * tables * step / self.num_logits
-        return costs._replace(
-            hottest=costs.hottest * max(1, before) / max(1, tables),
-            read=costs.read + moved,
-            written=costs.written + moved,
-        )
 
     def times(self, counted: Counted, gpu: GPU, regime: str) -> dict[str, Time]:
         """Forward and backward."""
@@ -150,6 +136,8 @@ class Problem(NamedTuple):
         return found
 
 
+# Of which tables lie in shared memory, as where the passes were counted.
+_POSITIVES = tuple(number for number in P_SIZED.values() if number < MOST_WORDS // 2)
 # 8 images of 512 x 512 in RetinaNet.
 PROBLEM = Problem(31_426_560, 1000, "float32")
 
@@ -173,10 +161,10 @@ def print_assumptions() -> None:
     """All of them, and where each is from."""
 
     def cell(gpu: GPU, field: str) -> str:
-        source = "" if field == "counts_of" else " published" if field in gpu.published else " assumed"
-        return f"{getattr(gpu, field)}{source}"
+        known = {"": ("counts_of",), " published": gpu.published, " measured": gpu.measured}
+        return f"{getattr(gpu, field)}{next((name for name, fields in known.items() if field in fields), ' assumed')}"
 
-    rows = [[f.replace("_", " "), *(cell(gpu, f) for gpu in GPUS.values())] for f in GPU._fields if f != "published"]
+    rows = [[f.replace("_", " "), *(cell(gpu, f) for gpu in GPUS.values())] for f in GPU._fields[:-2]]
     print_table(f"Assumptions of the model ({_SAID})", ["", *GPUS], rows)
 
 
@@ -189,7 +177,7 @@ def print_bounds(problem: Problem) -> None:
         for regime in REGIMES
         for part, bounds in problem.bounds(counted, gpu, regime).items()
     ]
-    print_table(f"Bounds in ms, model: {problem} ({_SAID})", ["", *Bounds._fields, "limit"], rows, _CAPTION)
+    print_table(f"Bounds in ms, model: {problem} ({_SAID})", ["", *Bounds._fields, "limit"], rows)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -197,11 +185,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    numbers = list(P_SIZED.values())
     parser.add_argument(
         "--logits", type=int, default=PROBLEM.num_logits, help="M, a multiple of 80 (default: %(default)s)"
     )
-    parser.add_argument("--positives", type=int, choices=numbers, default=1000, help="P (default: %(default)s)")
+    parser.add_argument("--positives", type=int, choices=_POSITIVES, default=1000, help="P (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
     parser.add_argument("--bounds", action="store_true", help="also each bound of both passes by itself")
     parser.add_argument("--assumptions", action="store_true", help="also what is assumed of each GPU")
@@ -214,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not RECORD.exists():
         sys.exit(f"the model needs the counts of a checkout, which are not at {RECORD}")
     problem = Problem(options.logits, options.positives, options.dtype)
-    print_table(f"Model: {problem} ({_SAID})", *table(problem), _CAPTION)
+    print_table(f"Model: {problem} ({_SAID})", *table(problem))
     if options.bounds:
         print_bounds(problem)
     if options.assumptions:

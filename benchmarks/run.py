@@ -181,16 +181,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks.ru
     bandwidth = timing.copy_bandwidth(args.device)
     print(f"copy bandwidth: {bandwidth / 1e9:.4g} GB/s, read and written\n")
     setting = Setting(args.device, machine, bandwidth, args.seconds, args.repeats, args.clock, args.memory)
-    made = []
-    for row in run(planned, setting, args.output, args.resume):
-        made.append(row)
-        print(f"{report.name_of(row)}: {row.contender}: {row.status}", file=sys.stderr)
     if args.device.type == "cuda" and args.preset in ("h100", "full"):
-        found = {subject.name: times for subject, times in kernel_times.measured(args.device)}
+        found = {case.name: times for case, times in kernel_times.measured(args.device)}
         path = args.output.with_suffix(".kernels.json")
         kernel_times.write(path, machine, found)
         columns = ["case", "kernel", "ms", "model, ms"]
         report.print_table(f"Kernels, in {path}", columns, kernel_times.table(found, machine["device"]))
+    made = []
+    for row in run(planned, setting, args.output, args.resume):
+        made.append(row)
+        print(f"{report.name_of(row)}: {row.contender}: {row.status}", file=sys.stderr)
     report.print_rows(made)
     report.print_claims(claims(rows.read([args.output]) if args.resume else made))
     print(f"{len(made)} rows appended to {args.output}")

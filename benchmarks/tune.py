@@ -64,10 +64,11 @@ def passes_of(
 def tune(cases: Iterable[Case], device: torch.device, timed: Timed | None = None) -> Iterator[Gain]:
     """Search on each case, of one ranking and of one for each image, and keep the fastest settings."""
     if timed is None:
-        from triton.testing import do_bench
+        from triton.testing import do_bench_cudagraph
 
         def timed(call: Callable[[], object]) -> float:
-            return float(do_bench(call, warmup=10, rep=50, return_mode="median"))
+            # In a graph, since the host takes longer for a pass than most GPUs.
+            return float(do_bench_cudagraph(call, rep=50, return_mode="median"))
 
     done = set[str]()
     for case in cases:

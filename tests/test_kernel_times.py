@@ -8,11 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from alrp_triton.kernels import count
 from torch._C._autograd import DeviceType
 
-from benchmarks import kernel_times
 from benchmarks.kernel_times import SUBJECTS, by_kernel, modelled, table, write
 
 
@@ -38,7 +35,7 @@ def test_the_model_stands_beside_what_it_knows(tmp_path: Path) -> None:
     assert [row[1] for row in rows[:3]] == ["count_kernel", "fill", "all"]
     assert rows[2][2] == "0.2520"
     with_model = {row[0] for row in rows if row[3]}
-    flat = {s.name for s in SUBJECTS if s.case.layout == "flat" and not s.one_table}
+    flat = {case.name for case in SUBJECTS if case.layout == "flat" and case.head == "retinanet"}
     assert with_model == flat
     assert not any(row[3] for row in table(found, "Another GPU"))
     for subject in SUBJECTS:
@@ -47,13 +44,3 @@ def test_the_model_stands_beside_what_it_knows(tmp_path: Path) -> None:
         assert all(0 < milliseconds < 10 for milliseconds in times.values())
     write(tmp_path / "found.json", {"device": "some"}, found)
     assert json.loads((tmp_path / "found.json").read_text())["milliseconds"] == found
-
-
-def test_one_table_is_one_table() -> None:
-    totals = torch.zeros(2, 2002, dtype=torch.int64)
-    numbers = []
-    for subject in SUBJECTS[2:4]:
-        with kernel_times._tables_of(subject):
-            numbers.append(count.tables_for(subject.case.logits, 1, totals, True)[1])
-    assert numbers[0] > 200
-    assert numbers[1] == 0

@@ -10,7 +10,17 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from dialect import KERNELS, MODULES, Detector, assert_same_bits, by_criterion, engine_backends, make_batch, step
+from dialect import (
+    BORROWED,
+    KERNELS,
+    MODULES,
+    Detector,
+    assert_same_bits,
+    by_criterion,
+    engine_backends,
+    make_batch,
+    step,
+)
 from torch import Tensor
 from virtual_gpu.harness import as_on_a_gpu
 
@@ -21,6 +31,7 @@ from alrp_triton.engine.passes import eager, find
 from alrp_triton.engine.placed import MOST_COMPARED
 from benchmarks.launches import Operators
 
+pytestmark = pytest.mark.skipif(BORROWED, reason="the copies of a borrowed GPU wait")
 # A value that the host reads, and a result whose size depends on values.
 WAITING = {
     "_local_scalar_dense",
