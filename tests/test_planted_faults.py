@@ -122,6 +122,33 @@ FAULTS = {
         "test_every_value_in_half_precision",
         GRID,
     ),
+    "ends of ramps in shared memory": Fault(
+        "kernels/search.py",
+        "score >= threshold_at(bucket + step)",
+        "score > threshold_at(bucket + step)",
+        "AssertionError: counts",
+        TABLES,
+    ),
+    "what a sum carries": Fault(
+        "kernels/shared.py", "@carries add.u32 high, high, 1;", "", "test_scattered_scores", TABLES
+    ),
+    "words that are not cleared": Fault(
+        "kernels/count.py", "        clear_words(BLOCK)\n", "", "AssertionError: counts", TABLES
+    ),
+    "words stored while others add": Fault(
+        "kernels/count.py",
+        "        tl.debug_barrier()\n        store_words(",
+        "        store_words(",
+        "race in shared memory",
+        TABLES,
+    ),
+    "a launch whose tables are left out": Fault(
+        "kernels/count.py",
+        "        if tables.SHARED.value:\n            fold(",
+        "        if parts is None:\n            fold(",
+        "AssertionError: counts",
+        TABLES,
+    ),
     "a loop that never runs": Fault(
         "kernels/rank.py", "elif values is not None:", "else:", "CompilationError", "tests/kernels/test_placed.py"
     ),
