@@ -1,25 +1,27 @@
 """Similarities of paired boxes, and localisation errors for the aLRP loss.
 
-All functions take two tensors `[P, 4]` of boxes `(x1, y1, x2, y2)` and return `[P]`; row i of both is pair i. They are
-differentiable in both arguments, do not make the host wait, and are finite for finite boxes with coordinates up to
-about 1e18:
+All functions take two tensors `[P, 4]` of boxes `(x1, y1, x2, y2)`, or `[P, 6]` of boxes in volumes
+`(x1, y1, z1, x2, y2, z2)`, and return `[P]`; row i of both is pair i. They are differentiable in both arguments, do not
+make the host wait, and are finite for finite boxes with coordinates up to about 1e18 (1e12 in volumes):
 
-- An inverted box (x2 < x1 or y2 < y1) is empty: that side has length 0.
+- An inverted box (x2 < x1, ...) is empty: that side has length 0.
 - A ratio with no denominator (two empty boxes have no union, two equal points no enclosing box) is 0, with gradient 0.
   So two empty boxes, equal or not, have an IoU of 0. An area counts as 0 if it is below that of a square whose side is
-  the dtype's machine epsilon (1.2e-7 for float32).
+  the dtype's machine epsilon (1.2e-7 for float32), a volume if it is below that of such a cube.
 - A box without width and height counts as a square in CIoU's aspect term.
 - NaN coordinates give NaN, in the result and in the gradient.
 
 float16 and bfloat16 boxes are computed in float32, float64 boxes in float64; a pair of different dtypes in the wider.
-On a GPU with Triton one kernel computes values and derivatives, and backward is one multiplication; there they cannot
-be differentiated twice.
+On a GPU with Triton one kernel computes values and derivatives of boxes `[P, 4]`, and backward is one multiplication;
+there they cannot be differentiated twice.
 
 Sources: GIoU, Rezatofighi et al., CVPR 2019 (arXiv:1902.09630); DIoU and CIoU, Zheng et al., AAAI 2020
 (arXiv:1911.08287).
 """
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 
 import torch
@@ -31,7 +33,7 @@ from .engine.transforms import transformed
 __all__ = ["BoxError", "box_error", "ciou", "diou", "giou", "iou"]
 
 BoxError = str | Callable[[Tensor, Tensor], Tensor]
-"""How boxes are compared: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, or a function of two `[P, 4]` tensors."""
+"""How boxes are compared: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, or a function of the two tensors of boxes."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -45,7 +47,7 @@ def box_error(pred_boxes: Tensor, target_boxes: Tensor, kind: BoxError, tau: flo
     is below the limit of tau. It is not clamped, so every box has a gradient.
 
     Args:
-        pred_boxes: `[P, 4]`, float16, bfloat16, float32 or float64; P may be 0.
+        pred_boxes: `[P, 4]` or `[P, 6]`, float16, bfloat16, float32 or float64; P may be 0.
         target_boxes: `[P, 4]`, on the same device. It also gets a gradient if it requires one.
         kind: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, or a callable that takes both tensors (half precision already
             converted to float32) and returns `[P]` errors. `tau` does not apply to these.
@@ -56,8 +58,9 @@ def box_error(pred_boxes: Tensor, target_boxes: Tensor, kind: BoxError, tau: flo
 
     Raises:
         TypeError: an argument of the wrong type or dtype, or a callable that returns no floating-point tensor.
-        ValueError: wrong or different shapes, different devices, an unknown `kind`, `tau` outside [0, 1), or a
-            callable whose result is not of shape `[P]` on the boxes' device.
+        ValueError: wrong or different shapes, different devices, an unknown `kind`, `"ciou"` of boxes in volumes, which
+            have no aspect ratio, `tau` outside [0, 1), or a callable whose result is not of shape `[P]` on the boxes'
+            device.
     """
     check_box_error(kind, tau)
     if isinstance(kind, str):
@@ -100,7 +103,8 @@ def iou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
 
 
 def giou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
-    """Generalised IoU of each pair, in [-1, 1]: IoU - (C - U)/C, U the area of the union, C of the enclosing box."""
+    """Generalised IoU of each pair, in [-1, 1]: IoU - (C - U)/C, with the area or volume of the union, U, and of the
+    enclosing box, C."""
     return _compare(pred_boxes, target_boxes, "giou")
 
 
@@ -113,7 +117,7 @@ def diou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
 
 
 def ciou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
-    """Complete IoU of each pair, in [-1.5, 1]: DIoU - alpha v.
+    """Complete IoU of each pair `[P, 4]`, in [-1.5, 1]: DIoU - alpha v.
 
     v = 4/pi^2 (atan(w_target/h_target) - atan(w_pred/h_pred))^2, and alpha = v/(1 - IoU + v), a factor that is a
     constant in the gradient, as in Zheng et al. The gradient of v is exact.
@@ -124,7 +128,12 @@ def ciou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
 def _compare(pred_boxes: Tensor, target_boxes: Tensor, kind: str, divisor: float = 0.0) -> Tensor:
     """Similarities, or errors (1 - similarity) / divisor."""
     dtype = _check(pred_boxes, target_boxes)
-    if passes.kernels_take(pred_boxes.device) and not transformed(pred_boxes, target_boxes):
+    in_volumes = pred_boxes.shape[1] == 6
+    if in_volumes and kind == "ciou":
+        raise ValueError(
+            "pred_boxes: expected shape [P, 4] for 'ciou', got boxes in volumes, which have no aspect ratio"
+        )
+    if passes.kernels_take(pred_boxes.device) and not in_volumes and not transformed(pred_boxes, target_boxes):
         differentiate = torch.is_grad_enabled() and (pred_boxes.requires_grad or target_boxes.requires_grad)
         values: Tensor = operators.compare_boxes(pred_boxes, target_boxes, kind, divisor, differentiate)[0]
         return values
@@ -138,11 +147,10 @@ def _iou(pred: Tensor, target: Tensor) -> Tensor:
 
 def _giou(pred: Tensor, target: Tensor) -> Tensor:
     overlap, union = _overlap(pred, target)
-    width, height = _enclosing_sides(pred, target)
-    enclosing = width * height
+    enclosing = _content(_enclosing_sides(pred, target))
     # After rounding, a union may be (1 + e) times its enclosing area. The IoU is then too small by about the same
     # amount that the second term adds, so the result stays at most 1.
-    return overlap - _ratio(enclosing - union, enclosing)
+    return overlap - _ratio(enclosing - union, enclosing, _num_axes(pred))
 
 
 def _diou(pred: Tensor, target: Tensor) -> Tensor:
@@ -170,46 +178,57 @@ def _positive_part(x: Tensor) -> Tensor:
     return x.masked_fill(x < 0, 0.0)
 
 
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """`numerator / denominator`; 0 with gradient 0 if the denominator is below the area of a square with side eps."""
-    none = denominator < torch.finfo(denominator.dtype).eps ** 2
+def _ratio(numerator: Tensor, denominator: Tensor, num_axes: int = 2) -> Tensor:
+    """`numerator / denominator`; 0 with gradient 0 if the denominator is below the area of a square with side eps, or
+    the volume of a cube."""
+    none = denominator < torch.finfo(denominator.dtype).eps ** num_axes
     # Both are masked before the division, because an infinite gradient in an unused branch would become NaN.
     return numerator.masked_fill(none, 0.0) / denominator.masked_fill(none, 1.0)
 
 
-def _sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Width and height, `[P]` each."""
-    width, height = _positive_part(boxes[:, 2:] - boxes[:, :2]).unbind(-1)
-    return width, height
+def _num_axes(boxes: Tensor) -> int:
+    return boxes.shape[1] // 2
+
+
+def _ends(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The corners with the smallest and with the largest coordinates, `[P, D]` each."""
+    return boxes[:, : _num_axes(boxes)], boxes[:, _num_axes(boxes) :]
+
+
+def _sides(boxes: Tensor) -> tuple[Tensor, ...]:
+    """Width, height, and depth if there is one, `[P]` each."""
+    low, high = _ends(boxes)
+    return _positive_part(high - low).unbind(-1)
+
+
+def _content(sides: tuple[Tensor, ...]) -> Tensor:
+    """The area or the volume of boxes with these sides; the gradient of `prod` would wait for the device."""
+    return functools.reduce(operator.mul, sides)
 
 
 def _overlap(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and area of the union, `[P]` each."""
-    top_left = torch.maximum(pred[:, :2], target[:, :2])
-    bottom_right = torch.minimum(pred[:, 2:], target[:, 2:])
-    width, height = _positive_part(bottom_right - top_left).unbind(-1)
-    intersection = width * height
-    pred_width, pred_height = _sides(pred)
-    target_width, target_height = _sides(target)
-    union = pred_width * pred_height + target_width * target_height - intersection
-    return _ratio(intersection, union), union
+    """IoU and content of the union, `[P]` each."""
+    lows, highs = zip(_ends(pred), _ends(target))
+    intersection = _content(_positive_part(torch.minimum(*highs) - torch.maximum(*lows)).unbind(-1))
+    union = _content(_sides(pred)) + _content(_sides(target)) - intersection
+    return _ratio(intersection, union, _num_axes(pred)), union
 
 
-def _enclosing_sides(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Width and height, `[P]` each, of the smallest box around all four corners of both; an inverted box has its
-    largest coordinate first. So the diagonal is at least the distance of the centres.
+def _enclosing_sides(pred: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """The sides, `[P]` each, of the smallest box around all corners of both; an inverted box has its largest coordinate
+    first. So the diagonal is at least the distance of the centres.
     """
-    corners = torch.minimum(pred[:, :2], pred[:, 2:]), torch.minimum(target[:, :2], target[:, 2:])
-    opposite = torch.maximum(pred[:, :2], pred[:, 2:]), torch.maximum(target[:, :2], target[:, 2:])
-    width, height = (torch.maximum(*opposite) - torch.minimum(*corners)).unbind(-1)
-    return width, height
+    lows = [torch.minimum(*_ends(boxes)) for boxes in (pred, target)]
+    highs = [torch.maximum(*_ends(boxes)) for boxes in (pred, target)]
+    return (torch.maximum(*highs) - torch.minimum(*lows)).unbind(-1)
 
 
 def _centre_distance(pred: Tensor, target: Tensor) -> Tensor:
     """Squared distance of the centres divided by the squared diagonal of the enclosing box, in [0, 1]."""
-    offset = (pred[:, :2] + pred[:, 2:] - target[:, :2] - target[:, 2:]) / 2
-    width, height = _enclosing_sides(pred, target)
-    return _ratio((offset**2).sum(-1), width**2 + height**2)
+    (pred_low, pred_high), (target_low, target_high) = _ends(pred), _ends(target)
+    offset = (pred_low + pred_high - target_low - target_high) / 2
+    squares = [side**2 for side in _enclosing_sides(pred, target)]
+    return _ratio((offset**2).sum(-1), functools.reduce(operator.add, squares))
 
 
 def _aspect_angle(boxes: Tensor) -> Tensor:
@@ -224,11 +243,11 @@ def _check(pred_boxes: Tensor, target_boxes: Tensor) -> torch.dtype:
     """The compute dtype, or an error that names the wrong argument. Does not read values."""
     for name, boxes in (("pred_boxes", pred_boxes), ("target_boxes", target_boxes)):
         if not isinstance(boxes, Tensor):
-            raise TypeError(f"{name}: expected a tensor [P, 4], got {type(boxes).__name__}")
+            raise TypeError(f"{name}: expected a tensor [P, 4] or [P, 6], got {type(boxes).__name__}")
         if boxes.dtype not in _DTYPES:
             raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {boxes.dtype}")
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise ValueError(f"{name}: expected shape [P, 4], got {list(boxes.shape)}")
+        if boxes.ndim != 2 or boxes.shape[1] not in (4, 6):
+            raise ValueError(f"{name}: expected shape [P, 4] or [P, 6], got {list(boxes.shape)}")
     if pred_boxes.shape != target_boxes.shape:
         raise ValueError(
             f"target_boxes: expected the shape of pred_boxes, {list(pred_boxes.shape)}, got {list(target_boxes.shape)}"

@@ -248,11 +248,19 @@ def good(num_pairs=3):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (([[0, 0, 1, 1]], good(), "iou", 0.5), TypeError, r"pred_boxes: expected a tensor \[P, 4\], got list"),
-        ((good(), None, "iou", 0.5), TypeError, r"target_boxes: expected a tensor \[P, 4\], got NoneType"),
+        (
+            ([[0, 0, 1, 1]], good(), "iou", 0.5),
+            TypeError,
+            r"pred_boxes: expected a tensor \[P, 4\] or \[P, 6\], got list",
+        ),
+        ((good(), None, "iou", 0.5), TypeError, r"target_boxes: expected a tensor \[P, 4\] or \[P, 6\], got NoneType"),
         ((good().long(), good(), "iou", 0.5), TypeError, r"pred_boxes: expected float16.* got torch.int64"),
         ((good(), good().to(torch.complex64), "iou", 0.5), TypeError, r"target_boxes: .* got torch.complex64"),
-        ((torch.zeros(4), good(), "iou", 0.5), ValueError, r"pred_boxes: expected shape \[P, 4\], got \[4\]"),
+        (
+            (torch.zeros(4), good(), "iou", 0.5),
+            ValueError,
+            r"pred_boxes: expected shape \[P, 4\] or \[P, 6\], got \[4\]",
+        ),
         ((good(), torch.zeros(3, 5), "iou", 0.5), ValueError, r"target_boxes: expected shape .* got \[3, 5\]"),
         ((good(3), good(1), "iou", 0.5), ValueError, r"target_boxes: .* \[3, 4\], got \[1, 4\]"),
         ((good(), good().to("meta"), "iou", 0.5), ValueError, r"target_boxes: .* cpu, got meta"),
@@ -294,3 +302,59 @@ def test_reads_no_value_on_the_host():
             pred = torch.rand(5, 4, requires_grad=True)
             box_error(pred, torch.rand(5, 4), kind, 0.5).sum().backward()
             assert pred.grad.shape == (5, 4)
+
+
+def in_volumes(boxes, low=0.0, high=1.0):
+    """Boxes of these sides along a third axis."""
+    ends = boxes.new_tensor([low, high]).expand(len(boxes), 2)
+    return torch.cat([boxes[:, :2], ends[:, :1], boxes[:, 2:], ends[:, 1:]], 1)
+
+
+@pytest.mark.parametrize("kind", ["iou", "giou"])
+def test_boxes_of_equal_depth_are_as_in_the_plane(kind):
+    pred, target = random_boxes(seed=3)
+    flat = errors_and_gradients(pred, target, kind)
+    deep = errors_and_gradients(in_volumes(pred), in_volumes(target), kind)
+    torch.testing.assert_close(deep[0], flat[0], rtol=1e-14, atol=1e-15)
+    for gradient, expected in zip(deep[1:], flat[1:]):
+        torch.testing.assert_close(gradient[:, [0, 1, 3, 4]], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_hand_worked_values_in_volumes():
+    """Two cubes of side 2 that share a unit cube; two unit cubes a cube apart; and one in the other."""
+    pred = torch.tensor([[0.0, 0, 0, 2, 2, 2], [0, 0, 0, 1, 1, 1], [0, 0, 0, 2, 2, 2]], dtype=torch.float64)
+    target = torch.tensor([[1.0, 1, 1, 3, 3, 3], [2, 0, 0, 3, 1, 1], [0, 0, 0, 1, 1, 1]], dtype=torch.float64)
+    expected = {
+        "iou": [1 / 15, 0, 1 / 8],
+        "giou": [1 / 15 - 12 / 27, -1 / 3, 1 / 8],
+        "diou": [1 / 15 - 3 / 27, -4 / 11, 1 / 8 - 0.75 / 12],
+    }
+    for kind, values in expected.items():
+        found = SIMILARITIES[kind](pred, target)
+        torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float64), rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", ["iou", "giou", "diou"])
+def test_boxes_in_volumes_that_are_empty_inverted_or_nan(kind):
+    boxes = torch.tensor([[0.0, 0, 0, 0, 0, 0], [3, 3, 3, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, torch.nan]])
+    for target in (boxes, boxes.flip(0), torch.zeros_like(boxes)):
+        errors, *gradients = errors_and_gradients(boxes[:3], target[:3].nan_to_num(2.0), kind)
+        assert errors.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in gradients)
+    errors, gradient, _ = errors_and_gradients(boxes[3:], boxes[2:3], kind)
+    assert errors.isnan()
+    assert gradient.isnan().any()
+
+
+@pytest.mark.parametrize("kind", ["iou", "giou", "diou"])
+def test_gradients_in_volumes_by_differences(kind):
+    pred, target = (torch.cat([x, y], 1) for x, y in zip(random_boxes(30, seed=4), random_boxes(30, seed=5)))
+    pred, target = (x[:, [0, 1, 4, 2, 3, 6]].requires_grad_() for x in (pred, target))
+    assert torch.autograd.gradcheck(lambda a, b: box_error(a, b, kind, 0.5), (pred, target))
+
+
+def test_boxes_in_volumes_have_no_aspect_ratio():
+    with pytest.raises(ValueError, match=r"pred_boxes: expected shape \[P, 4\] for 'ciou'"):
+        ciou(torch.ones(2, 6), torch.ones(2, 6))
+    with pytest.raises(ValueError, match="target_boxes: expected the shape of pred_boxes"):
+        giou(torch.ones(2, 6), torch.ones(2, 4))

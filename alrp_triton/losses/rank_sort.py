@@ -172,8 +172,9 @@ class RankSortLoss(Criterion):
 
         Args:
             logits, labels, groups: see :func:`rank_sort_loss`.
-            pred_boxes: ``[P, 4]`` predicted boxes (x1, y1, x2, y2) of the positives, in their flat order.
-            target_boxes: ``[P, 4]`` ground-truth boxes of the positives.
+            pred_boxes: ``[P, 4]`` predicted boxes (x1, y1, x2, y2) of the positives, in their flat order; or
+                ``[P, 6]`` in volumes, see ``alrp_triton.boxes``.
+            target_boxes: ground-truth boxes of the positives, of the same shape.
 
         Returns:
             ``RankSortLossOutput(ranking, sorting, loc)``; train on ``total``, the sum of the three.
