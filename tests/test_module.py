@@ -112,6 +112,16 @@ def test_the_total_is_the_sum_of_the_parts():
     assert torch.equal(loss.total, loss.ranking + loss.sorting)
 
 
+def test_an_output_says_what_to_differentiate():
+    logits, labels, pred, target = problem()
+    errors = box_error(pred, target, "giou", 0.5)
+    outputs = [criterion(logits, labels, pred, target) for criterion in (ALRPLoss(), RankSortLoss())]
+    for loss in (*outputs, alrp_loss(logits, labels, errors), rank_sort_loss(logits, labels, 1 - errors)):
+        assert not hasattr(loss, "backward")
+        with pytest.raises(AttributeError, match=rf"^{type(loss).__name__} .*\.total\.backward\(\)"):
+            loss.backward()
+
+
 def test_batches_without_positives():
     criterion = ALRPLoss(self_balance=SelfBalance(period=1))
     logits = torch.randn(5, 3, requires_grad=True)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from torch import Tensor
 
 __all__ = ["ALRPLossOutput", "RankSortLossOutput", "RankSortOutput"]
+
+
+def _no_backward(output: tuple[Tensor, ...]) -> NoReturn:
+    # An AttributeError, so that hasattr() is False as for any tuple.
+    raise AttributeError(
+        f"{type(output).__name__} has no backward(): use .total.backward() for the whole loss, or that of one component"
+    )
 
 
 class ALRPLossOutput(NamedTuple):
@@ -24,6 +31,11 @@ class ALRPLossOutput(NamedTuple):
         """The loss, ``cls + loc``. (A sum over this tuple would add the ranks.)"""
         return self.cls + self.loc
 
+    @property
+    def backward(self) -> NoReturn:
+        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
+        _no_backward(self)
+
 
 class RankSortOutput(NamedTuple):
     """The two errors of Rank & Sort Loss, scalars. ``ranking + sorting`` is the loss."""
@@ -37,6 +49,11 @@ class RankSortOutput(NamedTuple):
     def total(self) -> Tensor:
         """The loss, ``ranking + sorting``."""
         return self.ranking + self.sorting
+
+    @property
+    def backward(self) -> NoReturn:
+        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
+        _no_backward(self)
 
 
 class RankSortLossOutput(NamedTuple):
@@ -56,3 +73,8 @@ class RankSortLossOutput(NamedTuple):
     def total(self) -> Tensor:
         """The loss, ``cls + loc``."""
         return self.cls + self.loc
+
+    @property
+    def backward(self) -> NoReturn:
+        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
+        _no_backward(self)
