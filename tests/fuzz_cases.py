@@ -173,7 +173,8 @@ def what_labels_mean(shape: Sequence[int], labels: Tensor, ignore_index: int) ->
 def _labels(
     draw: st.DrawFn, shape: tuple[int, ...], ignore_index: int, positive: float, ignored: float, room: int
 ) -> Tensor:
-    """Labels in range, by row or by logit, in a dtype that can hold them; at most ``room`` are positive."""
+    """Labels in range, by row or by logit, in a dtype that can hold them (those by logit also in one that holds no
+    integers); at most ``room`` are positive."""
     columns, dtype, numbers, per_class = shape[-1], draw(INTEGERS), draw(NUMBERS), draw(st.booleans())
     of = shape[:-1] if per_class else shape
     expand, limits = expandable(draw, of), torch.iinfo(dtype)
@@ -195,6 +196,8 @@ def _labels(
             dtype = torch.int64
     if per_class and columns == 0:
         y = torch.zeros_like(y)  # the background of no classes
+    if not per_class and abs(ignore_index) <= 2**24 and draw(odds(15)):
+        dtype = torch.bool if bool(((y == 0) | (y == 1)).all()) and draw(st.booleans()) else torch.float32
     return y.to(dtype).view(expand).expand(of)
 
 

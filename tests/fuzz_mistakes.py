@@ -56,7 +56,9 @@ def _types(problem: Problem, at: int) -> Iterator[Wrong]:
     yield from ((TypeError, "logits", {"logits": _put(problem.logits, at, one)}) for one in wrong)
     for name, tensors in _tensors(problem, "labels", "groups"):
         y = tensors[at].contiguous().clone()
-        wrong = [y.float(), y == 0, y.to(torch.complex64), y.to(torch.uint16), y.to_sparse(), 1]
+        wrong = [y.to(torch.complex64), y.to(torch.uint16), y.to_sparse(), 1]
+        if name == "groups" or y.dim() < problem.logits[at].dim():  # else they say what 0 and 1 say
+            wrong += [y.float(), y == 0]
         wrong.append(None if name == "labels" else 1)  # no groups are no mistake
         yield from ((TypeError, name, {name: _put(tensors, at, one)}) for one in wrong)
 
@@ -64,7 +66,7 @@ def _types(problem: Problem, at: int) -> Iterator[Wrong]:
 def _shapes(problem: Problem, at: int) -> Iterator[Wrong]:
     shape, zeros = problem.logits[at].shape, {}
     for name, tensors in _tensors(problem, "labels", "groups"):
-        y = tensors[at]
+        y = tensors[at].long()
         wrong = [y[None], *map(y.new_zeros, [(*shape, 1), shape[0] + 1, (*shape[:-1], shape[-1] + 1)])]
         fits = (shape, shape[:-1])
         yield from ((ValueError, name, {name: _put(tensors, at, one)}) for one in wrong if one.shape not in fits)
@@ -87,7 +89,7 @@ def _devices(problem: Problem, at: int) -> Iterator[Wrong]:
 
 def _labels(problem: Problem, at: int) -> Iterator[Wrong]:
     y, x = problem.labels[at], problem.logits[at]
-    if y.numel() == 0 or x.numel() == 0:
+    if y.numel() == 0 or x.numel() == 0 or y.is_floating_point() or y.dtype == torch.bool:
         return
     limits, columns = torch.iinfo(y.dtype), x.shape[-1]
     right = {*range((columns if y.dim() < x.dim() else 1) + 1), problem.arguments["ignore_index"]}

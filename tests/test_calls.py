@@ -38,8 +38,11 @@ TYPES = [
     (r"logits\[1\]", {"logits": [LOGITS, LOGITS.double()], "labels": [LABELS, LABELS]}),
     ("logits", {"logits": LOGITS.to_sparse()}),
     (r"logits\[1\]", {"logits": [LOGITS, LOGITS.to_sparse()], "labels": [LABELS, LABELS]}),
-    *(("labels", {"labels": labels}) for labels in (None, 1, LABELS.to_sparse(), LABELS.float(), LABELS == 1)),
-    (r"labels\[1\]", {"logits": [LOGITS, LOGITS], "labels": [LABELS, LABELS.float()]}),
+    *(("labels", {"labels": labels}) for labels in (None, 1, LABELS.to_sparse(), LABELS.to(torch.complex64))),
+    # Class indices are integers.
+    *(("labels", {"logits": ROWS, "labels": labels}) for labels in (GROUPS.float(), GROUPS.half(), GROUPS == 1)),
+    (r"labels\[1\]", {"logits": [ROWS, ROWS], "labels": [GROUPS, GROUPS.float()]}),
+    *(("labels", {"labels": (LABELS == 1)[:, None].to(dtype)}) for dtype in (torch.bool, torch.float32)),
     (r"labels\[0\]", {"logits": [LOGITS], "labels": [[1, 0, 0, -1, 1, 0]]}),
     *(("values", {"values": values}) for values in (None, [0.25, 0.75], VALUES.to_sparse(), torch.tensor([0, 1]))),
     *(("groups", {"groups": groups}) for groups in (LABELS.to_sparse(), LABELS.float(), LABELS == 1, 0, "images")),
@@ -55,6 +58,9 @@ NUMBERS = [
     *(("labels", {"labels": labels}) for labels in (LABELS[:5], [LABELS, LABELS], LABELS.to("meta"), LABELS.byte())),
     *(("labels", {"labels": LABELS.masked_fill(old == LABELS, new)}) for old, new in ((0, 2), (-1, -2))),
     *(("labels", {"ignore_index": index}) for index in (255, -100)),
+    *(("labels", {"labels": LABELS.float().masked_fill(LABELS == 0, value)}) for value in (0.5, 2.0, NAN, 1e-30, 1e30)),
+    ("labels", {"labels": LABELS.float(), "ignore_index": 255}),
+    ("labels", {"labels": LABELS.half().masked_fill(LABELS == -1, 1e4), "ignore_index": 10**4}),
     *(
         ("labels", {"logits": ROWS, "labels": labels})
         for labels in (LABELS, LABELS.view(3, 2), torch.tensor([1, 0, 2]))
@@ -171,6 +177,23 @@ def test_every_integer_dtype_of_labels(dtype, backend):
     for index in [255, 2] if dtype == torch.uint8 else [-1, -2, 127, 7]:
         labels = case.labels.masked_fill(case.labels == -1, index).to(dtype)
         assert_same_results(of_case(ALRP, case._replace(labels=labels), backend, ignore_index=index), expected)
+
+
+@by_backend
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_labels_of_logits_may_be_bools_or_floats(dtype, backend):
+    case = random_case(96, 10, ignored=0 if dtype == torch.bool else 0.2)
+    expected = of_case(ALRP, case, backend)
+    for index in [-1] if dtype == torch.bool else [-1, 255, 2, -2]:
+        labels = case.labels.masked_fill(case.labels == -1, index).to(dtype)
+        kept = labels.clone()
+        assert_same_results(of_case(ALRP, case._replace(labels=labels), backend, ignore_index=index), expected)
+        assert torch.equal(labels, kept)
+    # In any strides; a level of one dtype beside a level of another.
+    scores, labels = case.logits.view(8, 12), case.labels.view(8, 12)
+    strided = labels.t().contiguous().to(dtype).t()
+    levels = [scores[:3], scores[3:]], [strided[:3], labels[3:]]
+    assert_same_results(evaluate(ALRP, *levels, case.loc_errors, backend), expected)
 
 
 @by_backend

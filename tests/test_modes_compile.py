@@ -106,6 +106,14 @@ def test_by_default_and_without_positives(name, sizes, dynamic):
     check(name, sizes, dynamic)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_labels_of_logits_that_are_no_integers(dtype):
+    case = random_case(90, 9, ignored=0)
+    case = case._replace(labels=case.labels.to(dtype))
+    for actual, wanted in zip(*(results(f, case) for f in (compile_whole(LOSSES["ap"]), LOSSES["ap"]))):
+        assert_same_bits("result", actual, wanted)
+
+
 @pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_choosing_a_backend_breaks_no_graph(device, backend):

@@ -18,6 +18,8 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Outside this range 1 / (2 delta) is not a normal float32.
 DELTAS = (1e-30, 1e30)
 LABEL_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+# Also for labels in the shape of the logits, where 0 and 1 are false and true.
+TRUTH_DTYPES = (torch.bool, *FLOAT_DTYPES)
 
 
 class Levels(NamedTuple):
@@ -73,7 +75,8 @@ def check_inputs(
 
     Args:
         logits: ``[..., C]`` or ``[M]``, or a sequence of such tensors.
-        labels: like ``logits``, or without the last axis; one tensor for each of ``logits``.
+        labels: integers like ``logits``, or without the last axis; one tensor for each of ``logits``. Those like
+            ``logits`` may also be bools, or floats of 0, 1 and ``ignore_index``; they are returned as integers.
         delta: half width of the ramp: 0, or from 1e-30 to 1e30.
         ignore_index: the label of ignored logits.
         groups: integers of the logits' shape, or without the last axis; one tensor for each of ``logits``. None for one
@@ -104,8 +107,11 @@ def check_inputs(
         at = f"[{i}]" if len(levels.logits) > 1 else ""
         if x.dtype not in FLOAT_DTYPES:
             raise TypeError(f"logits{at}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
-        if y.dtype not in LABEL_DTYPES:
-            raise TypeError(f"labels{at}: expected an integer dtype, got {y.dtype}")
+        if y.dtype not in LABEL_DTYPES and (y.dtype not in TRUTH_DTYPES or y.shape != x.shape):
+            raise TypeError(
+                f"labels{at}: expected integers, or bools or floats of 0, 1 and ignore_index in the shape of the "
+                f"logits, {list(x.shape)}; got {y.dtype} of shape {list(y.shape)}"
+            )
         if x.dtype != first.dtype:
             raise TypeError(f"logits{at}: expected the dtype of the first level, {first.dtype}, got {x.dtype}")
         if x.dim() == 0:
@@ -154,7 +160,25 @@ def check_inputs(
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
+    levels = levels._replace(labels=[_as_integers(y, ignore_index) for y in levels.labels])
     return levels if process_group is None else levels._replace(processes=processes_of(process_group))
+
+
+def _as_integers(labels: Tensor, ignore_index: int) -> Tensor:
+    """Labels of logits as integers, without reading a value on the host. Bools keep their memory. A float that is none
+    of 0, 1 and ``ignore_index`` becomes an integer that is none of them, so that it is found out where integers are."""
+    if labels.dtype in LABEL_DTYPES:
+        return labels
+    if labels.dtype == torch.bool:
+        return labels.view(torch.uint8)
+    # All integers up to this are floats of the dtype.
+    exact = abs(ignore_index) <= 2 / torch.finfo(labels.dtype).eps
+    kept = [0, 1, *([ignore_index] if exact else [])]
+    dtype = next(dtype for dtype in (torch.int8, torch.int64) if abs(kept[-1]) <= torch.iinfo(dtype).max)
+    integers = torch.full_like(labels, 2 if ignore_index != 2 else 3, dtype=dtype)
+    for value in kept:
+        integers.masked_fill_(labels == value, value)
+    return integers
 
 
 def _check_per_positive(name: str, values: Tensor, device: torch.device) -> None:

@@ -99,8 +99,9 @@ def alrp_loss(
     Args:
         logits: scores before the sigmoid: ``[..., C]`` or ``[M]``, float16, bfloat16, float32 or float64, any
             strides; or a sequence of such tensors (feature-pyramid levels), ranked together without being concatenated.
-        labels: integer tensor(s) like ``logits``: of the same shape (1 positive, 0 negative, ``ignore_index``
-            ignored), or without the last axis (a class index 0..C-1, C for background, ``ignore_index`` ignored).
+        labels: tensor(s) like ``logits``: of the same shape (1 positive, 0 negative, ``ignore_index`` ignored), of an
+            integer dtype, bool, or floats of exactly these values, which each call copies as integers; or integers
+            without the last axis (a class index 0..C-1, C for background, ``ignore_index`` ignored).
         loc_errors: ``[P]``, >= 0: localisation error of each positive, in the flat (row-major, level after level)
             order of the positives.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step H(x) = [x >= 0]; the only hyperparameter.
