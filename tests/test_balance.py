@@ -4,12 +4,14 @@ import copy
 import io
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from alrp_triton.losses import self_balance
 from alrp_triton.losses.self_balance import SelfBalance
 
 # (cls, loc), with ratios (cls + loc)/loc of 10, 5, 3, 2, 7.
@@ -62,6 +64,37 @@ def test_without_a_period_the_epoch_ends_it():
     weights(balance, LOSSES[:2])
     balance.step_epoch()
     assert step(balance, 1.0, 1.0) == pytest.approx(20 / 3)
+
+
+def warned(balance, iterations):
+    """The numbers of the iterations that warn."""
+    found = []
+    for i in range(iterations):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step(balance, 0.5, 0.5)
+        assert all("step_epoch()" in str(one.message) for one in caught)
+        found += [i + 1] * len(caught)
+    return found
+
+
+def test_a_period_that_never_ends_is_noticed_once(monkeypatch):
+    assert self_balance._FORGOTTEN == 10_000
+    monkeypatch.setattr(self_balance, "_FORGOTTEN", 5)
+    assert warned(SelfBalance(), 12) == [5]
+    assert not warned(SelfBalance(period=3), 12)
+    # Nor after an epoch has ended, however long the next.
+    balance = SelfBalance()
+    assert not warned(balance, 4)
+    balance.step_epoch()
+    assert not warned(balance, 12)
+    # Nor in evaluation.
+    assert not warned(SelfBalance().eval(), 12)
+    # It is no part of the state; a copy goes on.
+    balance = SelfBalance()
+    assert not warned(balance, 3)
+    assert list(balance.state_dict()) == ["weight", "sums", "count"]
+    assert warned(copy.deepcopy(balance), 3) == [2]
 
 
 def test_an_epoch_that_counted_nothing_keeps_the_weight():

@@ -1,5 +1,6 @@
 """Self-balancing: a weight that gives the localisation part of the aLRP loss the scale of the classification part."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,8 @@ from ..engine.devices import is_asynchronous
 
 __all__ = ["SelfBalance"]
 
+# Iterations of an open period after which somebody has probably forgotten to end it.
+_FORGOTTEN = 10_000
 _tracker = ModuleTracker()
 
 
@@ -45,9 +48,16 @@ class SelfBalance(nn.Module):
 
     The host does not wait for the device: only tensor operations read and write the state.
 
+    With a small data set an epoch has few iterations. The average of so few is noisy, and the weight of the first
+    epochs is that of a detector that has hardly learnt. Set `period` to about the iterations of an epoch of a usual
+    data set (the paper's: 3665), or, if the whole training is shorter, take a constant weight instead:
+    `ALRPLoss(self_balance=1.0)`.
+
     Args:
         init: weight of the first period, > 0 and finite.
-        period: counted iterations in a period, >= 1. None: a period ends with each call of `step_epoch`.
+        period: counted iterations in a period, >= 1. None: a period ends with each call of `step_epoch`. If that is
+            never called, the weight stays at `init`; after 10,000 iterations a warning says so, once (counted by
+            Python, so not within compiled or CUDA graphs).
         average: `"means"`, (mean of cls + mean of loc) / mean of loc (the authors' code), or `"ratios"`, the mean of
             (cls + loc)/loc (the paper). In the first iterations of a training the ratio is some hundreds, so that the
             mean of ratios over a short epoch is far too large for the next one.
@@ -60,6 +70,8 @@ class SelfBalance(nn.Module):
     weight: Tensor
     sums: Tensor
     count: Tensor
+    _open = 0
+    """Iterations since the first, until an epoch ends; -1 from then on."""
 
     def __init__(self, init: float = 50.0, period: int | None = None, average: str = "means") -> None:
         super().__init__()
@@ -106,6 +118,7 @@ class SelfBalance(nn.Module):
             self.to(loc.device, non_blocking=is_asynchronous(loc.device))
         with torch.no_grad():
             if self.training and has_positives and not _recomputes():
+                self._notice_forgotten()
                 if passes.kernels_take(loc.device):
                     state = self.weight, self.sums, self.count
                     weight: Tensor = operators.balance(cls, loc, *state, self.period or 0, self.average == "means")
@@ -125,8 +138,24 @@ class SelfBalance(nn.Module):
                 f"step_epoch: expected SelfBalance(period=None), got period={self.period}, which ends each period "
                 f"after {self.period} counted iterations; drop either the call or the period"
             )
+        self._open = -1
         with torch.no_grad():
             self._end_period(self.count > 0)
+
+    def _notice_forgotten(self) -> None:
+        """Warn once if no epoch ever ends."""
+        # A graph would depend on the number.
+        if torch.compiler.is_compiling() or self.period is not None or self._open < 0:
+            return
+        self._open += 1
+        if self._open == _FORGOTTEN:
+            self._open = -1
+            warnings.warn(
+                f"SelfBalance: {_FORGOTTEN} iterations without step_epoch(), so the weight of the localisation loss "
+                "has not changed; call step_epoch() after each epoch, or set period, the iterations after which the "
+                "weight changes (ignore this if your first epoch is longer)",
+                stacklevel=2,
+            )
 
     def extra_repr(self) -> str:
         return f"init={self.init}, period={self.period}, average={self.average!r}"
