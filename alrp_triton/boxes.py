@@ -27,7 +27,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .engine import operators, passes
+from .engine import doubts, operators, passes
 from .engine.transforms import transformed
 
 __all__ = ["BoxError", "box_error", "ciou", "diou", "giou", "iou"]
@@ -240,7 +240,7 @@ def _aspect_angle(boxes: Tensor) -> Tensor:
 
 
 def _check(pred_boxes: Tensor, target_boxes: Tensor) -> torch.dtype:
-    """The compute dtype, or an error that names the wrong argument. Does not read values."""
+    """The compute dtype, or an error that names the wrong argument. Reads values only for ``ALRP_TRITON_DEBUG=1``."""
     for name, boxes in (("pred_boxes", pred_boxes), ("target_boxes", target_boxes)):
         if not isinstance(boxes, Tensor):
             raise TypeError(f"{name}: expected a tensor [P, 4] or [P, 6], got {type(boxes).__name__}")
@@ -256,4 +256,6 @@ def _check(pred_boxes: Tensor, target_boxes: Tensor) -> torch.dtype:
         raise ValueError(
             f"target_boxes: expected the device of pred_boxes, {pred_boxes.device}, got {target_boxes.device}"
         )
+    if doubts.asked() and not transformed(target_boxes):
+        doubts.warn_of_boxes(target_boxes)
     return torch.promote_types(torch.promote_types(pred_boxes.dtype, target_boxes.dtype), torch.float32)

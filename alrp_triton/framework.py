@@ -235,6 +235,7 @@ class RankingLoss(Criterion):
     ) -> Tensor:
         """The loss of one batch, a scalar; arguments as :func:`ranking_loss` takes them, extras by their names."""
         loss = _rank(logits, labels, extras=extras, num_positives=num_positives, groups=groups, **self.settings)
+        self._look_once(loss)
         if self.monitor:
             self.stats = statistics(loss.ranked(), loss.scalars[0])
         return loss.scalars[0]

@@ -17,7 +17,7 @@ from .kernels import settings
 
 ENVIRONMENT = {
     "ALRP_TRITON_CACHE": "folder for the launch settings that alrp-triton bench --autotune finds",
-    "ALRP_TRITON_DEBUG": "1: check on a GPU what the host would have to wait for",
+    "ALRP_TRITON_DEBUG": "1: check on a GPU what the host would have to wait for; warn of doubtful arguments",
     "TRITON_INTERPRET": "1: Triton's interpreter, in which kernels run on the CPU",
 }
 """The environment variables that the package reads."""

@@ -101,6 +101,27 @@ def test_a_step_waits_for_nothing(backend: str, member: str, num_pos: int, image
     assert not found
 
 
+@by_criterion
+def test_the_first_step_waits_for_nothing(member: str) -> None:
+    """Though modules look at their first arguments on a CPU."""
+    backend = BACKENDS[0]
+    with as_on_a_gpu(), contextlib.nullcontext() if KERNELS else patch.object(passes, "_TRITON_INSTALLED", False):
+        step(Detector(member, backend=backend), make_batch())  # what a process does once
+        model = Detector(member, backend=backend)
+        with waiting() as found:
+            step(model, make_batch())
+    assert not found
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_labels_that_are_no_integers_wait_for_nothing(dtype: torch.dtype) -> None:
+    labels = (torch.arange(40) % 4 == 1).to(dtype)
+    with as_on_a_gpu(), waiting() as found:
+        loss = APLoss(backend=BACKENDS[0])(torch.randn(40), labels, num_positives=10)
+    assert not found
+    assert loss > 0
+
+
 @pytest.mark.thinned(2)
 @pytest.mark.parametrize("images", [0, 3])
 @pytest.mark.parametrize("num_pos", [5, 1, 0])

@@ -6,7 +6,7 @@ sent. Backward writes the gradient of every logit. The :mod:`.passes` find, coun
 operators with PyTorch.
 """
 
-from . import passes
+from . import doubts, passes
 from .counted import Counted, Evaluated, attach_whole
 from .inputs import Levels, check_inputs
 from .pairs import PairFunction
@@ -21,5 +21,6 @@ __all__ = [
     "Statistics",
     "attach_whole",
     "check_inputs",
+    "doubts",
     "passes",
 ]

@@ -131,6 +131,7 @@ def alrp_loss(
         TypeError, ValueError: for a wrong type, shape, device, dtype or value, naming the argument. A wrong number of
             ``loc_errors`` or a label out of range raises on the CPU; on a GPU it makes the loss NaN, or raises with the
             environment variable ``ALRP_TRITON_DEBUG=1``.
+        UserWarning: with that variable, for logits that look like probabilities and labels that are all ignored.
         RuntimeError: if differentiated twice with respect to the logits; within ``torch.func.vmap``, ``grad`` and
             similar transforms, and in forward-mode differentiation, saying what to use instead.
     """
@@ -254,6 +255,7 @@ class ALRPLoss(Criterion):
             errors = box_error(pred_boxes, target_boxes, self.box_error, self.tau)
             settings = self.delta, self.eps, self.loc_ranking, groups, self.ignore_index, self.backend, processes
             loss = _alrp(logits, labels, errors, *settings)
+        self._look_once(loss, target_boxes)
         cls, loc = loss.scalars
         # Another process may have positives; if none has, there is no ratio to count.
         has_positives = errors.shape[0] > 0 or processes is not None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..engine import Counted, Evaluated, Levels, PairFunction, Ranking, attach_whole, check_inputs, passes
+from ..engine import Counted, Evaluated, Levels, PairFunction, Ranking, attach_whole, check_inputs, doubts, passes
+from ..engine.devices import is_asynchronous
 from ..engine.labels import flatten_levels
 from ..engine.passes.find import raise_on_mistakes
 from ..engine.processes import among_processes, outside_graphs
@@ -59,6 +60,8 @@ class Loss(NamedTuple):
     """Gathers ``[P]`` numbers of all processes from those of this one."""
     ranked: Callable[[], Ranked]
     """Makes what a monitor shows of the ranking."""
+    levels: Levels
+    """The checked arguments."""
 
 
 def evaluate(
@@ -79,6 +82,8 @@ def evaluate(
         num_positives: P, known on the host if there are values; None to count the positives.
         delta, backend: see :func:`alrp_triton.alrp_loss`.
     """
+    if doubts.asked():
+        doubts.warn_of_scores(levels)
     by_pairs = definition.smoothing is not None or definition.distribution is not None
     choose = passes.choose_for_pairs if by_pairs else passes.choose
     backend = choose(backend, levels.logits[0].device, levels.processes is None)
@@ -97,12 +102,12 @@ def evaluate(
     )
     known = counted.lose(definition.in_kernels, definition.eps)
     if known is not None:
-        return Loss(*known, counted.indices, counted.gather, lambda: ranked(Ranking(counted)))
+        return Loss(*known, counted.indices, counted.gather, lambda: ranked(Ranking(counted)), levels)
     ranking = Ranking(counted)
     evaluated = definition.evaluate(ranking, *(value.double() for value in counted.values))
     scalars = counted.send(ranking.ranks, evaluated, definition.eps, doubtful=not definition.in_kernels)
     rank = ranking.rank[counted.own].to(levels.compute_dtype())
-    return Loss(scalars, rank, counted.indices, counted.gather, partial(ranked, ranking))
+    return Loss(scalars, rank, counted.indices, counted.gather, partial(ranked, ranking), levels)
 
 
 def _exactly(
@@ -125,7 +130,7 @@ def _exactly(
     scalars = attach_whole(levels, exact.scalars, exact.of_logits, given, [*exact.of_values.values()])
     pairs = {"smoothing": definition.smoothing, "distribution": definition.distribution}
     monitored = partial(ranked_exactly, logits, labels, detached, delta=delta, groups=groups, **pairs)
-    return Loss(scalars, rank.to(levels.compute_dtype()), index, lambda *columns: columns, monitored)
+    return Loss(scalars, rank.to(levels.compute_dtype()), index, lambda *columns: columns, monitored, levels)
 
 
 class Criterion(nn.Module):
@@ -138,6 +143,7 @@ class Criterion(nn.Module):
 
     takes_boxes = False
     """Whether ``forward`` takes predicted and target boxes."""
+    _looked = False
     stats: dict[str, Tensor]
     """What ``monitor=True`` keeps of the last ``forward``, without a graph and without waiting for the device:
     0-dimensional tensors by name, which docs/monitoring.md describes. Empty before, and never part of
@@ -160,6 +166,19 @@ class Criterion(nn.Module):
     def settings(self) -> dict[str, Any]:
         """The settings by name."""
         return {name: getattr(self, name) for name in self._names}
+
+    def _look_once(self, loss: Loss, target_boxes: Tensor | None = None) -> None:
+        """Warn of doubtful arguments of the first ``forward``, unless the host would wait for their values. With
+        ``ALRP_TRITON_DEBUG=1`` every call has done that already."""
+        if torch.compiler.is_compiling() or self._looked:
+            return
+        self._looked, logits = True, loss.levels.logits
+        # Fake tensors have no values.
+        plain = all(type(level) is Tensor for level in logits)
+        if plain and not is_asynchronous(logits[0].device) and not doubts.asked():
+            doubts.warn_of_scores(loss.levels)
+            if target_boxes is not None:
+                doubts.warn_of_boxes(target_boxes)
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them."""
@@ -215,6 +234,7 @@ class ScoreLoss(Criterion):
     ) -> Tensor:
         """The loss of one batch, a scalar; arguments as the function takes them."""
         loss = type(self).function(logits, labels, num_positives=num_positives, groups=groups, **self.settings)
+        self._look_once(loss)
         if self.monitor:
             self.stats = statistics(loss.ranked(), loss.scalars[0])
         return loss.scalars[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import boxes, reference
 from ..boxes import BoxError, box_error, check_box_error
-from ..engine import Evaluated, Levels, Ranking, check_inputs
+from ..engine import Evaluated, Ranking, check_inputs, doubts
 from ..engine.operators import highest_in_row, sort_by_value
 from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
 from .framework import Criterion, Definition, Exact, Loss, evaluate
@@ -58,7 +58,7 @@ def rank_sort_loss(
         logits, labels, groups, ignore_index, backend, process_group: see :func:`alrp_loss`.
         ious: ``[P]``, usually in [0, 1]: the IoU of each positive with its object, in the flat order of the positives.
             They are constants, and compared in float32 unless the logits are float64. A positive with IoU 0 is still a
-            positive.
+            positive. With ``ALRP_TRITON_DEBUG=1`` IoUs above 1 raise ``ValueError``.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step.
 
     Returns:
@@ -68,7 +68,7 @@ def rank_sort_loss(
     Raises:
         TypeError, ValueError, RuntimeError: see :func:`alrp_loss`.
     """
-    loss, _ = _rank_sort(logits, labels, ious, delta, groups, ignore_index, backend, process_group)
+    loss = _rank_sort(logits, labels, ious, delta, groups, ignore_index, backend, process_group)
     return RankSortOutput(*loss.scalars)
 
 
@@ -103,7 +103,7 @@ def _rank_sort(
     ignore_index: int,
     backend: str,
     process_group: Any,
-) -> tuple[Loss, Levels]:
+) -> Loss:
     levels = check_inputs(
         logits,
         labels,
@@ -113,9 +113,12 @@ def _rank_sort(
         per_positive={"ious": ious},
         process_group=process_group,
     )
+    # A little more may be rounding.
+    if doubts.asked() and bool((ious > 1.01).any()):
+        raise ValueError(f"ious: expected IoUs, at most 1, got {float(ious.detach().max()):g}")
     # IoUs are constants, compared in the dtype of the scores.
     values = {"ious": ious.detach().to(levels.compute_dtype())}
-    return evaluate(_DEFINITION, levels, values, ious.shape[0], delta=delta, backend=backend), levels
+    return evaluate(_DEFINITION, levels, values, ious.shape[0], delta=delta, backend=backend)
 
 
 class RankSortLoss(Criterion):
@@ -184,8 +187,9 @@ class RankSortLoss(Criterion):
             errors = box_error(pred_boxes, target_boxes, self.box_error, 0.0)
             ious = boxes.iou(pred_boxes.detach(), target_boxes.detach())
             settings = self.delta, groups, self.ignore_index, self.backend, processes
-            loss, levels = _rank_sort(logits, labels, ious, *settings)
-        ranking, sorting = loss.scalars
+            loss = _rank_sort(logits, labels, ious, *settings)
+        self._look_once(loss, target_boxes)
+        (ranking, sorting), levels = loss.scalars, loss.levels
         detached = [level.detach() for level in levels.logits]
         scores = highest_in_row(detached, levels.labels, levels.ignore_index, loss.indices).sigmoid().to(errors.dtype)
         errors, scores = loss.gather(errors, scores)
