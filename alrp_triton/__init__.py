@@ -21,6 +21,7 @@ from .losses import (
     rank_sort_loss,
 )
 from .losses.self_balance import SelfBalance
+from .positives import at_positives
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "alrp_loss",
     "ap_loss",
+    "at_positives",
     "framework",
     "ndcg_loss",
     "rank_sort_loss",

@@ -247,7 +247,9 @@ def _check(pred_boxes: Tensor, target_boxes: Tensor) -> torch.dtype:
         if boxes.dtype not in _DTYPES:
             raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {boxes.dtype}")
         if boxes.ndim != 2 or boxes.shape[1] not in (4, 6):
-            raise ValueError(f"{name}: expected shape [P, 4] or [P, 6], got {list(boxes.shape)}")
+            dense = boxes.ndim > 2 and boxes.shape[-1] in (4, 6)
+            hint = "; alrp_triton.at_positives picks those of the positives" if dense else ""
+            raise ValueError(f"{name}: expected shape [P, 4] or [P, 6], got {list(boxes.shape)}{hint}")
     if pred_boxes.shape != target_boxes.shape:
         raise ValueError(
             f"target_boxes: expected the shape of pred_boxes, {list(pred_boxes.shape)}, got {list(target_boxes.shape)}"

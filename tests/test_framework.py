@@ -204,7 +204,7 @@ def test_extras_that_the_formula_leaves_out(backend, looking):
     value.backward()
     assert_same_bits("value", value.detach(), of_case(formula("", imprecision), case, backend)["loss"])
     assert leaf.grad is None or not leaf.grad.any()
-    with pytest.raises(ValueError, match=r"^n: expected one for each positive label, 12, got 11$"):
+    with pytest.raises(ValueError, match=r"^n: expected one for each positive label, 12, got 11; .*at_positives"):
         ranking_loss(*case[1:3], lambda ranking, n: ranking.rank, extras={"n": leaf[:11]}, backend=backend)
 
 

@@ -91,8 +91,8 @@ def check_inputs(
         TypeError, ValueError: naming the argument, what was expected and what was given.
         RuntimeError: within a transform of ``torch.func`` or forward-mode differentiation.
     """
-    ids = () if groups is None else _tensors("groups", groups)
-    levels = Levels(_tensors("logits", logits), _tensors("labels", labels), ids, ignore_index)
+    ids = () if groups is None else check_tensors("groups", groups)
+    levels = Levels(check_tensors("logits", logits), check_tensors("labels", labels), ids, ignore_index)
     for name, given in (("logits", levels.logits), ("labels", levels.labels), ("groups", levels.groups)):
         refuse_transforms(name, given)
     for name, tensors in (("labels", levels.labels), ("groups", levels.groups)):
@@ -190,7 +190,10 @@ def _check_per_positive(name: str, values: Tensor, device: torch.device) -> None
         raise TypeError(f"{name}: expected a floating-point dtype, got {values.dtype}")
     _check_layout(name, values)
     if values.dim() != 1:
-        raise ValueError(f"{name}: expected shape [P], one for each positive, got {list(values.shape)}")
+        raise ValueError(
+            f"{name}: expected shape [P], one for each positive, got {list(values.shape)}; alrp_triton.at_positives "
+            "picks them from values of all labels"
+        )
     if values.device != device:
         raise ValueError(f"{name}: expected device {device}, as the logits, got {values.device}")
 
@@ -200,7 +203,8 @@ def _check_layout(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}")
 
 
-def _tensors(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
+def check_tensors(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """A tensor, or each of a sequence of tensors, as a list."""
     if isinstance(value, Tensor):
         return [value]
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes, dict)):

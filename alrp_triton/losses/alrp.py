@@ -103,7 +103,7 @@ def alrp_loss(
             integer dtype, bool, or floats of exactly these values, which each call copies as integers; or integers
             without the last axis (a class index 0..C-1, C for background, ``ignore_index`` ignored).
         loc_errors: ``[P]``, >= 0: localisation error of each positive, in the flat (row-major, level after level)
-            order of the positives.
+            order of the positives; :func:`alrp_triton.at_positives` picks them from errors of all anchors.
         delta: half width of the ramp, from 1e-30 to 1e30, or 0 for the step H(x) = [x >= 0]; the only hyperparameter.
         eps: a positive with at most this many false positives sends no score gradient.
         loc_ranking: which positives are above i in ``loc``: ``"sorted"``, those that precede it in descending order
@@ -131,9 +131,12 @@ def alrp_loss(
         TypeError, ValueError: for a wrong type, shape, device, dtype or value, naming the argument. A wrong number of
             ``loc_errors`` or a label out of range raises on the CPU; on a GPU it makes the loss NaN, or raises with the
             environment variable ``ALRP_TRITON_DEBUG=1``.
-        UserWarning: with that variable, for logits that look like probabilities and labels that are all ignored.
         RuntimeError: if differentiated twice with respect to the logits; within ``torch.func.vmap``, ``grad`` and
             similar transforms, and in forward-mode differentiation, saying what to use instead.
+
+    Warns:
+        UserWarning: with ``ALRP_TRITON_DEBUG=1``, of logits that look like probabilities, and of labels that are all
+            ignored.
     """
     loss = _alrp(logits, labels, loc_errors, delta, eps, loc_ranking, groups, ignore_index, backend, process_group)
     return ALRPLossOutput(*loss.scalars, loss.rank)

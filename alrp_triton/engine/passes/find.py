@@ -48,7 +48,8 @@ def raise_on_mistakes(found: int, invalid: bool, expected: int, name: str) -> No
             "for each row, C for background); got a value outside that"
         )
     if found != expected:
-        raise ValueError(f"{name}: expected one for each positive label, {found}, got {expected}")
+        hint = "" if name == "num_positives" else "; alrp_triton.at_positives picks them from values of all labels"
+        raise ValueError(f"{name}: expected one for each positive label, {found}, got {expected}{hint}")
 
 
 def _collect(levels: Levels) -> tuple[Tensor, bool]:
