@@ -80,7 +80,7 @@ def test_the_losses_take_them():
         assert_same_bits("loss", one, other)
 
 
-def test_other_labels_to_ignore_and_no_positives():
+def test_other_labels_to_ignore_and_no_positives(looking):
     labels = [y.masked_fill(y == 0, 255) for y in LABELS]
     values = beside()
     expected = torch.cat([value[(y > 0) & (y < COLUMNS)] for value, y in zip(values, labels)])
