@@ -133,6 +133,10 @@ def test_errors_of_boxes_warn_in_debug_mode(debug):
     for kind in ("giou", lambda pred, target: (pred - target).abs().sum(1)):
         with pytest.warns(UserWarning, match=BOXED):
             box_error(BOXES, INVERTED, kind, 0.5)
+    volumes = torch.tensor([[0.0, 0, 2, 1, 1, 1], [0.0, 0, 0, 1, 1, 1]])
+    with pytest.warns(UserWarning, match=r"^target_boxes: expected \(x1, y1, z1, x2, y2, z2\) .* got 1 of 2 otherwise"):
+        box_error(volumes, volumes, "giou", 0.5)
+    assert not warned(box_error, volumes[1:], volumes[1:], "giou", 0.5)
 
 
 def test_ious_above_1_are_an_error_in_debug_mode(debug, monkeypatch):

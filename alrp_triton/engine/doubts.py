@@ -41,11 +41,13 @@ def warn_of_scores(levels: Levels) -> None:
 
 
 def warn_of_boxes(target_boxes: Tensor) -> None:
-    """Warn if targets ``[P, 4]`` are inverted."""
-    num_inverted = int((target_boxes[:, 2:] < target_boxes[:, :2]).any(1).sum())
+    """Warn if targets ``[P, 4]``, or ``[P, 6]`` in volumes, are inverted."""
+    low, high = target_boxes.chunk(2, 1)
+    num_inverted = int((high < low).any(1).sum())
     if num_inverted:
+        form = "(x1, y1, x2, y2)" if target_boxes.shape[1] == 4 else "(x1, y1, z1, x2, y2, z2)"
         warnings.warn(
-            f"target_boxes: expected (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2, got {num_inverted} of "
-            f"{target_boxes.shape[0]} otherwise, which count as empty",
+            f"target_boxes: expected {form} with x1 <= x2 and so on, got {num_inverted} of {target_boxes.shape[0]} "
+            "otherwise, which count as empty",
             stacklevel=2,
         )
