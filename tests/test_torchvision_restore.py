@@ -12,7 +12,9 @@ from adapters import balances
 from detectors import BUILDERS, CASES, batch_for, every_case, every_detector, same, spread
 from torch import nn
 
+from alrp_triton.engine import devices
 from alrp_triton.integrations.torchvision import restore, stock_state_dict, use_alrp, use_rank_sort
+from alrp_triton.integrations.torchvision._parts import check_labels
 
 BACKGROUND = [f"roi_heads.box_predictor.cls_score.{name}" for name in ("weight", "bias")]
 CENTERNESS = [f"head.regression_head.bbox_ctrness.{name}" for name in ("weight", "bias")]
@@ -202,6 +204,15 @@ def test_labels_that_the_detector_does_not_have(name, wrong):
         model(images, targets)
     targets[1]["labels"][1] = end - 1
     model(images, targets)
+
+
+def test_the_host_waits_for_labels_of_a_gpu_only_if_told(monkeypatch):
+    monkeypatch.setattr(devices, "GPUS", {"cpu"})
+    targets = [{"labels": torch.tensor([4])}]
+    check_labels(targets, 4)
+    monkeypatch.setenv("ALRP_TRITON_DEBUG", "1")
+    with pytest.raises(ValueError, match="labels of image 0: 4, expected below 4"):
+        check_labels(targets, 4)
 
 
 @every_detector
