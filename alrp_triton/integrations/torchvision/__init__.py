@@ -11,14 +11,17 @@ stays the model's own, and Faster R-CNN refuses it. The modules :mod:`~.retinane
 
 In training mode ``model(images, targets)`` still returns the same scalars by the same names; their sum is the loss to
 minimise. Nothing is patched globally: the instance's head (``rpn`` and ``roi_heads`` of a Faster R-CNN) gets a class
-that is derived from its own. The models run eagerly. TorchScript is not supported after the call, because it reads a
-model's source.
+that is derived from its own. The models run eagerly. TorchScript does not take that class, because it reads a model's
+source; :func:`restore` gives the model its own class back, after training.
 
 The criterion becomes the submodule ``model.head.ranking_criterion`` (``model.rpn.ranking_criterion`` and
-``model.roi_heads.ranking_criterion``): it moves with the model, and its state is part of ``state_dict()``. So load
-pretrained weights before the call, and a checkpoint of a training with the loss after it. A second call of any of these
-functions replaces the criterion and all options. Deep copies and pickles of the model keep the loss, each with its own
-criterion.
+``model.roi_heads.ranking_criterion``): it moves with the model, and its state is part of ``state_dict()``. A model with
+the loss loads checkpoints with and without it; without it the criterion keeps the state that it has.
+:func:`stock_state_dict` makes one for a model without the loss. A second call of any of the functions ``use_...``
+replaces the criterion and all options. Deep copies and pickles of the model keep the loss, each with its own criterion.
+
+:func:`calibrate` makes scores probabilities, so that score thresholds work again, and :func:`thresholds` gives the best
+score threshold of each class. Both ask the model about validation data by :func:`collect`.
 """
 
 from __future__ import annotations
@@ -36,9 +39,23 @@ except ImportError as error:
 from ... import ALRPLoss, APLoss, NDCGLoss, RankSortLoss
 from .._criteria import check_criterion, check_flag
 from . import faster_rcnn, fcos, retinanet
+from ._calibrate import CalibrationReport, calibrate, collect, thresholds
+from ._restore import check_model, restore, stock_state_dict
 from .retinanet import Assigner
 
-__all__ = ["use_alrp", "use_ap", "use_loss", "use_ndcg", "use_rank_sort"]
+__all__ = [
+    "CalibrationReport",
+    "calibrate",
+    "collect",
+    "restore",
+    "stock_state_dict",
+    "thresholds",
+    "use_alrp",
+    "use_ap",
+    "use_loss",
+    "use_ndcg",
+    "use_rank_sort",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -98,10 +115,8 @@ def use_loss(
             it, or an option has the wrong type.
         ValueError: an option has the wrong value, or both stages get the same criterion.
     """
-    kind = next((kind for kind in _DETECTORS if isinstance(model, kind)), None)
-    if kind is None:
-        wanted = "a torchvision RetinaNet, FCOS or FasterRCNN, not yet wrapped"
-        raise TypeError(f"model: expected {wanted}, got {type(model).__name__}")
+    check_model(model)
+    kind = next(kind for kind in _DETECTORS if isinstance(model, kind))
     options = {"assigner": assigner, "centerness": centerness, "rpn_criterion": rpn_criterion, "rpn_weight": rpn_weight}
     for name, value in options.items():
         if value is not None and _TAKERS[name] is not kind:

@@ -1,4 +1,4 @@
-"""Common code of the detectors: give a part of an existing model another loss."""
+"""Common code of the detectors: give a part of an existing model another loss, and take it away again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import Matcher
 
+from ...engine.devices import is_asynchronous
+from ...engine.inputs import debug_checks
 from .._criteria import image_of_each, losses_of
 
-__all__ = ["DenseHead", "RankingPart", "Targets", "check_part", "first_objects", "mix_in"]
+__all__ = ["DenseHead", "RankingPart", "Targets", "check_labels", "check_part", "first_objects", "mix_in", "mix_out"]
 
 Targets = list[dict[str, Tensor]]
 
@@ -34,6 +36,16 @@ class RankingPart(nn.Module):
     def ranking_ignored(self) -> int:
         return getattr(self.ranking_criterion, "ignore_index", -1)
 
+    def set_stock_weights(self) -> None:
+        """Set weights so that the stock forward gives the detections of this one; called by ``restore``."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # A checkpoint without any state of a criterion is one of a model without the loss: the criterion keeps its own.
+        own = f"{prefix}ranking_criterion."
+        if not any(key.startswith(own) for key in state_dict):
+            state_dict.update(self.ranking_criterion.state_dict(prefix=own))
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]
+
     def __reduce__(self) -> tuple[Any, ...]:
         # pickle cannot import the combined class by name.
         return _empty, type(self).__bases__, self.__dict__
@@ -53,6 +65,7 @@ class DenseHead(RankingPart):
     ) -> dict[str, Tensor]:
         """The parts of the loss; arguments as in torchvision's heads."""
         logits, deltas = head_outputs["cls_logits"], head_outputs["bbox_regression"]  # [B, A, C], [B, A, 4]
+        check_labels(targets, logits.shape[-1])
         gt_labels, gt_boxes = (torch.cat([target[key] for target in targets]) for key in ("labels", "boxes"))  # of G
         matched = torch.stack(matched_idxs)  # [B, A], an index into the image's own objects or a Matcher code
         positives = torch.nonzero(matched >= 0, as_tuple=True)  # row-major, the order that the losses expect
@@ -78,6 +91,24 @@ def first_objects(targets: Targets) -> Tensor:
     return counts.cumsum(0) - counts
 
 
+def check_labels(targets: Targets, end: int) -> None:
+    """Labels of 0 to ``end - 1``. On a GPU the host would have to wait for them, so there ``ALRP_TRITON_DEBUG=1`` turns
+    the check on.
+
+    Raises:
+        ValueError: a label is none of them; the message has the label and its image, counted from 0.
+    """
+    if is_asynchronous(targets[0]["labels"].device) and not debug_checks():
+        return
+    for image, target in enumerate(targets):
+        labels = target["labels"]
+        wrong = labels[(labels < 0) | (labels >= end)]
+        if len(wrong):
+            value = wrong[0].item()
+            wanted = f"below {end}" if value >= end else "0 or above"
+            raise ValueError(f"labels of image {image}: {value}, expected {wanted}")
+
+
 def check_part(model: nn.Module, name: str, kind: type) -> None:
     part = getattr(model, name)
     if not isinstance(part, kind):
@@ -93,6 +124,14 @@ def mix_in(part: nn.Module, mixin: type[RankingPart], criterion: nn.Module, per_
     settings |= {"criterion": criterion.to(next(part.parameters()).device), "per_image": per_image}
     for name, value in settings.items():
         setattr(part, f"ranking_{name}", value)
+
+
+def mix_out(part: RankingPart) -> None:
+    """The inverse of :func:`mix_in`: the part has its own class again, and neither criterion nor settings."""
+    part.set_stock_weights()
+    part.__class__ = type(part).__bases__[1]  # type: ignore[assignment]
+    for name in [name for name in (*vars(part), *part._modules) if name.startswith("ranking_")]:
+        delattr(part, name)
 
 
 @cache

@@ -25,9 +25,9 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import boxes as box_ops
 
 from .._criteria import check_weight, image_of_each, takes_boxes
-from ._parts import RankingPart, Targets, check_part, first_objects, mix_in
+from ._parts import RankingPart, Targets, check_labels, check_part, first_objects, mix_in
 
-__all__ = ["use_criterion"]
+__all__ = ["RankingRoIHeads", "class_layer", "use_criterion"]
 
 _RPN_WEIGHT = 0.20
 
@@ -50,6 +50,19 @@ def use_criterion(
     check_weight("rpn_weight", rpn_weight)
     mix_in(model.rpn, RankingRPN, rpn_criterion, per_image, weight=float(rpn_weight))  # type: ignore[arg-type]
     mix_in(model.roi_heads, RankingRoIHeads, criterion, per_image)
+
+
+def class_layer(roi_heads: nn.Module) -> nn.Linear:
+    """The layer of a predictor that gives the logits of the background and of all classes, [N, 1 + C].
+
+    Raises:
+        TypeError: the predictor is not built as torchvision's.
+    """
+    layer = getattr(roi_heads.box_predictor, "cls_score", None)
+    if not isinstance(layer, nn.Linear):
+        wanted, got = "a predictor with an nn.Linear cls_score", type(roi_heads.box_predictor).__name__
+        raise TypeError(f"model.roi_heads.box_predictor: expected {wanted}, got {got}")
+    return layer
 
 
 class RankingRPN(RankingPart):
@@ -92,6 +105,14 @@ class RankingRoIHeads(RankingPart):
     nms_thresh: float
     detections_per_img: int
 
+    @torch.no_grad()
+    def set_stock_weights(self) -> None:
+        """The background's logit is 0: the softmax over it and one more logit is the sigmoid of the latter."""
+        layer = class_layer(self)
+        layer.weight[0] = 0
+        if layer.bias is not None:
+            layer.bias[0] = 0
+
     def add_gt_proposals(self, proposals: list[Tensor], gt_boxes: list[Tensor]) -> list[Tensor]:
         """Return the proposals without additions."""
         return list(proposals)
@@ -123,6 +144,7 @@ class RankingRoIHeads(RankingPart):
         proposals, matched, label_list, _ = self.select_training_samples(proposals, targets)
         rows = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         class_logits, deltas = self.box_predictor(rows)  # [N, 1 + C], [N, 4 (1 + C)]
+        check_labels(targets, class_logits.shape[1])
         labels = torch.cat(label_list)  # [N], 0 for background
         images = torch.cat([torch.full_like(index, image) for image, index in enumerate(matched)])  # [N]
         (positives,) = torch.nonzero(labels > 0, as_tuple=True)

@@ -24,6 +24,7 @@ from ._parts import DenseHead, Targets, check_part, mix_in
 __all__ = ["use_criterion"]
 
 _CENTERNESS = ("keep", "drop")
+_SURE = 100.0  # its sigmoid is 1 in every dtype
 
 
 def use_criterion(model: FCOS, criterion: nn.Module, per_image: bool, centerness: str | None) -> None:
@@ -32,9 +33,9 @@ def use_criterion(model: FCOS, criterion: nn.Module, per_image: bool, centerness
     centerness = "keep" if centerness is None else centerness
     if centerness not in _CENTERNESS:
         raise ValueError(f"centerness: expected one of {_CENTERNESS}, got {centerness!r}")
+    if isinstance(model.head, RankingFCOSHead):  # by an earlier call
+        model.head.unfreeze()
     branch = dict(model.head.regression_head.bbox_ctrness.named_parameters())
-    for name in getattr(model.head, "ranking_frozen", ()):  # by an earlier call
-        branch[name].requires_grad_()
     # DistributedDataParallel waits for the gradient of each parameter that is not frozen.
     frozen = [name for name, value in branch.items() if value.requires_grad and centerness == "drop"]
     for name in frozen:
@@ -45,7 +46,9 @@ def use_criterion(model: FCOS, criterion: nn.Module, per_image: bool, centerness
 class RankingFCOSHead(DenseHead):
     """Mixin for the class of a model's ``FCOSHead``."""
 
-    box_coder: Any  # typed so, since torchvision has no type hints of its own
+    # Typed so, since torchvision has no type hints of its own.
+    box_coder: Any
+    regression_head: Any
     ranking_centerness: str
     ranking_frozen: tuple[str, ...]
 
@@ -55,6 +58,20 @@ class RankingFCOSHead(DenseHead):
         if self.ranking_centerness == "drop" and not self.training:
             outputs = {**outputs, "bbox_ctrness": torch.full_like(outputs["bbox_ctrness"], torch.inf)}
         return outputs
+
+    def unfreeze(self) -> None:
+        branch = dict(self.regression_head.bbox_ctrness.named_parameters())
+        for name in self.ranking_frozen:
+            branch[name].requires_grad_()
+
+    @torch.no_grad()
+    def set_stock_weights(self) -> None:
+        """A dropped centre-ness of 1 comes from the branch itself, which is no longer frozen."""
+        self.unfreeze()
+        if self.ranking_centerness == "drop":
+            branch = self.regression_head.bbox_ctrness
+            branch.weight.zero_()
+            branch.bias.fill_(_SURE)
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:  # type: ignore[override]
         boxes: Tensor = self.box_coder.decode(deltas, anchors)
