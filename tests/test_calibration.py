@@ -16,7 +16,7 @@ from dialect.interpreters import start_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alrp_triton.calibration import Affine, Calibration, Isotonic, expected_calibration_error, fit
+from alrp_triton.calibration import Affine, Calibration, Isotonic, expected_calibration_error, fit, fit_matched
 from alrp_triton.metrics import evaluate
 
 pytest.importorskip("pycocotools")
@@ -80,6 +80,62 @@ def test_finds_the_maps_of_classes_and_leaves_rare_ones_to_the_common_map() -> N
     assert set(fit(data, detections + rare, per_class=True, min_per_class=3).per_class) == {1, 7, 9}
     assert calibration(0.3, 9) == calibration(0.3, 11) == Calibration(calibration.common)(0.3)
     assert fit(data, detections + rare) == Calibration(calibration.common)
+
+
+def test_detections_that_the_caller_has_matched() -> None:
+    """The maps of the same detections, whoever has matched them."""
+    generator = np.random.default_rng(0)
+    scores, classes = generator.uniform(0.05, 0.95, 600), generator.integers(1, 4, 600)
+    hits = generator.uniform(size=600) < scores**classes
+    truths, detections = [], []
+    for k, (score, kind, hit) in enumerate(zip(scores.tolist(), classes.tolist(), hits.tolist())):
+        truths.append({"image": k, "class": kind, "box": [0, 0, 10, 10]})
+        detections.append({"image": k, "class": kind, "box": [0 if hit else 50, 0, 10, 10], "score": score})
+    dataset = {
+        "images": [{"id": k, "width": 100, "height": 100} for k in range(600)],
+        "categories": [{"id": k, "name": str(k)} for k in (1, 2, 3)],
+        "annotations": [
+            {
+                "id": k + 1,
+                "image_id": one["image"],
+                "category_id": one["class"],
+                "bbox": one["box"],
+                "area": 100,
+                "iscrowd": 0,
+            }
+            for k, one in enumerate(truths)
+        ],
+    }
+    results = [
+        {"image_id": one["image"], "category_id": one["class"], "bbox": one["box"], "score": one["score"]}
+        for one in detections
+    ]
+    for per_class in (False, True):
+        expected = fit(dataset, results, per_class=per_class)
+        assert bool(expected.per_class) == per_class
+        order = generator.permutation(600)
+        ours = fit_matched(scores[order], hits[order], classes[order] if per_class else None)
+        assert ours.per_class.keys() == expected.per_class.keys()
+        for one, other in zip([ours.common, *ours.per_class.values()], [expected.common, *expected.per_class.values()]):
+            assert isinstance(one, Affine)
+            assert isinstance(other, Affine)
+            assert (one.a, one.b) == pytest.approx((other.a, other.b), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (([0.5, 1.5], [True, False]), "scores: expected"),
+        (([[0.5]], [[True]]), "scores: expected"),
+        (([0.5, 0.6], [1, 0]), "is_true_positive: expected bools"),
+        (([0.5, 0.6], [True]), "is_true_positive: expected the shape"),
+        (([0.5], [True], [1.0]), "categories: expected integers"),
+        (([0.5], [True], [1, 2]), "categories: expected the shape"),
+    ],
+)
+def test_wrong_arguments_of_what_the_caller_has_matched(arguments: tuple[Any, ...], said: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=said):
+        fit_matched(*arguments)
 
 
 @both_methods

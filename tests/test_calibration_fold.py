@@ -17,6 +17,7 @@ IDS = [10, 20, 30, 40]
 LAYERS = {
     "linear": lambda **options: nn.Linear(6, 12, **options),
     "conv": lambda **options: nn.Conv2d(6, 12, 3, padding=1, **options),
+    "in volumes": lambda **options: nn.Conv3d(6, 12, 1, **options),
     "grouped": lambda **options: nn.Conv2d(6, 12, 1, groups=3, **options),
 }
 
@@ -27,7 +28,9 @@ def outputs(layer: nn.Module) -> Tensor:
     dtype = next(layer.parameters()).dtype
     if isinstance(layer, nn.Linear):
         return layer(torch.randn(50, 6).to(dtype)).detach()
-    return layer(torch.randn(2, 6, 5, 5).to(dtype)).detach().permute(0, 2, 3, 1).reshape(-1, 12)
+    sides = [5] * (layer.weight.dim() - 2)
+    found = layer(torch.randn(2, 6, *sides).to(dtype)).detach()
+    return found.movedim(1, -1).reshape(-1, 12)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -78,7 +81,7 @@ def test_refuses_what_it_cannot_fold() -> None:
         with pytest.raises(ValueError, match=said):
             fold(*arguments)  # type: ignore[arg-type]
     for other in (nn.Sequential(layer), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(6, 12))):
-        with pytest.raises(TypeError, match=r"layer: expected nn\.Linear or nn\.Conv2d"):
+        with pytest.raises(TypeError, match=r"layer: expected nn\.Linear or nn\.Conv1d"):
             fold(COMMON, other, 4)
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
 

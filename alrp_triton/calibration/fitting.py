@@ -17,7 +17,15 @@ from .maps import Affine, Calibration, Floats, Isotonic, check_results, logit, s
 if TYPE_CHECKING:
     from ..metrics.matching import Matches
 
-__all__ = ["Pooled", "calibration_error", "expected_calibration_error", "fit", "matches_by_class", "pool"]
+__all__ = [
+    "Pooled",
+    "calibration_error",
+    "expected_calibration_error",
+    "fit",
+    "fit_matched",
+    "matches_by_class",
+    "pool",
+]
 
 # Weight of the prior of a, in detections.
 _PRIOR = 0.01
@@ -70,18 +78,65 @@ def fit(
         OSError: a file cannot be read.
         TypeError, ValueError: an argument or a part of the data is wrong; the message says which.
     """
+    _check_method(method, min_per_class)
+    found = matches_by_class(ground_truth, detections, iou=iou, iou_type=iou_type, max_detections=max_detections)
+    by_class = {category: (one.scores, one.is_true_positive) for category, one in found.items()}
+    together = pool(found.values())
+    return _fit((together.scores, together.is_true_positive), by_class if per_class else {}, method, min_per_class)
+
+
+def fit_matched(
+    scores: Any,
+    is_true_positive: Any,
+    categories: Any = None,
+    *,
+    method: str = "affine",
+    min_per_class: int = 10,
+) -> Calibration:
+    """:func:`fit` for detections that the caller has matched with objects: in volumes, of rotated boxes, of keypoints.
+
+    Args:
+        scores: ``[N]``, in [0, 1], of a sigmoid; what ``numpy.asarray`` takes.
+        is_true_positive: ``[N]`` bool.
+        categories: ``[N]`` integers, if classes are to have maps of their own.
+        method, min_per_class: as for :func:`fit`.
+
+    Raises:
+        ImportError: scikit-learn is not installed and ``method`` needs it.
+        TypeError, ValueError: an argument is wrong; the message names it.
+    """
+    _check_method(method, min_per_class)
+    values, hits = np.asarray(scores, np.float64), np.asarray(is_true_positive)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"scores: expected [N] numbers in [0, 1], got shape {list(values.shape)}")
+    if hits.dtype != np.bool_:
+        raise TypeError(f"is_true_positive: expected bools, got {hits.dtype}")
+    of = np.zeros(len(values), np.int64) if categories is None else np.asarray(categories)
+    if of.dtype.kind not in "iu":
+        raise TypeError(f"categories: expected integers, got {of.dtype}")
+    for name, one in (("is_true_positive", hits), ("categories", of)):
+        if one.shape != values.shape:
+            raise ValueError(f"{name}: expected the shape of scores, {list(values.shape)}, got {list(one.shape)}")
+    ids = [] if categories is None else np.unique(of).tolist()
+    return _fit((values, hits), {k: (values[of == k], hits[of == k]) for k in ids}, method, min_per_class)
+
+
+Scored = tuple[Floats, NDArray[np.bool_]]
+
+
+def _fit(together: Scored, by_class: dict[int, Scored], method: str, min_per_class: int) -> Calibration:
+    """A map for all, and one for each class that has enough true and false positives."""
+    curve = _METHODS[method]
+    enough = {k: min(np.count_nonzero(hits), np.count_nonzero(~hits)) for k, (_, hits) in by_class.items()}
+    own = {k: curve(*by_class[k]) for k, number in enough.items() if number >= min_per_class}
+    return Calibration(curve(*together), own)
+
+
+def _check_method(method: str, min_per_class: int) -> None:
     if method not in _METHODS:
         raise ValueError(f"method: expected 'affine' or 'isotonic', got {method!r}")
     if isinstance(min_per_class, bool) or not isinstance(min_per_class, Integral) or min_per_class < 1:
         raise ValueError(f"min_per_class: expected an integer of at least 1, got {min_per_class!r}")
-    found = matches_by_class(ground_truth, detections, iou=iou, iou_type=iou_type, max_detections=max_detections)
-    curve = _METHODS[method]
-    own = {}
-    for category, (scores, hits, *_) in found.items():
-        if per_class and min(np.count_nonzero(hits), np.count_nonzero(~hits)) >= min_per_class:
-            own[category] = curve(scores, hits)
-    together = pool(found.values())
-    return Calibration(curve(together.scores, together.is_true_positive), own)
 
 
 def expected_calibration_error(

@@ -11,6 +11,8 @@ from .maps import Affine, Calibration
 
 __all__ = ["fold"]
 
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 @torch.no_grad()
 def fold(
@@ -25,8 +27,9 @@ def fold(
 
     Args:
         calibration: with affine maps only.
-        layer: an ``nn.Linear`` or ``nn.Conv2d`` that gives the logits. Its output channels are anchor * C + class for A
-            anchors, as in torchvision, Detectron2, MMDetection and effdet; A * C in all. Without a bias it gets one.
+        layer: an ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d`` that gives the logits. Its output channels are
+            anchor * C + class for A anchors, as in torchvision, Detectron2, MMDetection, MONAI and effdet; A * C in
+            all. Without a bias it gets one.
         num_classes: C, with the background if the layer has a channel for it.
         categories: [C], the category id of each class in the order of the channels; ``None`` for a background.
             Needed if classes have own maps; the others take the common one.
@@ -35,8 +38,10 @@ def fold(
         TypeError, ValueError: a map is isotonic, the layer is no such layer, or numbers of channels, classes and
             categories do not go together. The layer has then not changed.
     """
-    if not isinstance(layer, (nn.Linear, nn.Conv2d)) or "weight" not in dict(layer.named_parameters(recurse=False)):
-        raise TypeError(f"layer: expected nn.Linear or nn.Conv2d with a parameter weight, got {type(layer).__name__}")
+    if not isinstance(layer, _LAYERS) or "weight" not in dict(layer.named_parameters(recurse=False)):
+        raise TypeError(
+            f"layer: expected nn.Linear or nn.Conv1d to nn.Conv3d with a parameter weight, got {type(layer).__name__}"
+        )
     channels = layer.weight.shape[0]
     if num_classes < 1 or channels % num_classes:
         raise ValueError(f"num_classes: expected a divisor of the {channels} output channels, got {num_classes}")
