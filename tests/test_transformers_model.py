@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import pickle
 import sys
 
 import pytest
@@ -16,7 +17,7 @@ from detr import LAYERS, NUM_CLASSES, NUM_QUERIES, RESNET, batch, build, run, te
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 from alrp_triton import ALRPLoss, RankSortLoss
-from alrp_triton.integrations.transformers import use_alrp, use_ap, use_loss, use_rank_sort
+from alrp_triton.integrations.transformers import restore, use_alrp, use_ap, use_loss, use_rank_sort
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
@@ -92,6 +93,26 @@ def test_a_class_of_ones_own_that_derives_from_a_supported_one():
         pass
 
     assert set(terms_of(use_alrp(Detector(build().config), l1_weight=0))) >= {"loss_cls", "loss_loc_1"}
+
+
+@pytest.mark.parametrize("name", ["DeformableDetr", "RTDetr"])
+def test_restore(name):
+    own = build(name)
+    model = restore(use_alrp(build(name)))
+    assert model.loss_function is own.loss_function
+    assert terms_of(model) == terms_of(own)
+    assert model.state_dict().keys() == own.state_dict().keys()
+    assert b"alrp_triton" not in pickle.dumps(model)
+    assert restore(model) is model
+    assert "loss_cls" in terms_of(use_alrp(model))
+
+
+def test_restore_leaves_other_losses_and_refuses_wrapped_models():
+    model, other = build(), nn.Identity()
+    model._loss_function = other
+    assert restore(model).loss_function is other
+    with pytest.raises(TypeError, match="model: expected a PreTrainedModel, not yet wrapped, got DataParallel"):
+        restore(nn.DataParallel(model))
 
 
 def test_where_the_framework_is_missing_an_error_says_what_to_install(monkeypatch):

@@ -7,8 +7,17 @@ except ImportError as error:
         "alrp_triton.integrations.transformers needs transformers and SciPy: pip install 'alrp-triton[transformers]'"
     ) from error
 
-from .detr import use_alrp, use_ap, use_loss, use_ndcg, use_rank_sort
+from .detr import restore, use_alrp, use_ap, use_loss, use_ndcg, use_rank_sort
 from .loss import DetrRankingLoss
 from .trainer import SelfBalanceCallback
 
-__all__ = ["DetrRankingLoss", "SelfBalanceCallback", "use_alrp", "use_ap", "use_loss", "use_ndcg", "use_rank_sort"]
+__all__ = [
+    "DetrRankingLoss",
+    "SelfBalanceCallback",
+    "restore",
+    "use_alrp",
+    "use_ap",
+    "use_loss",
+    "use_ndcg",
+    "use_rank_sort",
+]

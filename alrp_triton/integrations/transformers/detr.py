@@ -27,7 +27,7 @@ from .._criteria import check_criterion, check_flag, check_weight
 from .loss import DetrRankingLoss
 from .outputs import FAMILIES
 
-__all__ = ["use_alrp", "use_ap", "use_loss", "use_ndcg", "use_rank_sort"]
+__all__ = ["restore", "use_alrp", "use_ap", "use_loss", "use_ndcg", "use_rank_sort"]
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -79,6 +79,28 @@ def use_loss(model: Model, criterion: nn.Module, *, l1_weight: float | None = No
     # transformers' setter of model.loss_function does this, but torch.nn.Module bypasses it for modules.
     # A new criterion is on the CPU; the model may be on another device.
     model._loss_function = loss.train(model.training).to(next(model.parameters()).device)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Take the loss away again: ``model.loss_function`` is then the framework's own.
+
+    Weights and predictions remain. ``state_dict()`` and the files of ``save_pretrained`` have nothing of this package,
+    and pickles load without it. An own ``loss_function`` that the model had before ``use_...`` does not come back.
+
+    Args:
+        model: any model of the framework, not wrapped; changed in place. A model without the loss remains as it is.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        TypeError: ``model`` is not a ``PreTrainedModel``.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model: expected a PreTrainedModel, not yet wrapped, got {type(model).__name__}")
+    if isinstance(getattr(model, "_loss_function", None), DetrRankingLoss):
+        del model._loss_function
     return model
 
 
