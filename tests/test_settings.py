@@ -75,7 +75,7 @@ def test_a_search_keeps_what_gains(file: Path, monkeypatch: pytest.MonkeyPatch) 
     from benchmarks.workloads import Case
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    monkeypatch.setattr(settings, "CANDIDATES", dict.fromkeys(CANDIDATES, [SOME[k] for k in (0, 2, 5, 6)]))
+    monkeypatch.setattr(settings, "CANDIDATES", {kernel: [SOME[k] for k in (0, 2, 5, 6)] for kernel in CANDIDATES})
     with on_virtual_gpu() as device:
 
         def tiles(call: Callable[[], object]) -> float:
