@@ -48,7 +48,7 @@ def box_error(pred_boxes: Tensor, target_boxes: Tensor, kind: BoxError, tau: flo
 
     Args:
         pred_boxes: `[P, 4]` or `[P, 6]`, float16, bfloat16, float32 or float64; P may be 0.
-        target_boxes: `[P, 4]`, on the same device. It also gets a gradient if it requires one.
+        target_boxes: of the same shape, on the same device. It also gets a gradient if it requires one.
         kind: `"iou"`, `"giou"`, `"diou"`, `"ciou"`, or a callable that takes both tensors (half precision already
             converted to float32) and returns `[P]` errors. `tau` does not apply to these.
         tau: the IoU from which a detection counts as a true positive, in [0, 1).

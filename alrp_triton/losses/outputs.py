@@ -10,7 +10,7 @@ __all__ = ["ALRPLossOutput", "RankSortLossOutput", "RankSortOutput"]
 
 
 def _no_backward(output: tuple[Tensor, ...]) -> NoReturn:
-    # An AttributeError, so that hasattr() is False as for any tuple.
+    """Of no tensor: say what to differentiate. By an AttributeError, so that hasattr() is False as for any tuple."""
     raise AttributeError(
         f"{type(output).__name__} has no backward(): use .total.backward() for the whole loss, or that of one component"
     )
@@ -31,10 +31,7 @@ class ALRPLossOutput(NamedTuple):
         """The loss, ``cls + loc``. (A sum over this tuple would add the ranks.)"""
         return self.cls + self.loc
 
-    @property
-    def backward(self) -> NoReturn:
-        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
-        _no_backward(self)
+    backward = property(_no_backward)
 
 
 class RankSortOutput(NamedTuple):
@@ -50,10 +47,7 @@ class RankSortOutput(NamedTuple):
         """The loss, ``ranking + sorting``."""
         return self.ranking + self.sorting
 
-    @property
-    def backward(self) -> NoReturn:
-        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
-        _no_backward(self)
+    backward = property(_no_backward)
 
 
 class RankSortLossOutput(NamedTuple):
@@ -74,7 +68,4 @@ class RankSortLossOutput(NamedTuple):
         """The loss, ``cls + loc``."""
         return self.cls + self.loc
 
-    @property
-    def backward(self) -> NoReturn:
-        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
-        _no_backward(self)
+    backward = property(_no_backward)
