@@ -17,6 +17,8 @@ from .losses import ALRPLoss, RankSortLoss
 _OF_BOXES = (ALRPLoss, RankSortLoss)
 # Kernels differ in whether there are so many logits.
 _MANY_LOGITS = 1 << 16
+# Up to so many positives pass 1 sums in shared memory.
+_MOST_IN_SHARED_MEMORY = 1023
 
 
 def warm_up(
@@ -95,6 +97,8 @@ def _numbers(max_positives: int, by_image: bool) -> Iterator[int]:
     if by_image:
         # A search among groups has one step more for each power of two.
         yield from (1 << k for k in range((max_positives - 1).bit_length()))
+    if max_positives > _MOST_IN_SHARED_MEMORY:
+        yield _MOST_IN_SHARED_MEMORY
     yield max_positives
 
 

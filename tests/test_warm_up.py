@@ -71,6 +71,16 @@ def test_nothing_is_compiled_later(name: str, how: dict[str, Any], classes: int,
 
 
 @of_compiled_kernels
+def test_positives_that_pass_1_has_no_shared_memory_for() -> None:
+    with compiling_for(COMPILED_FOR, assemble=False) as found:
+        warm_up(20, 1500, criterion=CRITERIA["ap"](), device="cpu")
+        before = len(found.kernels)
+        for number in (900, 1023, 1024, 1300):
+            iterate(CRITERIA["ap"](), [64], number, 20, torch.float32)
+        assert [kernel.name for kernel in found.kernels[before:]] == []
+
+
+@of_compiled_kernels
 def test_an_epoch_takes_few_kernels() -> None:
     """Of RetinaNet's inputs: one of each, and two of pass 1 if some batches are small."""
     with compiling_for(COMPILED_FOR, assemble=False) as found:

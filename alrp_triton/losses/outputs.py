@@ -10,7 +10,7 @@ __all__ = ["ALRPLossOutput", "RankSortLossOutput", "RankSortOutput"]
 
 
 def _no_backward(output: tuple[Tensor, ...]) -> NoReturn:
-    """Of no tensor: say what to differentiate. By an AttributeError, so that hasattr() is False as for any tuple."""
+    # An AttributeError, so that hasattr() is False as for any tuple.
     raise AttributeError(
         f"{type(output).__name__} has no backward(): use .total.backward() for the whole loss, or that of one component"
     )
@@ -31,7 +31,10 @@ class ALRPLossOutput(NamedTuple):
         """The loss, ``cls + loc``. (A sum over this tuple would add the ranks.)"""
         return self.cls + self.loc
 
-    backward = property(_no_backward)
+    @property
+    def backward(self) -> NoReturn:
+        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
+        _no_backward(self)
 
 
 class RankSortOutput(NamedTuple):
@@ -47,7 +50,10 @@ class RankSortOutput(NamedTuple):
         """The loss, ``ranking + sorting``."""
         return self.ranking + self.sorting
 
-    backward = property(_no_backward)
+    @property
+    def backward(self) -> NoReturn:
+        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
+        _no_backward(self)
 
 
 class RankSortLossOutput(NamedTuple):
@@ -68,4 +74,7 @@ class RankSortLossOutput(NamedTuple):
         """The loss, ``cls + loc``."""
         return self.cls + self.loc
 
-    backward = property(_no_backward)
+    @property
+    def backward(self) -> NoReturn:
+        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
+        _no_backward(self)
