@@ -283,16 +283,17 @@ def test_wrong_arguments_are_named(arguments, error, message):
         box_error(*arguments)
 
 
-def test_compiles_as_one_graph():
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_as_one_graph(kind):
     pred, target = random_boxes(7, dtype=torch.float32)
-    for kind in KINDS:
-        torch._dynamo.reset()
-        compiled = torch.compile(box_error, backend="aot_eager", fullgraph=True)
-        for tau in (0.5, 0.7):
-            p, q = pred.clone().requires_grad_(), pred.clone().requires_grad_()
-            errors, expected = compiled(p, target, kind, tau), box_error(q, target, kind, tau)
-            torch.testing.assert_close(errors, expected)
-            torch.testing.assert_close(*torch.autograd.grad(errors.sum(), p), *torch.autograd.grad(expected.sum(), q))
+    torch._dynamo.reset()
+    compiled = torch.compile(box_error, backend="aot_eager", fullgraph=True)
+    for tau in (0.5, 0.7):
+        p, q = pred.clone().requires_grad_(), pred.clone().requires_grad_()
+        errors, expected = compiled(p, target, kind, tau), box_error(q, target, kind, tau)
+        torch.testing.assert_close(errors, expected)
+        torch.testing.assert_close(*torch.autograd.grad(errors.sum(), p), *torch.autograd.grad(expected.sum(), q))
 
 
 def test_reads_no_value_on_the_host():

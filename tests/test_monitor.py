@@ -379,7 +379,7 @@ def test_a_recomputation_keeps_the_same(name: str) -> None:
 
 
 @pytest.mark.skipif(KERNELS, reason="needs no kernel")
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @by_criterion
 def test_in_one_graph_for_any_number_of_positives(name: str) -> None:
     torch._dynamo.reset()

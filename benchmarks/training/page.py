@@ -17,18 +17,28 @@ RESULTS = ROOT / "benchmarks" / "results" / "training"
 PAGE = ROOT / "docs" / "photographs.md"
 LOSSES = [name for name, contender in CONTENDERS.items() if contender.rate_of is None]
 VARIANTS = ["alrp", *(name for name, contender in CONTENDERS.items() if contender.rate_of == "alrp")]
+# Learning rates of a backbone whose upper half is trained, for one of neck and head.
+FACTORS = (0.01, 0.1, 1.0)
+# Comparisons of all losses at all lengths: with curves and tables of classes and rates.
+WHOLE = ("bccd", "voc07")
 
 
 def plans() -> dict[str, Plan]:
-    """The comparisons by name: of losses, and of variants of aLRP Loss at one length."""
+    """The comparisons by name: of losses; at one length, of variants of aLRP Loss and of rates of the backbone."""
     bccd = Store(RESULTS / "bccd.jsonl", Run, vars(Setting(size=320)))
     voc = Store(RESULTS / "voc07.jsonl", Run, vars(Setting(size=256)))
     rates = {"bccd": [3e-3, 1e-2, 3e-2], "voc": [1e-3, 3e-3, 1e-2]}
-    return {
+    found = {
         "bccd": Plan(bccd, LOSSES, rates["bccd"], range(5), [1, 4, 12]),
         "voc07": Plan(voc, LOSSES, rates["voc"], range(3), [1, 3, 9]),
         "bccd-variants": Plan(bccd, VARIANTS, rates["bccd"], range(3), [4]),
     }
+    for factor in FACTORS:
+        setting = Setting(size=320, frozen=4, backbone_factor=factor)
+        store = Store(RESULTS / f"bccd-backbone-{factor:g}.jsonl", Run, vars(setting))
+        losses = ["focal", "ap", "rank-sort", "alrp"]
+        found[f"bccd-backbone-{factor:g}"] = Plan(store, losses, rates["bccd"], range(3), [4])
+    return found
 
 
 def content() -> list[Table]:
@@ -36,7 +46,7 @@ def content() -> list[Table]:
     found = []
     for name, plan in plans().items():
         for table in tables(plan, "test"):
-            if "variants" not in name or table.name.startswith("passes"):
+            if name in WHOLE or table.name.startswith("passes"):
                 found.append(Table(f"{name}-{table.name}", table.title, table.columns, table.rows))
     return found
 
@@ -59,7 +69,7 @@ def main() -> None:
     """Write the page and its figures, and print what follows from the tables."""
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), content()), encoding="utf-8")
     for name, plan in plans().items():
-        if "variants" not in name:
+        if name in WHOLE:
             figures.draw_curves(plan, "test", ROOT / "docs" / "images" / f"photographs-{name}.png")
         for sentence in findings(plan, "test"):
             print(f"{name}: {sentence}")
