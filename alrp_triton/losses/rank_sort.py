@@ -35,7 +35,7 @@ def rank_sort_loss(
     ious: Tensor,
     *,
     delta: float = 0.5,
-    groups: Tensor | Sequence[Tensor] | None = None,
+    groups: Tensor | Sequence[Tensor] | str | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
     process_group: ProcessGroup | bool | None = None,
@@ -99,7 +99,7 @@ def _rank_sort(
     labels: Tensor | Sequence[Tensor],
     ious: Tensor,
     delta: float,
-    groups: Tensor | Sequence[Tensor] | None,
+    groups: Tensor | Sequence[Tensor] | str | None,
     ignore_index: int,
     backend: str,
     process_group: Any,
@@ -169,7 +169,7 @@ class RankSortLoss(Criterion):
         labels: Tensor | Sequence[Tensor],
         pred_boxes: Tensor,
         target_boxes: Tensor,
-        groups: Tensor | Sequence[Tensor] | None = None,
+        groups: Tensor | Sequence[Tensor] | str | None = None,
     ) -> RankSortLossOutput:
         """The loss of one batch.
 
