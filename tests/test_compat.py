@@ -152,7 +152,7 @@ def test_golden_rank_sort(path, loss):
 @pytest.mark.parametrize("delta", [0.1, 0.4])
 @pytest.mark.parametrize(("name", "loss"), [("rank", RankLoss), ("sort", SortLoss)])
 def test_golden_edges(name, loss, delta):
-    golden = np.load(Path(__file__).parent / "golden" / "edges" / "ranked.npz")
+    golden = np.load(Path(__file__).parent / "golden" / "members" / "ranked.npz")
     logits, targets, value, gradient = (
         torch.from_numpy(golden[key]) for key in ("logits", "targets", f"{name}_{delta}", f"{name}_{delta}_grad")
     )
