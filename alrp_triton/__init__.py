@@ -10,6 +10,7 @@ from .compiling import warm_up
 from .losses import (
     ALRPLoss,
     ALRPLossOutput,
+    APELoss,
     APLoss,
     NDCGLoss,
     RankSortLoss,
@@ -17,6 +18,7 @@ from .losses import (
     RankSortOutput,
     alrp_loss,
     ap_loss,
+    ape_loss,
     ndcg_loss,
     rank_sort_loss,
 )
@@ -27,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ALRPLoss",
     "ALRPLossOutput",
+    "APELoss",
     "APLoss",
     "NDCGLoss",
     "RankSortLoss",
@@ -36,6 +39,7 @@ __all__ = [
     "__version__",
     "alrp_loss",
     "ap_loss",
+    "ape_loss",
     "at_positives",
     "framework",
     "ndcg_loss",

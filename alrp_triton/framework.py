@@ -51,7 +51,7 @@ def ranking_loss(
     eps: float = 0.0,
     smoothing: PairFunction | None = None,
     distribution: PairFunction | None = None,
-    groups: Tensor | Sequence[Tensor] | None = None,
+    groups: Tensor | Sequence[Tensor] | str | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
     process_group: ProcessGroup | bool | None = None,
@@ -230,7 +230,7 @@ class RankingLoss(Criterion):
         logits: Tensor | Sequence[Tensor],
         labels: Tensor | Sequence[Tensor],
         num_positives: int | None = None,
-        groups: Tensor | Sequence[Tensor] | None = None,
+        groups: Tensor | Sequence[Tensor] | str | None = None,
         **extras: Tensor,
     ) -> Tensor:
         """The loss of one batch, a scalar; arguments as :func:`ranking_loss` takes them, extras by their names."""

@@ -331,6 +331,46 @@ def rank_sort(
     return ReferenceRankSort(values[0], values[1], gradients[0], gradients[1])
 
 
+def ape(
+    logits: Tensor,
+    labels: Tensor,
+    ious: Tensor,
+    *,
+    delta: float = 0.5,
+    eps: float = 1e-10,
+    groups: Tensor | None = None,
+) -> ReferenceRankSort:
+    """APE Loss (D. Xu, J. Deng, W. Li, "Revisiting AP Loss for Dense Object Detection: Adaptive Ranking Pair
+    Selection", CVPR 2022), with H as the distance. A positive counts above itself by H(0), as in its authors' code.
+
+    Args:
+        ious: ``[P]`` IoU of each positive with its ground truth, in the order of the positives.
+        eps: a positive whose H over the negatives, or over the positives of lower IoU, add up to at most this sends no
+            gradient to these.
+    """
+
+    def one_ranking(pos: Tensor, neg: Tensor, values: dict[str, Tensor]) -> _Result:
+        ious = values["ious"]
+        ranking, sorting, rank = pos.new_zeros(()), pos.new_zeros(()), torch.zeros_like(pos)
+        rank_pos, rank_neg, sort_pos = torch.zeros_like(pos), torch.zeros_like(neg), torch.zeros_like(pos)
+        for i, h_neg, h_pos in _pairs(pos, neg, delta, own=1.0 if delta == 0 else 0.5):
+            rank[i] = h_pos.sum(dim=1) + h_neg.sum(dim=1)
+            # The pairs of i are the negatives and the positives of lower IoU; each has the error IoU(i) H / rank(i).
+            each = (ious[i] / rank[i] / len(pos))[:, None]
+            false, missorted = h_neg, h_pos * (ious < ious[i][:, None])
+            ranking += (each * false).sum()
+            sorting += (each * missorted).sum()
+            for pairs, own, others in ((false, rank_pos, rank_neg), (missorted, sort_pos, sort_pos)):
+                sent = torch.where(pairs.sum(dim=1, keepdim=True) > eps, each * pairs, 0.0)
+                own[i] -= sent.sum(dim=1)
+                others += sent.sum(dim=0)
+        gradients = [torch.cat([rank_pos, rank_neg]), torch.cat([sort_pos, torch.zeros_like(neg)])]
+        return [ranking, sorting], rank, gradients, []
+
+    values, _, gradients, _ = _mean_over_groups(one_ranking, logits, labels, groups, {"ious": ious})
+    return ReferenceRankSort(values[0], values[1], gradients[0], gradients[1])
+
+
 # For one ranking: scalars; rank [P]; gradients of scores [P + N], positives first ([M] for several); of values [P].
 _Result = tuple[list[Tensor], Tensor, list[Tensor], list[Tensor]]
 

@@ -29,6 +29,8 @@ class Formula(NamedTuple):
     """The kind of sum, see ``sums.sums``, that is the second scalar's derivative with respect to the values."""
     sorts: bool = False
     """Whether its second scalar is the sorting error."""
+    by_rank: bool = False
+    """Whether the sorting error is a share of the rank, and both errors are multiplied by the values."""
     interpolated: bool = False
     """Whether the precision of a positive is the largest among it and those below it."""
     eps: float = 0.0
@@ -77,6 +79,7 @@ FORMULAS = {
         Formula("ap_interpolated", interpolated=True),
         Formula("ndcg"),
         Formula("rank_sort", terms=2, sorts=True),
+        Formula("ape", terms=2, sorts=True, by_rank=True),
     )
 }
 """By name; "" is for a loss whose formula is not known here."""
@@ -131,7 +134,7 @@ def evaluate(
         formula: one of :data:`FORMULAS`.
         found: N_FP(i).
         rank_positive: rank+(i).
-        value: the value of the positive.
+        value: the value of the positive, if the formula takes it.
         above: the sum of the values by ramps, if the formula takes it.
         together_in_order: the sum of the values in order, or the sorting error, if the formula takes one of them.
         num_together: the number of positives in the ranking of i.
@@ -158,6 +161,9 @@ def evaluate(
     elif formula.name == "rank_sort":
         # Here ranks include the positive itself by H(0).
         excess = found / (rank - (1 - height_at_0)) * share
+        first, second = excess, together_in_order * share
+    elif formula.name == "ape":
+        excess = value * found / (rank - (1 - height_at_0)) * share
         first, second = excess, together_in_order * share
     else:
         tl.static_assert(formula.name == "ndcg")

@@ -137,6 +137,7 @@ def sorting_errors(
     values,
     rows,
     bad,
+    rank,
     together,
     num_positives,
     formula,
@@ -144,10 +145,14 @@ def sorting_errors(
     BLOCK: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """The sorting errors of a block of positives; writes what they send to positives of lower values into rows."""
+    """The sorting errors of a block of positives, whose ranks include themselves by H(0); writes what they send to
+    positives of lower values into rows."""
     there = i < num_positives
     target, target_error, lost, lost_error = missorted(i, group, positives, values, num_positives, ramp, BLOCK, BLOCK_P)
-    error = (target_error + lost_error) / (target + lost) - target_error / target
+    if formula.by_rank:
+        error = tl.load(values + i, mask=there, other=0).to(tl.float64) * lost / rank
+    else:
+        error = (target_error + lost_error) / (target + lost) - target_error / target
     sends = exceeds(lost, formula.eps)
     sent = tl.where(sends, error / together, 0.0)
     tl.store(rows + PASSED * num_positives + i, tl.where(sends, sent / lost, 0.0) + bad, mask=there)
@@ -199,11 +204,23 @@ def rank_kernel(
         tl.store(rows + 4 * num_positives + i, 1 / together + bad, mask=there)
     else:
         value, in_order = above, before
-        if formula.above:
+        if formula.above or formula.by_rank:
             value = tl.load(values + i, mask=there, other=0).to(tl.float64)
         if formula.sorts:
             in_order = sorting_errors(
-                i, group, positives, values, rows, bad, together, num_positives, formula, ramp, BLOCK, BLOCK_P
+                i,
+                group,
+                positives,
+                values,
+                rows,
+                bad,
+                rank - (1 - height_at_0(ramp)),
+                together,
+                num_positives,
+                formula,
+                ramp,
+                BLOCK,
+                BLOCK_P,
             )
         excess, first, second = evaluate(
             formula,

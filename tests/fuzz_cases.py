@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from dialect import ALRP, AP, DEPTH, FLOAT_MAX, INF, NAN, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
+from dialect import ALRP, AP, APE, DEPTH, FLOAT_MAX, INF, NAN, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
 from fuzz_draw import FLOATS, NUMBERS, Flavour, draw_shape, expandable, lay_out, odds, one_of, whole
 from hypothesis import strategies as st
 from torch import Tensor
 
-MEMBERS = one_of(AP, ALRP, ALRP, PLAIN_AP, NDCG, RANK_SORT, WEIGHTED, DEPTH)
+MEMBERS = one_of(AP, ALRP, ALRP, PLAIN_AP, NDCG, RANK_SORT, WEIGHTED, DEPTH, APE)
 """aLRP Loss twice, for its two ways to rank localisation errors."""
 INTEGERS = one_of(torch.int64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 IGNORE_INDICES = one_of(-1, -1, -1, -1, 255, -100, 0, 1, 2, 7, 128, 300, 2**40, 2**63 - 1, -(2**63))

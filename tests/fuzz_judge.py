@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from dialect import RANK_SORT, Results
+from dialect import Results
 from fuzz_cases import Problem
 from torch import Tensor
 
@@ -72,7 +72,7 @@ def judge(problem: Problem, found: Results) -> str:
 def _as_compared(problem: Problem) -> Tensor:
     """Values in float64; IoUs are taken in the dtype of the scores first."""
     values = problem.values.detach()
-    return (values.to(_compute_dtype(problem)) if problem.member is RANK_SORT else values).double()
+    return (values.to(_compute_dtype(problem)) if problem.member.takes == "ious" else values).double()
 
 
 def _compute_dtype(problem: Problem) -> torch.dtype:
@@ -114,7 +114,7 @@ class Slack:
         self.problem, self.num_pos = problem, max(1, num_pos)
         found, resolved = _false_positives(problem)
         eps = problem.arguments.get(
-            "eps", {"alrp": 1e-5, "rank_sort": 1e-10, "weighted": 0.3}.get(problem.member.name, 0)
+            "eps", {"alrp": 1e-5, "rank_sort": 1e-10, "ape": 1e-10, "weighted": 0.3}.get(problem.member.name, 0)
         )
         self.at_the_gate = bool((((found - eps).abs() <= 1e-6 * eps + resolved) & (found > 0) & (eps > 1e-9)).any())
         self.lost = resolved.max().item() if num_pos else 0.0
@@ -129,7 +129,8 @@ class Slack:
 
     def of(self, name: str) -> float:
         """Absolute, for a result."""
-        sorting = self.rounding if self.problem.member is RANK_SORT and ("sorting" in name or "all" in name) else 0.0
+        sorts = self.problem.member.takes == "ious" and ("sorting" in name or "all" in name)
+        sorting = self.rounding if sorts else 0.0
         upstream = abs(self.problem.upstream) if " by " in name else 1.0
         if name.endswith("by logits"):
             return upstream * (self.gradient + (self.lost * self.scale + 4 * sorting) / self.num_pos)

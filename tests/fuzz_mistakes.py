@@ -125,7 +125,7 @@ def _arguments(problem: Problem, name: str, values: Sequence[Any], types: Sequen
 
 
 def _number_of_positives(problem: Problem, at: int) -> Iterator[Wrong]:
-    if problem.member is not ALRP and problem.member.name != "rank_sort":
+    if problem.member.takes not in ("loc_errors", "ious"):
         p = int((problem.flat_labels == 1).sum())
         values = {p + 1, -1, 2**31, 2**62, 2**70, -(2**70), *([p - 1, 0] if p else [])}
         yield from _arguments(problem, "num_positives", sorted(values), (float(p), True, "1", torch.tensor(p)))

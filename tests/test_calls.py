@@ -45,7 +45,7 @@ TYPES = [
     *(("labels", {"labels": (LABELS == 1)[:, None].to(dtype)}) for dtype in (torch.bool, torch.float32)),
     (r"labels\[0\]", {"logits": [LOGITS], "labels": [[1, 0, 0, -1, 1, 0]]}),
     *(("values", {"values": values}) for values in (None, [0.25, 0.75], VALUES.to_sparse(), torch.tensor([0, 1]))),
-    *(("groups", {"groups": groups}) for groups in (LABELS.to_sparse(), LABELS.float(), LABELS == 1, 0, "images")),
+    *(("groups", {"groups": groups}) for groups in (LABELS.to_sparse(), LABELS.float(), LABELS == 1, 0)),
     *((r"groups\[0\]", {"groups": groups}) for groups in ([[0, 1]], [0, 1])),
     *(("delta", {"delta": delta}) for delta in (None, "1", True, torch.tensor(1.0))),
     *(("ignore_index", {"ignore_index": index}) for index in (-1.0, None, True)),

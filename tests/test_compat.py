@@ -1,11 +1,14 @@
 """The authors' signature: their results, and their heads' use of them."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from dialect import GOLDEN, assert_close, assert_same_bits, drawn_case, load_golden, random_case
 
-from alrp_triton import alrp_loss
-from alrp_triton.compat import aLRPLoss
+from alrp_triton import alrp_loss, compat
+from alrp_triton.compat import APLoss, BucketedAPLoss, BucketedRankSort, RankLoss, RankSort, SortLoss, aLRPLoss
 
 
 def loc_of_a_head(rank, order, errors):
@@ -112,3 +115,86 @@ def test_wrong_arguments():
     ]:
         with pytest.raises(error, match=f"^{name}: expected"):
             aLRPLoss.apply(*arguments)
+
+
+def qualities(case, ious):
+    """Targets with the IoU of each positive."""
+    targets = case.labels.float()
+    targets[case.labels == 1] = ious
+    return targets
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_ap(path):
+    case, golden = load_golden(path)
+    for loss, targets in ((APLoss, case.labels), (BucketedAPLoss, qualities(case, golden["rs_ious"]))):
+        x = case.logits.clone().requires_grad_()
+        found = loss.apply(x, targets)
+        found.backward()
+        assert_close("loss", found, golden["ap"], 1e-6)
+        assert_close("gradient", x.grad, golden["ap_grad_logits"], 1e-6)
+
+
+@pytest.mark.parametrize("loss", [RankSort, BucketedRankSort])
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_rank_sort(path, loss):
+    """The gradient of both is that of the first, as the heads expect."""
+    case, golden = load_golden(path)
+    x = case.logits.clone().requires_grad_()
+    ranking, sorting = loss.apply(x, qualities(case, golden["rs_ious"]))
+    assert_close("ranking", ranking, golden["rs_rank"], 1e-6)
+    assert_close("sorting", sorting, golden["rs_sort"], 1e-6)
+    assert not sorting.requires_grad
+    ranking.backward()
+    assert_close("gradient", x.grad, golden["rs_grad_logits"], 1e-6)
+
+
+@pytest.mark.parametrize("delta", [0.1, 0.4])
+@pytest.mark.parametrize(("name", "loss"), [("rank", RankLoss), ("sort", SortLoss)])
+def test_golden_edges(name, loss, delta):
+    golden = np.load(Path(__file__).parent / "golden" / "members" / "ranked.npz")
+    logits, targets, value, gradient = (
+        torch.from_numpy(golden[key]) for key in ("logits", "targets", f"{name}_{delta}", f"{name}_{delta}_grad")
+    )
+    x = logits.clone().requires_grad_()
+    found = loss.apply(x, targets, 1, delta)
+    (2 * found).backward()
+    assert_close("loss", found, value, 1e-6)
+    assert_close("gradient", x.grad, 2 * gradient, 1e-6)
+
+
+def test_every_loss_without_positives():
+    for name in set(compat.__all__) - {"aLRPLoss"}:
+        x = torch.randn(20, requires_grad=True)
+        found = getattr(compat, name).apply(x, torch.zeros(20))
+        loss = found[0] if isinstance(found, tuple) else found
+        assert loss.shape == ()
+        assert loss == 0
+        loss.backward()
+        assert not x.grad.any()
+
+
+def test_targets_below_0_are_ignored():
+    case = random_case(120, 12, ignored=0.3)
+    ious = torch.rand(12) + 0.1
+    targets = qualities(case, ious)
+    alone = case.labels >= 0
+    for loss in (RankSort, RankLoss, SortLoss, BucketedAPLoss):
+        found = loss.apply(case.logits, targets)
+        expected = loss.apply(case.logits[alone], targets[alone])
+        torch.testing.assert_close(found, expected)
+
+
+def test_wrong_arguments_of_the_others():
+    logits, targets = torch.zeros(4), torch.tensor([0.5, 0, 0, 1])
+    for name in set(compat.__all__) - {"aLRPLoss"}:
+        loss = getattr(compat, name)
+        with pytest.raises(ValueError, match=r"^targets: expected the shape"):
+            loss.apply(logits, targets[:3])
+        with pytest.raises(TypeError, match=r"^targets: expected a tensor"):
+            loss.apply(logits, [1, 0, 0, 1])
+        with pytest.raises(ValueError, match=r"^delta: expected"):
+            loss.apply(logits, targets, **{"delta_RS" if "Sort" in name and loss is not SortLoss else "delta": -1.0})
+    for loss in (RankSort, RankLoss, SortLoss):
+        with pytest.raises(ValueError, match=r"^eps: expected 1e-10, as published, got 0"):
+            loss.apply(logits, targets, eps=0)

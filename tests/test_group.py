@@ -10,7 +10,7 @@ from dialect import FAMILY, KERNELS, Case, Results, assert_agree, evaluate, impr
 from dialect.processes import BACKENDS, CASES, MARKS, SIZE, assert_as_alone, cut, group_of, together
 from torch import Tensor
 
-from alrp_triton import alrp_loss
+from alrp_triton import alrp_loss, ap_loss
 from alrp_triton.framework import ranking_loss
 
 pytestmark = MARKS
@@ -83,6 +83,23 @@ def test_groups_reach_over_processes(pool):
     for member, *of_member in zip(FAMILY, *found):
         expected = evaluate(member, *case[1:3], member.values(case), BACKENDS[0], groups=groups)
         assert_agree(together(of_member, 3), expected, said=member.name)
+
+
+def by_name(rank: int, logits: Tensor, labels: Tensor) -> list[Tensor]:
+    own = slice(2 * rank, 2 * rank + 2)
+    return [ap_loss(logits[own], labels[own], groups=name, process_group=True) for name in ("image", "class")]
+
+
+def test_names_mean_images_and_classes_of_all_processes(pool):
+    """Each process has images of its own, and the same classes."""
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = (
+        torch.randn(2 * SIZE, 6, 3, generator=generator),
+        torch.randint(4, (2 * SIZE, 6), generator=generator),
+    )
+    expected = [ap_loss(logits, labels, groups=name) for name in ("image", "class")]
+    for found in pool.run(by_name, logits, labels):
+        torch.testing.assert_close(found, expected)
 
 
 def with_pair_functions(rank: int, parts: list[Any]) -> list[Results]:

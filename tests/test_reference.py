@@ -9,6 +9,7 @@ import pytest
 import torch
 from dialect import (
     ALRP,
+    APE,
     FLOAT_MAX,
     INF,
     NAN,
@@ -33,7 +34,7 @@ from alrp_triton import reference
 
 TINY = [case for case in all_cases() if len(case.logits) <= 150 and case.num_positives]
 # Those whose eps may be told.
-GATED = (ALRP, RANK_SORT)
+GATED = (ALRP, RANK_SORT, APE)
 
 
 def doubles(numbers):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .named_groups import named_groups
 from .processes import Processes, processes_of
 from .transforms import refuse_transforms
 
@@ -65,7 +66,7 @@ def check_inputs(
     *,
     delta: float,
     ignore_index: int,
-    groups: Tensor | Sequence[Tensor] | None = None,
+    groups: Tensor | Sequence[Tensor] | str | None = None,
     per_positive: Mapping[str, Tensor] | None = None,
     num_positives: int | None = None,
     eps: float = 0.0,
@@ -79,8 +80,8 @@ def check_inputs(
             ``logits`` may also be bools, or floats of 0, 1 and ``ignore_index``; they are returned as integers.
         delta: half width of the ramp: 0, or from 1e-30 to 1e30.
         ignore_index: the label of ignored logits.
-        groups: integers of the logits' shape, or without the last axis; one tensor for each of ``logits``. None for one
-            ranking of all.
+        groups: integers of the logits' shape, or without the last axis, one tensor for each of ``logits``; or a name,
+            see :func:`named_groups`. None for one ranking of all.
         per_positive: by name, ``[P]`` floats, one for each positive.
         num_positives: P, if the caller gives it.
         eps: positives with at most this many false positives send nothing; >= 0.
@@ -91,8 +92,12 @@ def check_inputs(
         TypeError, ValueError: naming the argument, what was expected and what was given.
         RuntimeError: within a transform of ``torch.func`` or forward-mode differentiation.
     """
+    processes = None if process_group is None else processes_of(process_group)
+    scores = check_tensors("logits", logits)
+    if isinstance(groups, str):
+        groups = named_groups(groups, scores, processes)
     ids = () if groups is None else check_tensors("groups", groups)
-    levels = Levels(check_tensors("logits", logits), check_tensors("labels", labels), ids, ignore_index)
+    levels = Levels(scores, check_tensors("labels", labels), ids, ignore_index, processes)
     for name, given in (("logits", levels.logits), ("labels", levels.labels), ("groups", levels.groups)):
         refuse_transforms(name, given)
     for name, tensors in (("labels", levels.labels), ("groups", levels.groups)):
@@ -160,8 +165,7 @@ def check_inputs(
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: expected an int of 64 bits, got {ignore_index}")
-    levels = levels._replace(labels=[_as_integers(y, ignore_index) for y in levels.labels])
-    return levels if process_group is None else levels._replace(processes=processes_of(process_group))
+    return levels._replace(labels=[_as_integers(y, ignore_index) for y in levels.labels])
 
 
 def _as_integers(labels: Tensor, ignore_index: int) -> Tensor:

@@ -365,12 +365,18 @@ differentiable(attach, lambda *given: [*given[2], *present(given[6])], _keep_att
 
 @operator("sort_by_value")
 def sort_by_value(
-    logits: Tensor, values: Tensor, groups: Tensor | None, share: Tensor, delta: float, eps: float
+    logits: Tensor,
+    values: Tensor,
+    groups: Tensor | None,
+    share: Tensor,
+    delta: float,
+    eps: float,
+    ranks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sorting error and sorting gradient of each positive; see ``sorting.sort_by_value``."""
     from .sorting import sort_by_value
 
-    return sort_by_value(logits, values, groups, share, delta, eps)
+    return sort_by_value(logits, values, groups, share, delta, eps, ranks)
 
 
 @fake_of(sort_by_value)

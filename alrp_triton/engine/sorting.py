@@ -28,13 +28,20 @@ _PAIRS_PER_BLOCK, _PAIRS_PER_BLOCK_ON_DEVICE = 1 << 16, 1 << 22
 
 
 def sort_by_value(
-    logits: Tensor, values: Tensor, groups: Tensor | None, share: Tensor, delta: float, eps: float
+    logits: Tensor,
+    values: Tensor,
+    groups: Tensor | None,
+    share: Tensor,
+    delta: float,
+    eps: float,
+    ranks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sorting error: positives of lower values above positives of higher values.
 
     With h = H(p_k - p_i), where k includes i: the error of i is the mean of 1 - v_k, weighted by h, over all positives,
     minus that over the positives whose value is at least v_i. It is distributed over the other positives, which should
-    not be above i, in proportion to h. If their sum of h is ``eps`` or less, i sends nothing.
+    not be above i, in proportion to h. If their sum of h is ``eps`` or less, i sends nothing. With ``ranks`` the error
+    of i is that sum over the rank of i instead.
 
     Args:
         logits: ``[P]``.
@@ -43,6 +50,7 @@ def sort_by_value(
         share: ``[P]`` float64, the share of each positive in the loss.
         delta: half width of the ramp H.
         eps: >= 0.
+        ranks: ``[P]`` float64, or None.
 
     Returns:
         ``(errors [P], gradients [P])`` float64, times the share. A gradient is what a positive receives minus what it
@@ -54,7 +62,8 @@ def sort_by_value(
     logits, values, groups = logits[order], values[order], None if groups is None else groups[order]
     sums = _sums_of(logits, values, groups, delta)
     ramps, above, target_ramps, target_above, missorted = sums.above()
-    errors = (above / ramps - target_above / target_ramps) * share[order]
+    lost = above / ramps - target_above / target_ramps if ranks is None else missorted / ranks[order]
+    errors = lost * share[order]
     sent = torch.where(missorted > eps, errors, 0.0)
     received = sums.received(torch.where(missorted > eps, sent / missorted, 0.0))
     found, gradients = (torch.empty_like(errors).index_copy(0, order, row) for row in (errors, received - sent))

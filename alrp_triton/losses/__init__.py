@@ -2,6 +2,7 @@
 
 from .alrp import ALRPLoss, alrp_loss
 from .ap import APLoss, ap_loss
+from .ape import APELoss, ape_loss
 from .ndcg import NDCGLoss, ndcg_loss
 from .outputs import ALRPLossOutput, RankSortLossOutput, RankSortOutput
 from .rank_sort import RankSortLoss, rank_sort_loss
@@ -9,6 +10,7 @@ from .rank_sort import RankSortLoss, rank_sort_loss
 __all__ = [
     "ALRPLoss",
     "ALRPLossOutput",
+    "APELoss",
     "APLoss",
     "NDCGLoss",
     "RankSortLoss",
@@ -16,6 +18,7 @@ __all__ = [
     "RankSortOutput",
     "alrp_loss",
     "ap_loss",
+    "ape_loss",
     "ndcg_loss",
     "rank_sort_loss",
 ]

@@ -83,7 +83,7 @@ def alrp_loss(
     delta: float = 1.0,
     eps: float = 1e-5,
     loc_ranking: str = "sorted",
-    groups: Tensor | Sequence[Tensor] | None = None,
+    groups: Tensor | Sequence[Tensor] | str | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
     process_group: ProcessGroup | bool | None = None,
@@ -108,10 +108,10 @@ def alrp_loss(
         eps: a positive with at most this many false positives sends no score gradient.
         loc_ranking: which positives are above i in ``loc``: ``"sorted"``, those that precede it in descending order
             (the authors' code), or ``"smooth"``, each k != i by H(p_k - p_i) (equation 11).
-        groups: integer tensor(s) with the ranking of each logit, or of each row: of the shape of ``logits``, or without
-            the last axis; any integers. Each group is a separate ranking, and the loss is the mean
-            over the groups that have a positive. For one ranking per image of ``[B, A, C]`` logits:
-            ``torch.arange(B)[:, None].expand(B, A)``. None for one ranking of all.
+        groups: ``"image"``, ``"class"`` or ``"image_class"``, of logits ``[B, ..., C]``; or integer tensor(s) with the
+            ranking of each logit, or of each row: of the shape of ``logits``, or without the last axis; any integers.
+            Each group is a separate ranking, and the loss is the mean over the groups that have a positive. None for
+            one ranking of all.
         ignore_index: the label of ignored logits.
         backend: ``"auto"`` (triton on a GPU and numba on a CPU if they are installed, otherwise torch), ``"torch"``,
             ``"numba"``, ``"triton"``, ``"pairwise"`` or ``"reference"``.
@@ -149,7 +149,7 @@ def _alrp(
     delta: float,
     eps: float,
     loc_ranking: str,
-    groups: Tensor | Sequence[Tensor] | None,
+    groups: Tensor | Sequence[Tensor] | str | None,
     ignore_index: int,
     backend: str,
     process_group: Any,
@@ -240,7 +240,7 @@ class ALRPLoss(Criterion):
         labels: Tensor | Sequence[Tensor],
         pred_boxes: Tensor,
         target_boxes: Tensor,
-        groups: Tensor | Sequence[Tensor] | None = None,
+        groups: Tensor | Sequence[Tensor] | str | None = None,
     ) -> ALRPLossOutput:
         """The loss of one batch.
 

@@ -200,7 +200,7 @@ def score_loss(
     *,
     delta: float,
     num_positives: int | None,
-    groups: Tensor | Sequence[Tensor] | None,
+    groups: Tensor | Sequence[Tensor] | str | None,
     ignore_index: int,
     backend: str,
     process_group: ProcessGroup | bool | None,
@@ -230,7 +230,7 @@ class ScoreLoss(Criterion):
         logits: Tensor | Sequence[Tensor],
         labels: Tensor | Sequence[Tensor],
         num_positives: int | None = None,
-        groups: Tensor | Sequence[Tensor] | None = None,
+        groups: Tensor | Sequence[Tensor] | str | None = None,
     ) -> Tensor:
         """The loss of one batch, a scalar; arguments as the function takes them."""
         loss = type(self).function(logits, labels, num_positives=num_positives, groups=groups, **self.settings)

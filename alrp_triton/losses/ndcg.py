@@ -71,7 +71,7 @@ def ndcg_loss(
     *,
     delta: float = 1.0,
     num_positives: int | None = None,
-    groups: Tensor | Sequence[Tensor] | None = None,
+    groups: Tensor | Sequence[Tensor] | str | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
     process_group: ProcessGroup | bool | None = None,

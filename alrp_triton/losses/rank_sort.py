@@ -35,7 +35,7 @@ def rank_sort_loss(
     ious: Tensor,
     *,
     delta: float = 0.5,
-    groups: Tensor | Sequence[Tensor] | None = None,
+    groups: Tensor | Sequence[Tensor] | str | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
     process_group: ProcessGroup | bool | None = None,
@@ -68,7 +68,7 @@ def rank_sort_loss(
     Raises:
         TypeError, ValueError, RuntimeError: see :func:`alrp_loss`.
     """
-    loss = _rank_sort(logits, labels, ious, delta, groups, ignore_index, backend, process_group)
+    loss = rank_by_quality(_DEFINITION, logits, labels, ious, delta, groups, ignore_index, backend, process_group)
     return RankSortOutput(*loss.scalars)
 
 
@@ -94,16 +94,18 @@ def _reference(logits: Tensor, labels: Tensor, values: dict[str, Tensor], **sett
 _DEFINITION = Definition(_evaluate, _reference, _EPS, in_kernels="rank_sort")
 
 
-def _rank_sort(
+def rank_by_quality(
+    definition: Definition,
     logits: Tensor | Sequence[Tensor],
     labels: Tensor | Sequence[Tensor],
     ious: Tensor,
     delta: float,
-    groups: Tensor | Sequence[Tensor] | None,
+    groups: Tensor | Sequence[Tensor] | str | None,
     ignore_index: int,
     backend: str,
     process_group: Any,
 ) -> Loss:
+    """A loss of two errors whose formula takes the IoUs of the positives."""
     levels = check_inputs(
         logits,
         labels,
@@ -118,7 +120,7 @@ def _rank_sort(
         raise ValueError(f"ious: expected IoUs, at most 1, got {float(ious.detach().max()):g}")
     # IoUs are constants, compared in the dtype of the scores.
     values = {"ious": ious.detach().to(levels.compute_dtype())}
-    return evaluate(_DEFINITION, levels, values, ious.shape[0], delta=delta, backend=backend)
+    return evaluate(definition, levels, values, ious.shape[0], delta=delta, backend=backend)
 
 
 class RankSortLoss(Criterion):
@@ -137,6 +139,7 @@ class RankSortLoss(Criterion):
     """
 
     takes_boxes = True
+    _definition = _DEFINITION
 
     def __init__(
         self,
@@ -169,7 +172,7 @@ class RankSortLoss(Criterion):
         labels: Tensor | Sequence[Tensor],
         pred_boxes: Tensor,
         target_boxes: Tensor,
-        groups: Tensor | Sequence[Tensor] | None = None,
+        groups: Tensor | Sequence[Tensor] | str | None = None,
     ) -> RankSortLossOutput:
         """The loss of one batch.
 
@@ -187,7 +190,7 @@ class RankSortLoss(Criterion):
             errors = box_error(pred_boxes, target_boxes, self.box_error, 0.0)
             ious = boxes.iou(pred_boxes.detach(), target_boxes.detach())
             settings = self.delta, groups, self.ignore_index, self.backend, processes
-            loss = _rank_sort(logits, labels, ious, *settings)
+            loss = rank_by_quality(self._definition, logits, labels, ious, *settings)
         self._look_once(loss, target_boxes)
         (ranking, sorting), levels = loss.scalars, loss.levels
         detached = [level.detach() for level in levels.logits]

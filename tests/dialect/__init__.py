@@ -51,6 +51,7 @@ from .checks import (
 from .family import (
     ALRP,
     AP,
+    APE,
     DEPTH,
     FAMILY,
     NDCG,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alrp_triton import alrp_loss, ap_loss, ndcg_loss, rank_sort_loss, reference
+from alrp_triton import alrp_loss, ap_loss, ape_loss, ndcg_loss, rank_sort_loss, reference
 from alrp_triton.framework import ranking_loss
 
 from .cases import KERNELS, Case
@@ -81,6 +81,16 @@ def _judge_rank_sort(*case: Tensor, **arguments: Any) -> Results:
     return dict(zip(names, (ranking, sorting, by_ranking, by_sorting)))
 
 
+def _ape(logits: Any, labels: Any, values: Tensor, **arguments: Any) -> Results:
+    return ape_loss(logits, labels, values, **arguments)._asdict()
+
+
+def _judge_ape(*case: Tensor, **arguments: Any) -> Results:
+    ranking, sorting, by_ranking, by_sorting = reference.ape(*case, **arguments)
+    names = ("ranking", "sorting", "ranking by logits", "sorting by logits")
+    return dict(zip(names, (ranking, sorting, by_ranking, by_sorting)))
+
+
 def imprecision(ranking: Any) -> Tensor:
     """l(i) of AP Loss."""
     return 1 - ranking.rank_positive / ranking.rank
@@ -137,9 +147,10 @@ AP = Member("ap", _score(ap_loss), _judge_score(reference.ap))
 PLAIN_AP = Member("plain_ap", _score(ap_loss, interpolated=False), _judge_score(reference.ap, interpolated=False))
 NDCG = Member("ndcg", _score(ndcg_loss), _judge_score(reference.ndcg))
 RANK_SORT = Member("rank_sort", _rank_sort, _judge_rank_sort, (("ranking", "logits"), ("sorting", "logits")), "ious")
+APE = Member("ape", _ape, _judge_ape, (("ranking", "logits"), ("sorting", "logits")), "ious")
 WEIGHTED = formula("weighted", weighted_error, "weights", eps=0.3)
 DEPTH = formula("depth", depth_error, "costs", target=depth_target, normaliser=depth_normaliser)
-FAMILY = (ALRP, AP, PLAIN_AP, NDCG, RANK_SORT, WEIGHTED, DEPTH)
+FAMILY = (ALRP, AP, PLAIN_AP, NDCG, RANK_SORT, WEIGHTED, DEPTH, APE)
 by_member = pytest.mark.parametrize("member", FAMILY, ids=repr)
 _SPARING = [ALRP, *(pytest.param(member, marks=pytest.mark.nightly) for member in (RANK_SORT, DEPTH))]
 by_member_sparing = pytest.mark.parametrize("member", _SPARING if KERNELS else FAMILY, ids=repr)

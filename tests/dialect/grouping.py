@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .cases import KERNELS, Case, random_case
-from .family import ALRP, AP, DEPTH, NDCG, RANK_SORT, WEIGHTED, Member, Results, evaluate
+from .family import ALRP, AP, APE, DEPTH, NDCG, RANK_SORT, WEIGHTED, Member, Results, evaluate
 
-GROUPED = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED)
+GROUPED = (ALRP, AP, NDCG, RANK_SORT, DEPTH, WEIGHTED, APE)
 by_grouped = pytest.mark.parametrize("member", GROUPED, ids=repr)
 by_some_grouped = pytest.mark.parametrize("member", [RANK_SORT, DEPTH] if KERNELS else GROUPED, ids=repr)
 """One that sorts positives, one with numbers of its own; where kernels run these do for all."""

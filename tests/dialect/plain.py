@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .cases import Case
-from .family import ALRP, AP, DEPTH, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
+from .family import ALRP, AP, APE, DEPTH, NDCG, PLAIN_AP, RANK_SORT, WEIGHTED, Member
 
 
 def ramp(x: float, delta: float) -> float:
@@ -138,6 +138,15 @@ def _sorting(p: Plain, i: int) -> Terms:
     return Terms(mean_error(p.positives) - mean_error(proper), 0.0, missorted)
 
 
+def _share_of_false(p: Plain, i: int) -> Terms:
+    return _to_negatives(p, i, p.values[i] * p.false[i] / (p.rank[i] - 1 + p.h(i, i)))
+
+
+def _share_of_missorted(p: Plain, i: int) -> Terms:
+    missorted = {k: p.h(i, k) for k in p.positives if p.values[k] < p.values[i]}
+    return Terms(p.values[i] * math.fsum(missorted.values()) / (p.rank[i] - 1 + p.h(i, i)), 0.0, missorted)
+
+
 def _weighted(p: Plain, i: int) -> Terms:
     return _to_negatives(p, i, p.values[i] * p.false[i] / p.rank[i])
 
@@ -155,6 +164,10 @@ PLAIN: dict[Member, list[PlainLoss]] = {
     RANK_SORT: [
         PlainLoss(("ranking",), "ranking by logits", _ranking, 1e-10),
         PlainLoss(("sorting",), "sorting by logits", _sorting, 1e-10, among_positives=True),
+    ],
+    APE: [
+        PlainLoss(("ranking",), "ranking by logits", _share_of_false, 1e-10),
+        PlainLoss(("sorting",), "sorting by logits", _share_of_missorted, 1e-10, among_positives=True),
     ],
     WEIGHTED: [PlainLoss(("loss",), "loss by logits", _weighted, 0.3)],
     DEPTH: [PlainLoss(("loss",), "loss by logits", _depth, 0.0, lambda plain: len(plain.positives) + 1)],
