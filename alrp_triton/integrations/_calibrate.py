@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..calibration import Calibration
-from ..calibration.fitting import pool
+from ..calibration.fitting import Pooled, pool
 from ..calibration.report import by_class, overall
 from ..metrics import optimal_lrp
 
@@ -34,14 +34,14 @@ class CalibrationReport:
 
 
 def report_of(
-    calibration: Calibration, before: dict[int, Matches], after: dict[int, Matches], iou: float
+    calibration: Calibration, before: Mapping[int, Matches | Pooled], after: Mapping[int, Matches | Pooled], iou: float
 ) -> CalibrationReport:
     """The report on detections before and after ``calibration``, by category id, matched at ``iou``."""
     tables = overall(before, after, iou), by_class(before, after, iou)
     return CalibrationReport(calibration, best_thresholds(after, iou), *tables)
 
 
-def best_thresholds(found: Mapping[int, Matches], iou: float) -> dict[int, float]:
+def best_thresholds(found: Mapping[int, Matches | Pooled], iou: float) -> dict[int, float]:
     """The score threshold of the lowest LRP, by category id; NaN without true positives."""
     return {category: optimal_lrp(*pool([one]), tau=iou).threshold for category, one in found.items()}
 
