@@ -35,6 +35,7 @@ from detectron2_model import (
 from torchvision.ops import generalized_box_iou
 
 from alrp_triton import ALRPLoss, APLoss, NDCGLoss, RankSortLoss, SelfBalance, alrp_loss
+from alrp_triton.calibration import Affine, Calibration, fold
 
 LOSSES = {"alrp": ALRPLoss, "rank_sort": RankSortLoss, "ap": APLoss, "ndcg": NDCGLoss}
 every_loss = pytest.mark.parametrize("name", LOSSES)
@@ -166,6 +167,19 @@ def test_a_resumed_run_gives_the_same_numbers(tmp_path):
     assert train(resumed, later) == train(model, later)
     added = model.state_dict().keys() - build(cls=double.RetinaNet).state_dict().keys()
     assert added == {f"criterion.self_balance.{name}" for name in ("weight", "sums", "count")}
+
+
+def test_calibrated_weights_load_into_detectron2s_own_model():
+    model, plain = build(LOSS="rank_sort").eval(), build(cls=double.RetinaNet, seed=3).eval()
+    calibration = Calibration(Affine(0.5, 1.0))
+    before = model(batch())
+    fold(calibration, model.head.logits, NUM_CLASSES)
+    plain.load_state_dict(model.state_dict())
+    for old, *new in zip(before, model(batch()), plain(batch())):
+        for each in new:
+            found = each["instances"]
+            assert torch.equal(found.pred_boxes.tensor, old["instances"].pred_boxes.tensor)
+            torch.testing.assert_close(found.scores, calibration(old["instances"].scores))
 
 
 def test_explicit_arguments_and_copies():

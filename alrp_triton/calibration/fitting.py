@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Pooled",
     "calibration_error",
+    "check_iou",
     "expected_calibration_error",
     "fit",
     "fit_matched",
@@ -181,10 +182,7 @@ def matches_by_class(
     ground_truth: Any, detections: Any, *, iou: float, iou_type: str, max_detections: int
 ) -> dict[int, Matches]:
     """Scores, truth and IoUs of the detections that count, by category id."""
-    if not is_number(iou):
-        raise TypeError(f"iou: expected a number in (0, 1), got {type(iou).__name__}")
-    if not 0 < iou < 1:
-        raise ValueError(f"iou: expected a number in (0, 1), got {iou}")
+    check_iou(iou)
     check_settings(iou_type, max_detections)
     match = matcher()
     data = read_dataset(ground_truth, detections, iou_type)
@@ -193,7 +191,14 @@ def matches_by_class(
     return {category: matches for (category, _), matches in found.items()}
 
 
-def pool(found: Iterable[Matches]) -> Pooled:
+def check_iou(iou: float) -> None:
+    if not is_number(iou):
+        raise TypeError(f"iou: expected a number in (0, 1), got {type(iou).__name__}")
+    if not 0 < iou < 1:
+        raise ValueError(f"iou: expected a number in (0, 1), got {iou}")
+
+
+def pool(found: Iterable[Matches | Pooled]) -> Pooled:
     scores, hits, ious, totals = [np.zeros(0)], [np.zeros(0, dtype=np.bool_)], [np.zeros(0)], 0
     for one in found:
         scores.append(one.scores)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..metrics.lrp import LRPResult, lrp, optimal_lrp
-from .fitting import calibration_error, matches_by_class, pool
+from .fitting import Pooled, calibration_error, matches_by_class, pool
 from .maps import Calibration
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def before_and_after(
     return before, matches_by_class(ground_truth, calibration.apply(detections), **settings)
 
 
-def overall(before: dict[int, Matches], after: dict[int, Matches], iou: float) -> Table:
+def overall(before: Mapping[int, Matches | Pooled], after: Mapping[int, Matches | Pooled], iou: float) -> Table:
     """ECE; number, precision and recall of the detections from 0.5 on; optimal LRP, as if there were one class."""
     rows = []
     for name, matches in (("before", before), ("after", after)):
@@ -40,7 +41,7 @@ def overall(before: dict[int, Matches], after: dict[int, Matches], iou: float) -
     return ["", "detections", "ECE", above, f"precision {above}", f"recall {above}", "oLRP", "its threshold"], rows
 
 
-def by_class(before: dict[int, Matches], after: dict[int, Matches], iou: float) -> Table:
+def by_class(before: Mapping[int, Matches | Pooled], after: Mapping[int, Matches | Pooled], iou: float) -> Table:
     rows = []
     for category, found in before.items():
         num_true = int(found.is_true_positive.sum())

@@ -11,6 +11,7 @@ from typing import Any
 import mmcv
 import numpy as np
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
@@ -106,6 +107,23 @@ def instances(boxes: list[list[float]], labels: list[int]) -> InstanceData:
 def img_meta(height: int, width: int, **more: Any) -> dict[str, Any]:
     """Of an image of this size."""
     return {"img_shape": (height, width), "pad_shape": (height, width), "scale_factor": (1.0, 1.0), **more}
+
+
+def drawn_batch(objects: tuple[Any, ...] = ((10, 8, 40, 44), (30, 40, 60, 62)), size: int = 64) -> dict[str, list[Any]]:
+    """Two images of other sizes, in the second of which there is nothing; bright objects."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randint(40, (3, size, width), generator=generator, dtype=torch.uint8) for width in (size, 48)]
+    samples = []
+    for image, boxes in zip(inputs, (objects, ())):
+        for index, box in enumerate(boxes):
+            x1, y1, x2, y2 = (int(side) for side in box)
+            image[index, y1:y2, x1:x2] = 230
+        shape = tuple(image.shape[1:])
+        sample = DetDataSample(metainfo=img_meta(*shape, ori_shape=shape))
+        sample.gt_instances = instances([list(box) for box in boxes], list(range(len(boxes))))
+        sample.ignored_instances = instances([], [])
+        samples.append(sample)
+    return {"inputs": inputs, "data_samples": samples}
 
 
 def logged(runner: Any, name: str) -> list[float]:

@@ -132,3 +132,14 @@ def test_processes_go_on_with_one_weight(tmp_path):
 def test_wrong_intervals_are_named(interval, error):
     with pytest.raises(error, match="interval"):
         hook_of(interval=interval)
+
+
+@pytest.mark.parametrize(("interval", "error"), [(0, ValueError), (2.0, TypeError), (None, TypeError)])
+def test_wrong_intervals_of_statistics_are_named(interval, error):
+    with pytest.raises(error, match="interval: expected an int >= 1, got"):
+        HOOKS.build({"type": "StatisticsHook", "interval": interval})
+
+
+def test_statistics_of_a_model_without_any():
+    runner = runner_of(nn.Linear(2, 2))  # without a message hub, too
+    HOOKS.build({"type": "StatisticsHook", "interval": 1}).after_train_iter(runner, 0)

@@ -11,8 +11,11 @@ Importing this module registers, in MMDetection's ``MODELS``,
 - the heads ``RankingRetinaHead``, ``RankingATSSHead``, ``RankingFoveaHead``, ``RankingRPNHead`` and
   ``RankingShared2FCBBoxHead``: MMDetection's heads with a loss that ranks all levels and images together;
 
-and ``SelfBalanceHook`` in MMEngine's ``HOOKS``. The mixins make ranking heads from other heads. MMDetection's own heads
-and losses do not change.
+and ``SelfBalanceHook`` and ``StatisticsHook`` in MMEngine's ``HOOKS``. The mixins make ranking heads from other heads.
+MMDetection's own heads and losses do not change.
+
+:func:`calibrate` makes scores probabilities, so that ``score_thr`` works again, and :func:`thresholds` gives the best
+score threshold of each class. Both ask the model about validation data by :func:`collect`.
 """
 
 try:
@@ -25,14 +28,16 @@ except ImportError as error:
     ) from error
 
 from .bbox import RankingBBoxMixin, RankingShared2FCBBoxHead
+from .calibrating import CalibrationReport, calibrate, collect, thresholds
 from .criteria import ALRPLoss, APLoss, NDCGLoss, RankingCriterion, RankSortLoss
 from .dense import RankingAnchorMixin, RankingATSSHead, RankingRetinaHead, RankingRPNHead
 from .fovea import RankingFoveaHead
-from .hooks import SelfBalanceHook
+from .hooks import SelfBalanceHook, StatisticsHook
 
 __all__ = [
     "ALRPLoss",
     "APLoss",
+    "CalibrationReport",
     "NDCGLoss",
     "RankSortLoss",
     "RankingATSSHead",
@@ -44,4 +49,8 @@ __all__ = [
     "RankingRetinaHead",
     "RankingShared2FCBBoxHead",
     "SelfBalanceHook",
+    "StatisticsHook",
+    "calibrate",
+    "collect",
+    "thresholds",
 ]

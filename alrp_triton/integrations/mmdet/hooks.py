@@ -1,18 +1,20 @@
-"""Self-balancing by the epochs of MMEngine's training loops."""
+"""Self-balancing by the epochs of MMEngine's training loops, and what the log gets to know of a ranking."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import torch
 from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
+from ...losses.self_balance import SelfBalance
 from .._criteria import open_balances
 
-__all__ = ["SelfBalanceHook"]
+__all__ = ["SelfBalanceHook", "StatisticsHook"]
 
 
 @HOOKS.register_module()
@@ -33,10 +35,8 @@ class SelfBalanceHook(Hook):  # type: ignore[misc]
     """
 
     def __init__(self, interval: int | None = None) -> None:
-        if interval is not None and (isinstance(interval, bool) or not isinstance(interval, int)):
-            raise TypeError(f"interval: expected an int >= 1 or None, got {type(interval).__name__}")
-        if interval is not None and interval < 1:
-            raise ValueError(f"interval: expected an int >= 1 or None, got {interval}")
+        if interval is not None:
+            _check_interval(interval, "an int >= 1 or None")
         self.interval = interval
         self._iterations = interval
 
@@ -69,3 +69,44 @@ class SelfBalanceHook(Hook):  # type: ignore[misc]
             dist.all_reduce(balance.sums)
             dist.all_reduce(balance.count)
             balance.step_epoch()
+
+
+@HOOKS.register_module()
+class StatisticsHook(Hook):  # type: ignore[misc]
+    """Logs the statistics of every criterion with ``monitor=True`` and the weight of every ``SelfBalance``.
+
+    They are scalars of MMEngine's log and visualizers: ``train/bbox_head.loss_cls/precision`` and so on,
+    ``train/bbox_head.loss_cls.self_balance/weight``.
+
+    Args:
+        interval: iterations from one log to the next, >= 1. To log is to wait for the device, once for all numbers.
+
+    Raises:
+        TypeError, ValueError: wrong ``interval``.
+    """
+
+    def __init__(self, interval: int = 50) -> None:
+        _check_interval(interval, "an int >= 1")
+        self.interval = interval
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Logs the numbers of this iteration."""
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        found: dict[str, torch.Tensor] = {}
+        for name, part in runner.model.named_modules():
+            stats = part.stats if getattr(part, "monitor", False) else {}
+            stats = {"weight": part.weight} if isinstance(part, SelfBalance) else stats
+            found |= {f"train/{name}/{key}": value for key, value in stats.items()}
+        if found:
+            for name, value in zip(found, torch.stack([value.float() for value in found.values()]).tolist()):
+                runner.message_hub.update_scalar(name, value)
+
+
+def _check_interval(interval: object, wanted: str) -> None:
+    if isinstance(interval, bool) or not isinstance(interval, int):
+        raise TypeError(f"interval: expected {wanted}, got {type(interval).__name__}")
+    if interval < 1:
+        raise ValueError(f"interval: expected {wanted}, got {interval}")
