@@ -193,7 +193,7 @@ def matches_by_class(
     return {category: matches for (category, _), matches in found.items()}
 
 
-def pool(found: Iterable[Matches]) -> Pooled:
+def pool(found: Iterable[Matches | Pooled]) -> Pooled:
     scores, hits, ious, totals = [np.zeros(0)], [np.zeros(0, dtype=np.bool_)], [np.zeros(0)], 0
     for one in found:
         scores.append(one.scores)
