@@ -63,6 +63,9 @@ class Ranking:
     def check(self, trainer: Any) -> None:
         """Before anything is loaded: whether the trainer's arguments go with the loss."""
         args = trainer.args
+        args.optimizer, trained = _split(args.optimizer)
+        if trainer.resume and trained != str(self):
+            raise ValueError(f"resume: expected the loss of the checkpoint, {trained or 'its own'}, got {self}")
         if args.task not in TASKS:
             raise ValueError(f"task: expected one of {TASKS}, got {args.task!r}")
         if args.cls_pw:
@@ -71,9 +74,6 @@ class Ranking:
             raise ValueError(f"cls: expected {self.cls:g}, as use_... has it, got train(cls={args.cls:g})")
         if args.distill_model is not None:
             raise ValueError(f"distill_model: expected None with a ranking loss, got {args.distill_model!r}")
-        args.optimizer, trained = _split(args.optimizer)
-        if trainer.resume and trained != str(self):
-            raise ValueError(f"resume: expected the loss of the checkpoint, {trained or 'its own'}, got {self}")
 
     def attach(self, trainer: Any) -> None:
         """Give the loss to the model and to its average, which is validated; mark the checkpoints."""
