@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import logging
 import pickletools
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from yolo_scenes import TRAINING, write_data, write_model
+from yolo_scenes import alone as alone
 
 from alrp_triton import ALRPLoss, APLoss, RankSortLoss
 from alrp_triton.boxes import iou
@@ -32,14 +31,6 @@ from alrp_triton.integrations.ultralytics._training import Ranking
 
 TASKS = ("detect", "segment", "obb")
 KINDS = [(task, end2end) for task in TASKS for end2end in (False, True)]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Ultralytics also changes the number of threads."""
-    logging.getLogger("ultralytics").setLevel(logging.ERROR)
-    yield
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +100,19 @@ def test_what_is_ranked(tmp_path, task, end2end):
         if task != "obb":
             expected = {0: [16.0, 24.0, 35.2, 40.0], 2: [16.0, 16.0, 48.0, 48.0]}
             assert target.flatten().tolist() == pytest.approx([x for image in places for x in expected[image]])
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolov9t", "yolov10n", "yolo12n", "yolo26n"])
+def test_models_of_the_framework(name):
+    model, batch = YOLO(f"{name}.yaml").model.train(), batch_for("detect")
+    model.args = get_cfg(overrides={"cls": 1.0})
+    model.criterion = model.init_criterion()
+    rank(model.criterion, RankSortLoss(), per_image=False)
+    total, terms = model.loss(batch)
+    # Scores are the same for all anchors of a level at first, and nearly all of them are negative.
+    assert 0.9 < float(terms["cls_loss"]) < 1.3
+    total.sum().backward()
+    assert model.model[-1].cv3[0][-1].weight.grad.any()
 
 
 def test_oriented_boxes_are_ranked_by_their_own_iou(tmp_path):

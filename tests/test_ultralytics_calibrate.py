@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ import pytest
 import torch
 from coco_scenes import scene
 from yolo_scenes import SIDE, TRAINING, write_data, write_model
+from yolo_scenes import alone as alone
 
 pytest.importorskip("ultralytics", reason="needs Ultralytics")
 
+from torchvision.ops import box_convert, box_iou
 from ultralytics import YOLO
 
 from alrp_triton.calibration import Affine
@@ -28,14 +28,6 @@ ASKED: dict[str, Any] = {"imgsz": SIDE, "device": "cpu", "verbose": False}
 BRANCHES = (None, False)  # the argument nms: one-to-many, one-to-one
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Ultralytics also changes the number of threads."""
-    logging.getLogger("ultralytics").setLevel(logging.ERROR)
-    yield
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[str, str]:
     """A model of two branches after some epochs of Rank & Sort Loss, and its data."""
@@ -44,7 +36,6 @@ def trained(tmp_path_factory) -> tuple[str, str]:
     yolo = use_rank_sort(YOLO(write_model(folder, end2end=True)))
     still = {"scale": 0.0, "translate": 0.0, "erasing": 0.0, "hsv_v": 0.0, "val": False}
     yolo.train(data=data, project=str(folder), **{**TRAINING, **still, "epochs": 16, "batch": 8, "nbs": 8})
-    logging.getLogger("ultralytics").setLevel(logging.ERROR)
     return str(yolo.trainer.best), data
 
 
@@ -132,16 +123,10 @@ def test_detections_are_matched_as_in_coco():
     expected = matches_by_class(truth, found, iou=0.5, iou_type="bbox", max_detections=4)
     images = []
     for image in truth["images"]:
-        objects = [each for each in truth["annotations"] if each["image_id"] == image["id"]]
-        detections = [each for each in found if each["image_id"] == image["id"]]
-        boxes, others = (
-            torch.tensor([each["bbox"] for each in some], dtype=torch.float64).reshape(-1, 4)
-            for some in (objects, detections)
-        )
-        ious = overlaps(boxes, others)
-        scores = np.array([each["score"] for each in detections])
-        classes, true = (np.array([each["category_id"] for each in some], int) for some in (detections, objects))
-        images.append(_Image(scores, classes, true, ious))
+        here = [[each for each in some if each["image_id"] == image["id"]] for some in (found, truth["annotations"])]
+        classes, true = (np.array([each["category_id"] for each in some], int) for some in here)
+        ious = overlaps(*(torch.tensor([each["bbox"] for each in some], dtype=torch.float64) for some in here[::-1]))
+        images.append(_Image(np.array([each["score"] for each in here[0]]), classes, true, ious))
     for category, matches in expected.items():
         ours = _match([_of_class(image, category) for image in images], 0.5, 4)
         assert ours.num_ground_truth == matches.num_ground_truth
@@ -151,10 +136,9 @@ def test_detections_are_matched_as_in_coco():
             np.testing.assert_allclose(own.astype(float), theirs.astype(float), atol=1e-6)
 
 
-def overlaps(objects: torch.Tensor, detections: torch.Tensor) -> np.ndarray:
-    from torchvision.ops import box_convert, box_iou
-
-    return box_iou(*(box_convert(boxes, "xywh", "xyxy") for boxes in (objects, detections))).numpy()
+def overlaps(*boxes: torch.Tensor) -> np.ndarray:
+    """IoUs [G, D] of objects and detections, which are (x, y, width, height)."""
+    return box_iou(*(box_convert(each.reshape(-1, 4), "xywh", "xyxy") for each in boxes)).numpy()
 
 
 def test_mistakes(tmp_path, trained):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 # Read when Ultralytics is imported.
@@ -39,6 +44,16 @@ _HEADS = {
     "segment": ("Segment, [nc, 8, 16]", "Segment26, [nc, 8, 16]"),
     "obb": ("OBB, [nc, 1]", "OBB26, [nc, 1]"),
 }
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that imports this has a quiet trainer, which does not collect garbage every epoch. Afterwards there is one
+    thread again."""
+    logging.getLogger("ultralytics").setLevel(logging.ERROR)
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
+    yield
+    torch.set_num_threads(1)
 
 
 def write_model(folder: Path, task: str = "detect", end2end: bool = False) -> str:
