@@ -6,7 +6,6 @@ It needs the extra ultralytics, takes some minutes on a CPU and writes into ./sh
 from __future__ import annotations
 
 import argparse
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,9 @@ def draw(number: int) -> str:
 
 
 def report(name: str, yolo: YOLO, data: str) -> None:
-    """mAP of all detections, and what is shown at the default confidence. Validation fuses a model, so ask copies."""
-    asked = YOLO(yolo.ckpt_path)
-    asked.model = deepcopy(yolo.model)
-    precision = asked.val(data=data, conf=0.0, plots=False, **ASKED).box
-    boxes = [found.boxes for found in asked.predict(str(IMAGES), **ASKED)]
+    """mAP of all detections, and what is shown at the default confidence."""
+    precision = yolo.val(data=data, conf=0.0, plots=False, **ASKED).box
+    boxes = [found.boxes for found in yolo.predict(str(IMAGES), **ASKED)]
     shown = f"{sum(map(len, boxes))} detections in {sum(len(one) > 0 for one in boxes)} of {len(boxes)} images"
     print(f"{name}: mAP {precision.map:.4f}, mAP50 {precision.map50:.4f}, {shown}", flush=True)
 

@@ -39,22 +39,15 @@ def trained(tmp_path_factory) -> tuple[str, str]:
     return str(yolo.trainer.best), data
 
 
-def copy_of(yolo: YOLO) -> YOLO:
-    """Validation and prediction fuse the model that they are asked of, and take one branch away."""
-    other = YOLO(yolo.ckpt_path)
-    other.model = deepcopy(yolo.model)
-    return other
-
-
 def shown(yolo: YOLO, data: str, nms: bool | None, **options: Any) -> list[Any]:
     """The boxes of each validation image, at the default threshold of 0.25."""
     images = str(Path(data).parent / "images" / "val")
-    return [found.boxes for found in copy_of(yolo).predict(images, nms=nms, **ASKED, **options)]
+    return [found.boxes for found in yolo.predict(images, nms=nms, **ASKED, **options)]
 
 
 def precision_of(yolo: YOLO, data: str, nms: bool | None) -> float:
     """mAP of all detections; the framework's own threshold of 0.001 would cut at other places after calibration."""
-    return copy_of(yolo).val(data=data, conf=0.0, plots=False, nms=nms, **ASKED).box.map
+    return yolo.val(data=data, conf=0.0, plots=False, nms=nms, **ASKED).box.map
 
 
 def test_a_detector_shows_objects_only_after_calibration(trained, tmp_path):
@@ -79,7 +72,7 @@ def test_a_detector_shows_objects_only_after_calibration(trained, tmp_path):
     found = shown(yolo, data, None)
     yolo.save(tmp_path / "calibrated.pt")
     saved = shown(YOLO(tmp_path / "calibrated.pt"), data, None)
-    exported = YOLO(copy_of(yolo).export(format="torchscript", **ASKED), task="detect")
+    exported = YOLO(yolo.export(format="torchscript", **ASKED), task="detect")
     scripted = exported.predict(str(Path(data).parent / "images" / "val"), rect=False, **ASKED)
     for one, other, third in zip(found, saved, scripted):
         # A file has weights in half precision.
@@ -102,7 +95,7 @@ def test_a_map_for_each_class(trained):
 def test_a_fused_model_has_one_branch_left(trained):
     weights, data = trained
     yolo = YOLO(weights)
-    yolo.predict(str(Path(data).parent / "images" / "val"), **ASKED)
+    shown(yolo, data, None)
     yolo.model.fuse(verbose=False)
     assert calibrate(yolo, data, **ASKED).thresholds
     assert yolo.predictor is None

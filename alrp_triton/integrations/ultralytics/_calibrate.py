@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -128,7 +127,7 @@ def _matched(
         args = {**yolo.overrides, "rect": True, **settings, **fixed}
         validator = _recording(yolo.task_map[yolo.task]["validator"])(args=args, save_dir=Path(folder))
         validator.images = []
-        validator(model=deepcopy(yolo.model))  # it would be fused, and lose a branch
+        validator(model=yolo.model)  # of which it makes a copy
     number = yolo.model.model[-1].nc
     if validator.data["nc"] != number and not validator.args.single_cls:
         raise ValueError(f"data: expected the model's {number} classes, got {validator.data['nc']}")
