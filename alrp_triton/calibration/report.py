@@ -1,10 +1,11 @@
-"""Tables of the command ``alrp-triton calibrate``: columns, and rows of text."""
+"""What a calibration did: tables, which are columns and rows of text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..metrics.lrp import LRPResult, lrp, optimal_lrp
 from .fitting import Pooled, calibration_error, matches_by_class, pool
@@ -13,10 +14,39 @@ from .maps import Calibration
 if TYPE_CHECKING:
     from ..metrics.matching import Matches
 
-__all__ = ["before_and_after", "by_class", "overall"]
+__all__ = ["CalibrationReport", "before_and_after", "best_thresholds", "by_class", "overall", "report_of"]
 
-Table = tuple[list[str], list[list[str]]]
+Found: TypeAlias = "Mapping[int, Matches | Pooled]"
+Table: TypeAlias = tuple[list[str], list[list[str]]]
 _USUAL = 0.5
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What ``calibrate`` of an integration did; ``print`` shows the map, all classes together, and each class."""
+
+    calibration: Calibration
+    thresholds: dict[int, float]
+    """As ``thresholds`` of the calibrated model."""
+    overall: Table
+    """Columns and rows, of text: calibration error, detections from 0.5 on and their precision and recall."""
+    by_class: Table
+    """Columns and rows, of text: detections and the best threshold of each class, before and after."""
+
+    def __str__(self) -> str:
+        return "\n\n".join([str(self.calibration), _aligned(*self.overall), _aligned(*self.by_class)])
+
+
+def report_of(calibration: Calibration, before: Found, after: Found, iou: float) -> CalibrationReport:
+    """The report on a model's detections and on the same ones calibrated, by category id, matched at ``iou``."""
+    return CalibrationReport(
+        calibration, best_thresholds(after, iou), overall(before, after, iou), by_class(before, after, iou)
+    )
+
+
+def best_thresholds(found: Found, iou: float) -> dict[int, float]:
+    """The score threshold of each class with the lowest LRP; NaN for a class without true positives."""
+    return {category: _best(pool([one]), iou).threshold for category, one in found.items()}
 
 
 def before_and_after(
@@ -27,7 +57,7 @@ def before_and_after(
     return before, matches_by_class(ground_truth, calibration.apply(detections), **settings)
 
 
-def overall(before: Mapping[int, Matches | Pooled], after: Mapping[int, Matches | Pooled], iou: float) -> Table:
+def overall(before: Found, after: Found, iou: float) -> Table:
     """ECE; number, precision and recall of the detections from 0.5 on; optimal LRP, as if there were one class."""
     rows = []
     for name, matches in (("before", before), ("after", after)):
@@ -41,7 +71,7 @@ def overall(before: Mapping[int, Matches | Pooled], after: Mapping[int, Matches 
     return ["", "detections", "ECE", above, f"precision {above}", f"recall {above}", "oLRP", "its threshold"], rows
 
 
-def by_class(before: Mapping[int, Matches | Pooled], after: Mapping[int, Matches | Pooled], iou: float) -> Table:
+def by_class(before: Found, after: Found, iou: float) -> Table:
     rows = []
     for category, found in before.items():
         num_true = int(found.is_true_positive.sum())
@@ -57,3 +87,9 @@ def _best(found: Any, iou: float) -> LRPResult:
 
 def _text(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+def _aligned(columns: list[str], rows: list[list[str]]) -> str:
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in (columns, *rows)]
+    return "\n".join(lines)

@@ -14,8 +14,7 @@ from torch import nn
 
 from ...calibration import fit, fold
 from ...calibration.fitting import matches_by_class
-from ...calibration.report import before_and_after
-from .._calibrate import CalibrationReport, best_thresholds, report_of
+from ...calibration.report import CalibrationReport, before_and_after, best_thresholds, report_of
 from .bbox import RankingBBoxMixin
 
 __all__ = ["CalibrationReport", "calibrate", "collect", "thresholds"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...calibration import fit_matched, fold
 from ...calibration.fitting import Pooled, check_iou, pool
-from .._calibrate import CalibrationReport, best_thresholds, report_of
+from ...calibration.report import CalibrationReport, best_thresholds, report_of
 from ..torchvision._parts import Targets, check_labels
 from ._detector import check_detector, plain, plain_targets
 

@@ -12,8 +12,7 @@ from torchvision.models.detection import FCOS, FasterRCNN
 
 from ...calibration import fit, fold
 from ...calibration.fitting import matches_by_class
-from ...calibration.report import before_and_after
-from .._calibrate import CalibrationReport, best_thresholds, report_of
+from ...calibration.report import CalibrationReport, before_and_after, best_thresholds, report_of
 from ._parts import Targets, check_labels
 from ._restore import check_model
 from .faster_rcnn import RankingRoIHeads, class_layer
