@@ -35,9 +35,9 @@ def draw(number: int) -> str:
                 place = (x + size / 2, y + size / 2, size, size)
                 lines.append(" ".join([str(kind), *(f"{value / SIDE:.6f}" for value in place)]))
             image.save(ROOT / "images" / part / f"{index}.png")
-            (ROOT / "labels" / part / f"{index}.txt").write_text("\n".join(lines))
+            (ROOT / "labels" / part / f"{index}.txt").write_text("\n".join(lines), encoding="utf-8")
     path = ROOT / "data.yaml"
-    path.write_text(f"path: {ROOT}\ntrain: images/train\nval: images/val\nnames: [square, circle]\n")
+    path.write_text(f"path: {ROOT}\ntrain: images/train\nval: images/val\nnames: [square, circle]\n", encoding="utf-8")
     return str(path)
 
 
