@@ -29,8 +29,6 @@ class Family(NamedTuple):
     outputs: Callable[..., Outputs]
     """``outputs(logits, pred_boxes, config, outputs_class, outputs_coord, **others)`` makes the criterion's
     argument."""
-    has_proposals: bool
-    """Whether the encoder's proposals are also supervised."""
 
 
 def _deformable_criterion(config: Any) -> Any:
@@ -116,11 +114,9 @@ def _precise(boxes: Any) -> Tensor:
     return precise
 
 
-_DEFORMABLE = Family(_deformable_criterion, _deformable_outputs, has_proposals=False)
-_RT_DETR = Family(partial(_criterion, "loss_rt_detr", "RTDetrLoss"), _rt_detr_outputs, has_proposals=True)
-_D_FINE = Family(
-    partial(_criterion, "loss_d_fine", "DFineLoss"), partial(_rt_detr_outputs, clip=True), has_proposals=True
-)
+_DEFORMABLE = Family(_deformable_criterion, _deformable_outputs)
+_RT_DETR = Family(partial(_criterion, "loss_rt_detr", "RTDetrLoss"), _rt_detr_outputs)
+_D_FINE = Family(partial(_criterion, "loss_d_fine", "DFineLoss"), partial(_rt_detr_outputs, clip=True))
 
 FAMILIES = {
     "ConditionalDetrForObjectDetection": _DEFORMABLE,
