@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN
 
-from ...calibration import Calibration, fit, fold
-from ...calibration.fitting import matches_by_class, pool
-from ...calibration.report import before_and_after, by_class, overall
-from ...metrics import optimal_lrp
+from ...calibration import fit, fold
+from ...calibration.fitting import matches_by_class
+from ...calibration.report import before_and_after
+from .._calibrate import CalibrationReport, best_thresholds, report_of
 from ._parts import Targets, check_labels
 from ._restore import check_model
 from .faster_rcnn import RankingRoIHeads, class_layer
@@ -23,22 +22,6 @@ __all__ = ["CalibrationReport", "calibrate", "collect", "thresholds"]
 
 Batches = Iterable[tuple[Sequence[Tensor], Targets]]
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class CalibrationReport:
-    """What :func:`calibrate` did; ``print`` shows the map, all classes together, and each class."""
-
-    calibration: Calibration
-    thresholds: dict[int, float]
-    """As :func:`thresholds` of the calibrated model."""
-    overall: tuple[list[str], list[list[str]]]
-    """Columns and rows, of text: calibration error, detections from 0.5 on and their precision and recall."""
-    by_class: tuple[list[str], list[list[str]]]
-    """Columns and rows, of text: detections and the best threshold of each class, before and after."""
-
-    def __str__(self) -> str:
-        return "\n\n".join([str(self.calibration), _aligned(*self.overall), _aligned(*self.by_class)])
 
 
 def calibrate(
@@ -84,8 +67,7 @@ def calibrate(
         fold(calibration, class_layer(model.roi_heads), 1 + len(labels), [None, *labels])
     else:
         fold(calibration, _class_head(model).cls_logits, len(labels), labels)
-    tables = overall(before, after, iou), by_class(before, after, iou)
-    return CalibrationReport(calibration, _thresholds(after, iou), *tables)
+    return report_of(calibration, before, after, iou)
 
 
 def thresholds(model: nn.Module, data: Batches, *, iou: float = 0.5, max_detections: int = 100) -> dict[int, float]:
@@ -104,7 +86,7 @@ def thresholds(model: nn.Module, data: Batches, *, iou: float = 0.5, max_detecti
         TypeError, ValueError: ``model``, ``data`` or an argument is wrong.
     """
     truth, found = collect(model, data)
-    return _thresholds(matches_by_class(truth, found, iou=iou, iou_type="bbox", max_detections=max_detections), iou)
+    return best_thresholds(matches_by_class(truth, found, iou=iou, iou_type="bbox", max_detections=max_detections), iou)
 
 
 @torch.no_grad()
@@ -171,10 +153,6 @@ def _class_head(model: nn.Module) -> Any:
     return model.get_submodule("head.classification_head")
 
 
-def _thresholds(found: dict[int, Any], iou: float) -> dict[int, float]:
-    return {label: optimal_lrp(*pool([one]), tau=iou).threshold for label, one in found.items()}
-
-
 @contextmanager
 def _all_detections_of(model: nn.Module) -> Iterator[None]:
     holder: Any = model.roi_heads if isinstance(model, FasterRCNN) else model
@@ -187,9 +165,3 @@ def _all_detections_of(model: nn.Module) -> Iterator[None]:
         holder.score_thresh = threshold
         for part, mode in modes:
             part.training = mode
-
-
-def _aligned(columns: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in (columns, *rows)]
-    return "\n".join(lines)
