@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from ... import ALRPLoss, APLoss, NDCGLoss, RankSortLoss
 from .._criteria import check_criterion, check_flag, check_weight
 from .loss import DetrRankingLoss
-from .outputs import FAMILIES
+from .outputs import family_of
 
 __all__ = ["restore", "use_alrp", "use_ap", "use_loss", "use_ndcg", "use_rank_sort"]
 
@@ -64,14 +64,12 @@ def use_loss(model: Model, criterion: nn.Module, *, l1_weight: float | None = No
         TypeError: ``model`` is not one of these models, or another argument has the wrong type.
         ValueError: ``l1_weight`` is negative or not finite.
     """
-    names = [base.__name__ for base in type(model).__mro__ if base.__name__ in FAMILIES]
-    if not isinstance(model, PreTrainedModel) or not names:
-        raise TypeError(f"model: expected one of {', '.join(FAMILIES)}, not yet wrapped, got {type(model).__name__}")
+    _, family = family_of(model)
     check_criterion(criterion)
     if l1_weight is not None:
         check_weight("l1_weight", l1_weight)
     check_flag("per_image", per_image)
-    loss = DetrRankingLoss(FAMILIES[names[0]], criterion, l1_weight=l1_weight, per_image=per_image)
+    loss = DetrRankingLoss(family, criterion, l1_weight=l1_weight, per_image=per_image)
     # transformers' setter of model.loss_function does this, but torch.nn.Module bypasses it for modules.
     # A new criterion is on the CPU; the model may be on another device.
     model._loss_function = loss.train(model.training).to(next(model.parameters()).device)

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "Family", "family_of"]
 
 Outputs = dict[str, Any]
 
@@ -127,3 +128,15 @@ FAMILIES = {
     "DFineForObjectDetection": _D_FINE,
 }
 """By the names of the model classes, so that none must be imported, or exist in an older version."""
+
+
+def family_of(model: object) -> tuple[str, Family]:
+    """The name of the framework's class that a model is of, and its family.
+
+    Raises:
+        TypeError: it is none of these models, or it is wrapped.
+    """
+    names = [base.__name__ for base in type(model).__mro__ if base.__name__ in FAMILIES]
+    if not isinstance(model, PreTrainedModel) or not names:
+        raise TypeError(f"model: expected one of {', '.join(FAMILIES)}, not yet wrapped, got {type(model).__name__}")
+    return names[0], FAMILIES[names[0]]
