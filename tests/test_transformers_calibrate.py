@@ -1,4 +1,4 @@
-"""The DETR family of transformers: scores that mean something at the framework's threshold, and the best of each class."""
+"""The DETR family of transformers: scores that mean something at the framework's threshold, and the best of a class."""
 
 import math
 
