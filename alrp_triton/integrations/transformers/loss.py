@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._criteria import open_balances
-from .._detr import RankedOutputs, ranked_class
+from .._ranked_outputs import RankedOutputs, ranked_class
 from .outputs import Family
 
 __all__ = ["DetrRankingLoss"]
@@ -83,12 +83,12 @@ class DetrRankingLoss(nn.Module):
 class _WeightedTerms(RankedOutputs):
     """Multiplies the framework's terms by their weights; some of its criteria would not."""
 
-    logits_name, classes_name = "logits", "class_labels"
+    ranking_keys = ("logits", "class_labels")
     weight_dict: dict[str, float]
 
     def start(self, loss: DetrRankingLoss) -> None:
         """Prepare one batch."""
-        self.ranking_criterion, self.per_image = loss.criterion, loss.per_image
+        self.ranking_criterion, self.ranking_per_image = loss.criterion, loss.per_image
         self.own_weights = self.weight_dict
         self.weights = self.weight_dict if loss.l1_weight is None else {**self.weight_dict, "loss_bbox": loss.l1_weight}
         # Others would multiply again.
@@ -96,5 +96,5 @@ class _WeightedTerms(RankedOutputs):
 
     def get_loss(self, loss: str, outputs: dict[str, Any], *more: Any, **options: Any) -> dict[str, Tensor]:
         terms = super().get_loss(loss, outputs, *more, **options)
-        weights = self.own_weights if id(outputs) in self.noisy else self.weights
+        weights = self.own_weights if id(outputs) in self.ranking_noisy else self.weights
         return {name: value * weights[name] for name, value in terms.items() if name in weights}

@@ -1,9 +1,5 @@
-"""What the integrations of DETR-like detectors share: one call of a criterion ranks all supervised outputs of a batch.
-
-The family's criteria, which descend from DETR's ``SetCriterion``, match each output with the objects and then ask
-``get_loss`` for each term. :class:`RankedOutputs`, mixed in, keeps the matches where it is asked for the classification
-loss. After the last output it ranks them together, each output as a group of its own.
-"""
+"""What the integrations of DETR-like detectors share: a mixin by which one call ranks all supervised outputs of a
+batch."""
 
 from __future__ import annotations
 
@@ -47,52 +43,38 @@ class RankedOutputs:
 
     Outputs under names that begin with ``dn_`` keep all their terms: their queries are made from the objects, and would
     rank above the others. ``loss_cls`` and ``loss_loc`` are the sums over the other outputs of what a call for each of
-    them would return; they are not weighted further.
+    them would return; they are not weighted further. Names begin with ``ranking_``, to be none of the framework's.
     """
 
     ranking_criterion: nn.Module
-    per_image: bool
-    logits_name, classes_name = "pred_logits", "labels"
+    ranking_per_image: bool
+    ranking_keys = ("pred_logits", "labels")
+    """The framework's names of logits and classes."""
 
     def forward(self, outputs: dict[str, Any], targets: Objects, *more: Any, **options: Any) -> dict[str, Tensor]:
         """The terms by name, from the framework's arguments."""
         noisy = [value for name, value in outputs.items() if name.startswith("dn_")]
         # By identity, because the framework passes the same objects to get_loss.
-        self.noisy = {id(each) for value in noisy for each in (value if isinstance(value, list) else [value])}
-        self.matched: list[Matched] = []
+        self.ranking_noisy = {id(each) for value in noisy for each in (value if isinstance(value, list) else [value])}
+        self.ranking_found: list[Matched] = []
         try:
             terms: dict[str, Tensor] = super().forward(outputs, targets, *more, **options)  # type: ignore[misc]
-            return {**terms, **self.ranking_terms(self.matched)}
+            return {**terms, **self.ranking_terms(self.ranking_found)}
         finally:
-            del self.matched  # and its graph
+            del self.ranking_found, self.ranking_noisy  # and the graph
 
     def get_loss(
         self, loss: str, outputs: dict[str, Any], targets: Objects, indices: Indices, *more: Any, **options: Any
     ) -> dict[str, Tensor]:
         """The terms of one output for ``loss`` of the framework; the arguments are the framework's."""
-        ranked = id(outputs) not in self.noisy
+        ranked = id(outputs) not in self.ranking_noisy
         if ranked and loss in _CLASSIFICATION:
-            self.matched.append(self.match(outputs, targets, indices))
+            self.ranking_found.append(_matched(outputs, targets, indices, *self.ranking_keys))
             return {}
         terms: dict[str, Tensor] = super().get_loss(loss, outputs, targets, indices, *more, **options)  # type: ignore[misc]
         if ranked and takes_boxes(self.ranking_criterion):
             terms.pop("loss_giou", None)
         return terms
-
-    def match(self, outputs: dict[str, Any], targets: Objects, indices: Indices) -> Matched:
-        """One output; ``indices`` are the matched queries and their objects of each image."""
-        logits, boxes = outputs[self.logits_name], outputs["pred_boxes"]
-        rows = torch.cat([queries + i * logits.shape[1] for i, (queries, _) in enumerate(indices)])
-        before = accumulate((len(target["boxes"]) for target in targets), initial=0)
-        objects = torch.cat([objects + n for n, (_, objects) in zip(before, indices)])
-        rows, order = rows.sort()  # the losses take positives in this order
-        classes, true_boxes = (torch.cat([each[key] for each in targets]) for key in (self.classes_name, "boxes"))
-        objects = objects[order].to(true_boxes.device)
-        return Matched(logits, boxes, rows.to(logits.device), classes[objects], true_boxes[objects])
-
-    def parts_of_queries(self) -> int:
-        """How many equal parts the queries of each output have, each matched and ranked alone."""
-        return 1
 
     def ranking_terms(self, outputs: Sequence[Matched]) -> dict[str, Tensor]:
         """``loss_cls`` and, if the criterion takes boxes, ``loss_loc``, in one call for all outputs."""
@@ -106,23 +88,46 @@ class RankedOutputs:
             predicted = torch.cat([each.boxes.flatten(0, 1) for each in outputs])[rows]
             return _corners(predicted), _corners(torch.cat([each.true_boxes for each in outputs]))
 
-        groups = self._groups(outputs, logits.device)
+        # In training the queries of RF-DETR have equal parts, each matched alone.
+        parts = getattr(self, "group_detr", 1) if getattr(self, "training", False) else 1
+        groups = _groups(outputs, parts, self.ranking_per_image)
         cls, loc = losses_of(self.ranking_criterion, logits, labels, len(rows), boxes, groups)
-        # All outputs have as many groups with objects, so that this sums the means of the outputs.
         terms = {"loss_cls": cls} if loc is None else {"loss_cls": cls, "loss_loc": loc}
-        return {name: value * len(outputs) for name, value in terms.items()}
+        # All outputs have as many groups with objects, so that this sums the means of the outputs.
+        factor = len(outputs) * (parts if getattr(self, "sum_group_losses", False) else 1)
+        return {name: value * factor for name, value in terms.items()}
 
-    def _groups(self, outputs: Sequence[Matched], device: torch.device) -> Tensor | None:
-        """The ranking of each row, of the output, the part of the queries and, with ``per_image``, the image."""
-        parts, groups, begin = self.parts_of_queries(), [], 0
-        for each in outputs:
-            num_images, num_queries = each.logits.shape[:2]
-            num_images_apart = num_images if self.per_image else 1
-            end = begin + num_images_apart * parts
-            ranking = torch.arange(begin, end, device=device).view(num_images_apart, parts, 1)
-            groups.append(ranking.expand(num_images, parts, num_queries // parts).flatten())
-            begin = end
-        return torch.cat(groups) if begin > 1 else None
+
+def _matched(outputs: dict[str, Any], targets: Objects, indices: Indices, logits_key: str, classes_key: str) -> Matched:
+    """One output; ``indices`` are the matched queries and their objects of each image.
+
+    Raises:
+        ValueError: objects are padded to a common number.
+    """
+    if any("valid" in target for target in targets):
+        raise ValueError("targets: expected objects alone, got padded ones; leave pad_targets_to at None")
+    logits, boxes = outputs[logits_key], outputs["pred_boxes"]
+    rows = torch.cat([queries + i * logits.shape[1] for i, (queries, _) in enumerate(indices)])
+    before = accumulate((len(target["boxes"]) for target in targets), initial=0)
+    objects = torch.cat([objects + n for n, (_, objects) in zip(before, indices)])
+    rows, order = rows.sort()  # the losses take positives in this order
+    classes, true_boxes = (torch.cat([each[key] for each in targets]) for key in (classes_key, "boxes"))
+    objects = objects[order].to(true_boxes.device)
+    return Matched(logits, boxes, rows.to(logits.device), classes[objects], true_boxes[objects])
+
+
+def _groups(outputs: Sequence[Matched], parts: int, per_image: bool) -> Tensor | None:
+    """The ranking of each row, of the output, the part of the queries and, with ``per_image``, the image; None if there
+    is one ranking."""
+    groups, begin = [], 0
+    for each in outputs:
+        num_images, num_queries = each.logits.shape[:2]
+        num_apart = num_images if per_image else 1
+        end = begin + num_apart * parts
+        ranking = torch.arange(begin, end, device=each.logits.device).view(num_apart, parts, 1)
+        groups.append(ranking.expand(num_images, parts, num_queries // parts).flatten())
+        begin = end
+    return torch.cat(groups) if begin > 1 else None
 
 
 def _corners(boxes: Tensor) -> Tensor:
