@@ -125,7 +125,19 @@ def test_metadata(installed: Path) -> None:
     assert metadata["Version"] == alrp_triton.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    extras = {"torchvision", "mmdet", "transformers", "metrics", "cli", "numba", "bench", "demo", "test", "frameworks"}
+    extras = {
+        "torchvision",
+        "mmdet",
+        "rfdetr",
+        "transformers",
+        "metrics",
+        "cli",
+        "numba",
+        "bench",
+        "demo",
+        "test",
+        "frameworks",
+    }
     extras |= {"compare", "calibration"}
     assert set(metadata.get_all("Provides-Extra") or []) == extras
     requirements = [Requirement(line) for line in distribution.requires or []]

@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from .._criteria import check_criterion, numbers_of
+from .model import use_loss
 
 __all__ = ["RankingCallback"]
 
@@ -42,8 +43,6 @@ class RankingCallback(Callback):  # type: ignore[misc,unused-ignore]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by Lightning, before it loads a checkpoint."""
-        from . import use_loss
-
         if self.ranking is not None and stage == "fit":
             use_loss(pl_module, copy.deepcopy(self.ranking), per_image=self.per_image)
 
