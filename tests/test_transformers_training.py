@@ -14,7 +14,7 @@ from detr import LAYERS, batch, build, every_member, every_model, run, terms_of,
 from torch import nn
 
 from alrp_triton import ALRPLoss, SelfBalance
-from alrp_triton.integrations.transformers import SelfBalanceCallback, use_alrp, use_loss
+from alrp_triton.integrations.transformers import RankingTrainer, SelfBalanceCallback, use_alrp, use_loss
 
 
 def train(model, steps, seed=0, optimizer=None):
@@ -183,6 +183,32 @@ def test_trainer_logs_statistics(tmp_path):
         assert {name.removeprefix(prefix) for name in names} == set(model.loss_function.criterion.stats)
         assert all(entry[name] == kept[name] for name in names)
         assert kept[f"{prefix}num_positives"] > 0
+
+
+@pytest.mark.parametrize("monitor", [False, True])
+def test_ranking_trainer_logs_terms_weight_and_statistics(tmp_path, monitor):
+    pytest.importorskip("accelerate", reason="Trainer needs it")
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        **{"num_train_epochs": 2, "per_device_train_batch_size": 1, "use_cpu": True, "remove_unused_columns": False},
+        **{"save_strategy": "no", "logging_steps": 2, "gradient_accumulation_steps": 2, "eval_strategy": "epoch"},
+        **{"report_to": [], "disable_tqdm": True, "prediction_loss_only": True},
+    )
+    model = use_loss(build("DabDetr"), ALRPLoss(monitor=monitor))
+    given = {"train_dataset": Scenes(), "eval_dataset": Scenes(), "data_collator": collate}
+    trainer = RankingTrainer(model=model, args=arguments, **given)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4, 6]
+    terms = {"loss_cls", "loss_loc", *(f"loss_bbox{suffix}" for suffix in ("", "_0", "_1"))}
+    for entry in logged:
+        assert terms <= entry.keys()
+        assert sum(entry[name] for name in terms) == pytest.approx(entry["loss"], rel=1e-3)
+        assert ("ranking/precision" in entry) == monitor
+    assert logged[0]["ranking/weight"] == 50 != logged[-1]["ranking/weight"]
+    evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluated) == 2
+    assert not terms & evaluated[0].keys()
 
 
 def test_the_callback_leaves_fixed_periods_alone():
