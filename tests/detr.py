@@ -45,7 +45,7 @@ def build(name="ConditionalDetr", auxiliary_loss=True, seed=0, **settings):
 
 
 def layers_of(name):
-    """How many outputs of a model have a criterion."""
+    """How many outputs of a model are ranked."""
     return LAYERS + (name in WITH_PROPOSALS)
 
 
@@ -70,5 +70,5 @@ def terms_of(model):
     return {name: value.item() for name, value in run(model).loss_dict.items()}
 
 
-def weights_of(model):
-    return [criterion.self_balance.weight.item() for criterion in model.loss_function.criteria]
+def weight_of(model):
+    return model.loss_function.criterion.self_balance.weight.item()

@@ -120,7 +120,6 @@ LAST = {
     "DeformableDetr": lambda model: model.class_embed[model.config.decoder_layers - 1],
     "RTDetr": lambda model: model.model.decoder.class_embed[-1],
     "RTDetrV2": lambda model: model.model.decoder.class_embed[-1],
-    "DFine": lambda model: model.model.decoder.class_embed[-1],
 }
 
 

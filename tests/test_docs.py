@@ -34,7 +34,7 @@ from alrp_triton.reference import difference, ramp
 ROOT = Path(__file__).parent.parent
 # What code blocks may need besides the package.
 FRAMEWORKS = ("torchvision", "torchmetrics", "mmdet", "mmengine", "transformers", "detectron2", "ultralytics", "effdet")
-FRAMEWORKS += ("monai", "libreyolo", "tensorboard", "lightning", "pycocotools")
+FRAMEWORKS += ("monai", "libreyolo", "tensorboard", "lightning", "pycocotools", "rfdetr", "pytorch_lightning")
 TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PATHS = {path.name: path for path in TOP}
 PATHS |= {path.relative_to(ROOT / "docs").as_posix(): path for path in sorted((ROOT / "docs").rglob("*.md"))}

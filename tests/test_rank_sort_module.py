@@ -102,17 +102,34 @@ def test_levels_and_flat_logits(backend):
 
 
 @by_backend
-def test_groups_part_scores_but_not_boxes(backend):
-    logits, labels, pred, target, highest = problem()
-    groups = torch.arange(2)[:, None].expand(2, 30)
-    found = RankSortLoss(backend=backend)(logits, labels, pred, target, groups)
+def test_groups_are_as_the_mean_of_separate_calls(backend):
+    """But for the ratio that balances, which is common. Groups are neither sorted nor as large as one another."""
+    logits, labels, pred, target, _ = problem()
+    groups = (
+        torch.tensor([7, -3]).repeat(30)[torch.randperm(60, generator=torch.Generator().manual_seed(0))].view(2, 30)
+    )
+    groups[0, :7] = 5
+    at = torch.arange(60).view(2, 30)[(labels >= 0) & (labels < 4)]
+    mine = groups.flatten()[at]
+    assert 0 < (mine == 7).sum() != (mine == -3).sum() > 0
+    for balanced in (False, True):
+        criterion = RankSortLoss(self_balance=balanced, backend=backend)
+        inputs = [each.detach().clone().requires_grad_() for each in (logits, pred)]
+        whole = criterion(inputs[0], labels, inputs[1], target, groups)
+        parts = [
+            criterion(inputs[0], labels.masked_fill(groups != one, -1), inputs[1][mine == one], target[mine == one])
+            for one in mine.unique()
+        ]
+        for name, got, *each in zip(("ranking", "sorting", "loc"), whole, *parts):
+            assert_close(name, got, sum(each) / len(parts), 1e-6)
+        compared = [whole.cls] if balanced else [whole.cls, whole.loc]
+        for i, got in enumerate(compared):
+            mean = sum((part.cls, part.loc)[i] for part in parts) / len(parts)
+            for one, other in zip(*(torch.autograd.grad(x, inputs[i], retain_graph=True) for x in (got, mean))):
+                assert_close("gradient", one, other, 1e-6)
     expected = rank_sort_loss(logits, labels, boxes.iou(pred, target), groups=groups, backend=backend)
-    assert_same_bits("ranking", found.ranking, expected.ranking)
-    assert_same_bits("sorting", found.sorting, expected.sorting)
-    assert_close("loc", found.loc, found.cls, 1e-6)
-    assert found.ranking != RankSortLoss(backend=backend)(logits, labels, pred, target).ranking
-    unbalanced = RankSortLoss(self_balance=False, backend=backend)(logits, labels, pred, target, groups)
-    assert_close("loc", unbalanced.loc, direct(pred, target, highest), 1e-6)
+    assert_same_bits("ranking", whole.ranking, expected.ranking)
+    assert_same_bits("sorting", whole.sorting, expected.sorting)
 
 
 @by_backend

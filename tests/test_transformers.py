@@ -66,18 +66,18 @@ def test_terms_equal_those_computed_by_hand(name, auxiliary_loss):
         layers[suffix.format(i)] = layer["logits"], layer["pred_boxes"]
     assert len(layers) == (layers_of(name) if auxiliary_loss else 1)
 
-    expected = {}
-    for key, layer in layers.items():
-        cls, loc, l1 = by_hand(model.config, *layer, inputs["labels"])
-        expected |= {f"loss_cls{key}": cls, f"loss_loc{key}": 3.0 * loc, f"loss_bbox{key}": 2.0 * l1}
+    expected, found = {}, [by_hand(model.config, *layer, inputs["labels"]) for layer in layers.values()]
+    for name, factor, values in zip(("loss_cls", "loss_loc"), (1.0, 3.0), zip(*found)):
+        expected[name] = factor * sum(values)
+    expected |= {f"loss_bbox{key}": 2.0 * l1 for key, (_, _, l1) in zip(layers, found)}
     own = {key for key in outputs.loss_dict if "_dn_" in key or "fgl" in key or "ddf" in key}
     assert set(outputs.loss_dict) - own == set(expected)
     for key, value in expected.items():
         torch.testing.assert_close(outputs.loss_dict[key], value, msg=lambda text, key=key: f"{key}: {text}")
     torch.testing.assert_close(outputs.loss, sum(outputs.loss_dict.values()))
     # Of the last layer, whose logits reach the loss on no other way.
-    assert_same_gradients(outputs.loss, expected["loss_cls"], [outputs.logits])
-    assert_same_gradients(outputs.loss, expected["loss_loc"] + expected["loss_bbox"], [outputs.pred_boxes], atol=1e-6)
+    assert_same_gradients(outputs.loss, found[0][0], [outputs.logits])
+    assert_same_gradients(outputs.loss, 3.0 * found[0][1] + 2.0 * found[0][2], [outputs.pred_boxes], atol=1e-6)
 
 
 @by_batch_or_image
@@ -95,10 +95,10 @@ def test_matched_queries_are_the_positives(takes_boxes, per_image):
     assert auxiliary is None
     assert loss == sum(terms.values())
 
-    criterion = model.loss_function.criteria[0]
+    criterion = model.loss_function.criterion
     given, positives, *given_boxes = criterion.arguments
-    assert given is logits  # neither flattened nor copied
-    assert positives.tolist() == [[3, 2, 3, 0], [1, 3, 1, 2]]
+    assert given.shape == (2 * 4, NUM_CLASSES)
+    assert positives.tolist() == [3, 2, 3, 0, 1, 3, 1, 2]  # image after image
     if takes_boxes:
         predicted, true = given_boxes
         rows = [boxes[0, [1, 3]], boxes[0, [0, 2, 3]]]
@@ -106,7 +106,9 @@ def test_matched_queries_are_the_positives(takes_boxes, per_image):
         torch.testing.assert_close(true, box_convert(torch.cat([rows[0], rows[1] + 0.01]), "cxcywh", "xyxy"))
     else:
         assert given_boxes == []
-    criterion.assert_told(5, [[[0] * 4, [1] * 4]] if per_image else None)
+    if per_image:
+        assert criterion.options.pop("groups").tolist() == [0] * 4 + [1] * 4
+    criterion.assert_told(5)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,8 @@ def test_only_the_classification_is_replaced(member, name):
             expected[key] = value * weights.get(re.sub(r"_\d+$", "", key), 1)
     kept = {key: value for key, value in outputs.loss_dict.items() if "loss_cls" not in key}
     torch.testing.assert_close(kept, expected)
-    assert len(outputs.loss_dict) - len(kept) == replaced == layers_of(name)
+    assert replaced == layers_of(name)
+    assert len(outputs.loss_dict) - len(kept) == 1
 
 
 @pytest.mark.parametrize("name", WITH_PROPOSALS)
@@ -191,7 +194,7 @@ def test_images_without_objects(name, objects):
 @every_member
 def test_every_member_under_autocast(use, per_image):
     model = use(build(), per_image=per_image)
-    calls = heard(model.loss_function.criteria[0])
+    calls = heard(model.loss_function.criterion)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = run(model)
     outputs.loss.backward()

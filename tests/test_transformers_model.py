@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("scipy")
 
 from adapters import Recorder, through_pickle
-from detr import LAYERS, NUM_CLASSES, NUM_QUERIES, RESNET, batch, build, run, terms_of, weights_of
+from detr import RESNET, build, run, terms_of, weight_of
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 from alrp_triton import ALRPLoss, RankSortLoss
@@ -22,14 +22,14 @@ from alrp_triton.integrations.transformers import restore, use_alrp, use_ap, use
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
 @pytest.mark.parametrize("name", ["DeformableDetr", "RTDetr", "DFine"])
-def test_copies_use_their_own_criteria(name, duplicate):
+def test_copies_use_their_own_criterion(name, duplicate):
     model = use_alrp(build(name))
     run(model)
     twin = duplicate(model)
     assert twin.loss_function is not model.loss_function
     assert terms_of(twin) == terms_of(model)
     twin.loss_function.step_epoch()
-    assert weights_of(twin)[0] != weights_of(model)[0] == 50
+    assert weight_of(twin) != weight_of(model) == 50
 
 
 def test_only_the_given_instance_changes_and_a_second_call_replaces_the_loss():
@@ -39,15 +39,15 @@ def test_only_the_given_instance_changes_and_a_second_call_replaces_the_loss():
     once = terms_of(model)
     assert terms_of(untouched) == terms_of(build()) == focal
     assert use_loss(model, ALRPLoss(self_balance=2.0)) is model
-    assert terms_of(model)["loss_loc_1"] == pytest.approx(2 * once["loss_loc_1"])
+    assert terms_of(model)["loss_loc"] == pytest.approx(2 * once["loss_loc"])
     assert "loss_giou" in terms_of(use_ap(model))
-    assert [type(criterion) for criterion in use_rank_sort(model).loss_function.criteria] == [RankSortLoss] * LAYERS
+    assert isinstance(use_rank_sort(model).loss_function.criterion, RankSortLoss)
     assert model.state_dict().keys() == build().state_dict().keys()  # this one has no state
 
 
 def test_the_criterion_moves_with_the_model():
     model = use_loss(build(), Recorder()).double()
-    assert model.loss_function.criteria[1].scale.dtype == torch.float64
+    assert model.loss_function.criterion.scale.dtype == torch.float64
     meta = use_loss(build().to("meta"), Recorder())
     assert {buffer.device.type for buffer in meta.loss_function.buffers()} == {"meta"}
     assert not use_alrp(build().eval()).loss_function.training
@@ -80,19 +80,11 @@ def test_wrong_arguments_are_named_and_change_nothing():
     assert model.loss_function is own
 
 
-def test_a_config_with_more_layers_than_the_loss_has_criteria():
-    model = use_alrp(build())
-    extra = torch.zeros(LAYERS + 2, 1, NUM_QUERIES, NUM_CLASSES)
-    coord = torch.full((LAYERS + 2, 1, NUM_QUERIES, 4), 0.5)
-    with pytest.raises(ValueError, match=f"config: expected at most {LAYERS} supervised outputs, got {LAYERS + 2}"):
-        model.loss_function(extra[-1], batch((1,))["labels"], "cpu", coord[-1], model.config, extra, coord)
-
-
 def test_a_class_of_ones_own_that_derives_from_a_supported_one():
     class Detector(type(build())):
         pass
 
-    assert set(terms_of(use_alrp(Detector(build().config), l1_weight=0))) >= {"loss_cls", "loss_loc_1"}
+    assert set(terms_of(use_alrp(Detector(build().config), l1_weight=0))) >= {"loss_cls", "loss_loc"}
 
 
 @pytest.mark.parametrize("name", ["DeformableDetr", "RTDetr"])

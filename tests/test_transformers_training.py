@@ -10,11 +10,11 @@ pytest.importorskip("scipy")
 
 import transformers
 from adapters import monitored, one_process
-from detr import LAYERS, batch, build, every_member, every_model, layers_of, run, terms_of, weights_of
+from detr import LAYERS, batch, build, every_member, every_model, run, terms_of, weight_of
 from torch import nn
 
 from alrp_triton import ALRPLoss, SelfBalance
-from alrp_triton.integrations.transformers import SelfBalanceCallback, use_alrp, use_loss
+from alrp_triton.integrations.transformers import RankingTrainer, SelfBalanceCallback, use_alrp, use_loss
 
 
 def train(model, steps, seed=0, optimizer=None):
@@ -42,7 +42,6 @@ def test_training_steps_lower_the_loss(name):
     history = learn(use_loss(build(name), ALRPLoss(self_balance=None)))
     for term, bound in {"loss": 0.9, "loss_cls": 0.95, "loss_bbox": 0.8}.items():
         assert min(step[term] for step in history[-4:]) < bound * history[0][term], term
-    assert sum("loss_cls" in term for term in history[0]) == layers_of(name)
 
 
 @pytest.mark.thinned(2)
@@ -53,30 +52,24 @@ def test_training_steps_of_every_member(use):
 
 
 @every_model
-def test_each_layer_has_a_weight_of_its_own(name):
+def test_one_weight_for_all_layers(name):
     model = use_alrp(build(name))
     run(model)
-    assert weights_of(model) == [50.0] * layers_of(name)
+    assert weight_of(model) == 50
     model.loss_function.step_epoch()
-    after = weights_of(model)
-    assert 50.0 not in after
-    # D-FINE starts with layers that are alike.
-    assert len(set(after)) >= (2 if name == "DFine" else len(after))
-
-    # Nothing is counted while the model only evaluates.
+    assert weight_of(model) != 50
     run(model.eval())
-    assert all(criterion.self_balance.count == 0 for criterion in model.loss_function.criteria)
+    assert model.loss_function.criterion.self_balance.count == 0  # nothing counts while the model only evaluates
 
 
 def test_auxiliary_losses_can_be_switched_off_and_on():
     model = use_alrp(build(auxiliary_loss=False))
     assert set(terms_of(model)) == {"loss_cls", "loss_loc", "loss_bbox"}
-    assert [criterion.self_balance.count.item() for criterion in model.loss_function.criteria] == [1, 0, 0]
     model.config.auxiliary_loss = True
     outputs = run(model)
-    assert len(outputs.loss_dict) == 3 * LAYERS
+    assert len(outputs.loss_dict) == 2 + LAYERS
     assert len(outputs.auxiliary_outputs) == LAYERS - 1
-    model.loss_function.step_epoch()
+    assert model.loss_function.criterion.self_balance.count == 2
 
 
 @pytest.mark.thinned(2)
@@ -89,14 +82,14 @@ def test_a_resumed_run_gives_the_same_numbers(name):
     train(model, 3)
     torch.save(model.state_dict(), stored)
     stored.seek(0)
-    assert weights_of(resumed)[0] == 10
+    assert weight_of(resumed) == 10
     resumed.load_state_dict(torch.load(stored), strict=True)
-    assert resumed.loss_function.criteria[1].self_balance.count == 1  # within a period
+    assert resumed.loss_function.criterion.self_balance.count == 1  # within a period
     assert train(resumed, 2, seed=3) == train(model, 2, seed=3)
 
     added = model.state_dict().keys() - build(name).state_dict().keys()
-    assert len(added) == 3 * layers_of(name)
-    assert all(key.startswith("_loss_function.criteria.") for key in added)
+    assert len(added) == 3
+    assert all(key.startswith("_loss_function.criterion.") for key in added)
 
 
 def test_save_and_from_pretrained(tmp_path):
@@ -115,7 +108,7 @@ def test_save_and_from_pretrained(tmp_path):
     resumed = use_alrp(type(model).from_pretrained(tmp_path).train())
     safetensors = pytest.importorskip("safetensors.torch")
     resumed.load_state_dict(safetensors.load_file(tmp_path / "model.safetensors"), strict=False)
-    assert weights_of(resumed) == weights_of(model)
+    assert weight_of(resumed) == weight_of(model) != 50
     assert terms_of(resumed) == expected
 
 
@@ -125,7 +118,7 @@ def test_distributed_data_parallel(tmp_path):
         assert terms_of(parallel) == terms_of(use_alrp(build()))
         run(parallel).loss.backward()
         SelfBalanceCallback().on_epoch_end(None, None, None, model=parallel)
-        assert weights_of(parallel.module)[0] != 50
+        assert weight_of(parallel.module) != 50
 
 
 class Scenes(torch.utils.data.Dataset):
@@ -161,8 +154,8 @@ def test_trainer_with_callback_and_resume(tmp_path):
 
     whole, resumed = trainer(), trainer()
     whole.train()
-    assert 50.0 not in weights_of(whole.model)
-    assert all(criterion.self_balance.count == 0 for criterion in whole.model.loss_function.criteria)
+    assert weight_of(whole.model) != 50
+    assert whole.model.loss_function.criterion.self_balance.count == 0
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))  # after the second epoch of three steps
     for (name, got), want in zip(resumed.model.state_dict().items(), whole.model.state_dict().values()):
         torch.testing.assert_close(got, want, msg=lambda text, name=name: f"{name}: {text}")
@@ -185,16 +178,41 @@ def test_trainer_logs_statistics(tmp_path):
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in logged] == [entry["step"] for entry in callback.history[:3]] == [1, 2, 3]
     for entry, kept in zip(logged, callback.history):
-        for layer, criterion in enumerate(model.loss_function.criteria):
-            prefix = f"_loss_function.criteria.{layer}/"
-            names = {name for name in kept if name.startswith(prefix)}
-            assert {name.removeprefix(prefix) for name in names} == set(criterion.stats)
-            assert all(entry[name] == kept[name] for name in names)
-            assert kept[f"{prefix}num_positives"] > 0
+        prefix = "_loss_function.criterion/"
+        names = {name for name in kept if name.startswith(prefix)}
+        assert {name.removeprefix(prefix) for name in names} == set(model.loss_function.criterion.stats)
+        assert all(entry[name] == kept[name] for name in names)
+        assert kept[f"{prefix}num_positives"] > 0
+
+
+@pytest.mark.parametrize("monitor", [False, True])
+def test_ranking_trainer_logs_terms_weight_and_statistics(tmp_path, monitor):
+    pytest.importorskip("accelerate", reason="Trainer needs it")
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        **{"num_train_epochs": 2, "per_device_train_batch_size": 1, "use_cpu": True, "remove_unused_columns": False},
+        **{"save_strategy": "no", "logging_steps": 2, "gradient_accumulation_steps": 2, "eval_strategy": "epoch"},
+        **{"report_to": [], "disable_tqdm": True, "prediction_loss_only": True},
+    )
+    model = use_loss(build("DabDetr"), ALRPLoss(monitor=monitor))
+    given = {"train_dataset": Scenes(), "eval_dataset": Scenes(), "data_collator": collate}
+    trainer = RankingTrainer(model=model, args=arguments, **given)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in logged] == [2, 4, 6]
+    terms = {"loss_cls", "loss_loc", *(f"loss_bbox{suffix}" for suffix in ("", "_0", "_1"))}
+    for entry in logged:
+        assert terms <= entry.keys()
+        assert sum(entry[name] for name in terms) == pytest.approx(entry["loss"], rel=1e-3)
+        assert ("ranking/precision" in entry) == monitor
+    assert logged[0]["ranking/weight"] == 50 != logged[-1]["ranking/weight"]
+    evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluated) == 2
+    assert not terms & evaluated[0].keys()
 
 
 def test_the_callback_leaves_fixed_periods_alone():
     model = use_loss(build(), ALRPLoss(self_balance=SelfBalance(10.0, period=100)))
     run(model)
     SelfBalanceCallback().on_epoch_end(None, None, None, model=model)
-    assert model.loss_function.criteria[0].self_balance.count == 1
+    assert model.loss_function.criterion.self_balance.count == 1

@@ -17,6 +17,7 @@ __all__ = [
     "check_weight",
     "image_of_each",
     "losses_of",
+    "numbers_of",
     "open_balances",
     "takes_boxes",
 ]
@@ -55,6 +56,13 @@ def image_of_each(labels: Tensor) -> Tensor:
 def open_balances(model: nn.Module) -> list[SelfBalance]:
     """The modules whose periods end by ``step_epoch()``, each once, in the same order in every process."""
     return [part for part in model.modules() if isinstance(part, SelfBalance) and part.period is None]
+
+
+def numbers_of(criterion: nn.Module) -> dict[str, Tensor]:
+    """What a log shows of a criterion, 0-dimensional tensors by name: the statistics of ``monitor=True``, and the
+    weight of the boxes if there is one."""
+    weights = [part.weight for part in criterion.modules() if isinstance(part, SelfBalance)]
+    return {**({"weight": weights[0]} if weights else {}), **getattr(criterion, "stats", {})}
 
 
 def check_criterion(criterion: object) -> None:

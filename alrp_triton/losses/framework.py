@@ -62,6 +62,8 @@ class Loss(NamedTuple):
     """Makes what a monitor shows of the ranking."""
     levels: Levels
     """The checked arguments."""
+    groups: Tensor | None = None
+    """``[P]`` int64, the groups of the positives of all processes; None for one ranking of all."""
 
 
 def evaluate(
@@ -102,12 +104,14 @@ def evaluate(
     )
     known = counted.lose(definition.in_kernels, definition.eps)
     if known is not None:
-        return Loss(*known, counted.indices, counted.gather, lambda: ranked(Ranking(counted)), levels)
+        monitored = lambda: ranked(Ranking(counted))  # noqa: E731
+        return Loss(*known, counted.indices, counted.gather, monitored, levels, counted.placed.groups)
     ranking = Ranking(counted)
     evaluated = definition.evaluate(ranking, *(value.double() for value in counted.values))
     scalars = counted.send(ranking.ranks, evaluated, definition.eps, doubtful=not definition.in_kernels)
     rank = ranking.rank[counted.own].to(levels.compute_dtype())
-    return Loss(scalars, rank, counted.indices, counted.gather, partial(ranked, ranking), levels)
+    monitored = partial(ranked, ranking)
+    return Loss(scalars, rank, counted.indices, counted.gather, monitored, levels, counted.placed.groups)
 
 
 def _exactly(
@@ -130,7 +134,8 @@ def _exactly(
     scalars = attach_whole(levels, exact.scalars, exact.of_logits, given, [*exact.of_values.values()])
     pairs = {"smoothing": definition.smoothing, "distribution": definition.distribution}
     monitored = partial(ranked_exactly, logits, labels, detached, delta=delta, groups=groups, **pairs)
-    return Loss(scalars, rank.to(levels.compute_dtype()), index, lambda *columns: columns, monitored, levels)
+    own = None if groups is None else groups[index]
+    return Loss(scalars, rank.to(levels.compute_dtype()), index, lambda *columns: columns, monitored, levels, own)
 
 
 class Criterion(nn.Module):

@@ -17,6 +17,7 @@ from ..boxes import BoxError, box_error, check_box_error
 from ..engine import Evaluated, Ranking, check_inputs, doubts
 from ..engine.operators import highest_in_row, sort_by_value
 from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
+from ..engine.scans import prefix_sums
 from .framework import Criterion, Definition, Exact, Loss, evaluate
 from .monitor import statistics
 from .outputs import RankSortLossOutput, RankSortOutput
@@ -128,6 +129,7 @@ class RankSortLoss(Criterion):
 
     The localisation loss is the mean error of the positives' boxes, weighted by the highest score of each one's row,
     and then by ``(ranking + sorting) / loc`` of the same batch, as published. It has no state and no hyperparameter.
+    With groups it is the mean over the groups of these means; the ratio is that of the whole call.
 
     Args:
         delta: half width of the ramp, see :func:`rank_sort_loss`.
@@ -196,8 +198,7 @@ class RankSortLoss(Criterion):
         detached = [level.detach() for level in levels.logits]
         scores = highest_in_row(detached, levels.labels, levels.ignore_index, loss.indices).sigmoid().to(errors.dtype)
         errors, scores = loss.gather(errors, scores)
-        sum_of_scores = scores.sum()
-        loc = (errors * scores).sum() / sum_of_scores.masked_fill(sum_of_scores < _EPS, 1.0)
+        loc = (errors * _shares(scores, loss.groups)).sum()
         weight: Tensor | float = 1.0
         if self.self_balance:
             # Without a loss to balance there is no ratio.
@@ -208,3 +209,18 @@ class RankSortLoss(Criterion):
         if self.monitor:
             self.stats = statistics(loss.ranked(), output.cls, better=1, loc=output.loc, weight=weight)
         return output
+
+
+def _shares(scores: Tensor, groups: Tensor | None) -> Tensor:
+    """The weight of each positive in the mean over the groups of the means weighted by scores, ``[P]``."""
+    num_groups: Tensor | int = 1
+    if groups is None:
+        sums = scores.sum()
+    else:
+        ordered, order = groups.sort(stable=True)
+        # Differences of float64 sums are exact enough for numbers below 1, and take fewer launches than scans.
+        before = prefix_sums(scores[order].double()[None])[0]
+        ends = torch.searchsorted(ordered, groups, right=True), torch.searchsorted(ordered, groups)
+        sums = (before[ends[0]] - before[ends[1]]).to(scores.dtype)
+        num_groups = (ordered[1:] != ordered[:-1]).sum() + 1
+    return scores / sums.masked_fill(sums < _EPS, 1.0) / num_groups

@@ -136,10 +136,7 @@ def use_alrp(model: Model, **options: Any) -> Model:
 
 
 def use_rank_sort(model: Model, **options: Any) -> Model:
-    """:func:`use_loss` with a new ``RankSortLoss()``, and another for a proposal network.
-
-    With ``per_image`` the box part remains a mean over the positives of the batch.
-    """
+    """:func:`use_loss` with a new ``RankSortLoss()``, and another for a proposal network."""
     rpn = {"rpn_criterion": RankSortLoss()} if isinstance(model, FasterRCNN) else {}
     return use_loss(model, RankSortLoss(), **{**rpn, **options})
 

@@ -7,14 +7,20 @@ except ImportError as error:
         "alrp_triton.integrations.transformers needs transformers and SciPy: pip install 'alrp-triton[transformers]'"
     ) from error
 
+from ._calibrate import CalibrationReport, calibrate, collect, thresholds
 from .detr import restore, use_alrp, use_ap, use_loss, use_ndcg, use_rank_sort
 from .loss import DetrRankingLoss
-from .trainer import SelfBalanceCallback
+from .trainer import RankingTrainer, SelfBalanceCallback
 
 __all__ = [
+    "CalibrationReport",
     "DetrRankingLoss",
+    "RankingTrainer",
     "SelfBalanceCallback",
+    "calibrate",
+    "collect",
     "restore",
+    "thresholds",
     "use_alrp",
     "use_ap",
     "use_loss",

@@ -16,7 +16,6 @@ unexpected. Inference does not change. A second call of any of these functions r
 
 from __future__ import annotations
 
-import copy
 from typing import Any, TypeVar
 
 from torch import nn
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel
 from ... import ALRPLoss, APLoss, NDCGLoss, RankSortLoss
 from .._criteria import check_criterion, check_flag, check_weight
 from .loss import DetrRankingLoss
-from .outputs import FAMILIES
+from .outputs import family_of
 
 __all__ = ["restore", "use_alrp", "use_ap", "use_loss", "use_ndcg", "use_rank_sort"]
 
@@ -41,13 +40,14 @@ def use_loss(model: Model, criterion: nn.Module, *, l1_weight: float | None = No
     Args:
         model: one of the models above; changed in place. Wrap it for distributed training, or give it to ``Trainer``,
             after this call.
-        criterion: a module of one of two kinds, with ``logits`` [B, Q, C] and integer ``labels`` [B, Q] (0..C-1 for
-            matched queries, C background). Each supervised layer except the last has a copy of it, see
-            :class:`DetrRankingLoss`.
+        criterion: a module of one of two kinds, with ``logits`` [N, C] and integer ``labels`` [N] (0..C-1 for matched
+            queries, C background) of the N queries of all images and supervised outputs. If there is more than one
+            ranking it also gets ``groups=``, the ranking of each query [N], and returns the mean over the groups with a
+            positive; see :class:`DetrRankingLoss`.
 
             - With ``criterion.takes_boxes = True``, as ``ALRPLoss`` and ``RankSortLoss``, it is called as
               ``criterion(logits, labels, pred_boxes, target_boxes)``, with the boxes [P, 4] of the P matched queries in
-              row-major order, as (x1, y1, x2, y2) in units of the image's width and height. It returns an object with
+              this order, as (x1, y1, x2, y2) in units of the image's width and height. It returns an object with
               the scalars ``cls`` and ``loc``.
             - Otherwise, as ``APLoss``, ``NDCGLoss`` or a ``RankingLoss`` whose formula needs no extras, it is called as
               ``criterion(logits, labels, num_positives=P)``, P being an int, and returns a scalar.
@@ -55,8 +55,7 @@ def use_loss(model: Model, criterion: nn.Module, *, l1_weight: float | None = No
             The self-balancing period of an ``ALRPLoss`` ends with each call of ``model.loss_function.step_epoch()``
             (see :class:`SelfBalanceCallback`).
         l1_weight: weight of the L1 loss, >= 0; ``None`` for that of the model's config (5 in most models).
-        per_image: one ranking for each image instead of one for the batch; the criterion also gets ``groups=``, the
-            image of each query [B, Q].
+        per_image: one ranking for each image instead of one for the batch.
 
     Returns:
         ``model`` itself.
@@ -65,17 +64,12 @@ def use_loss(model: Model, criterion: nn.Module, *, l1_weight: float | None = No
         TypeError: ``model`` is not one of these models, or another argument has the wrong type.
         ValueError: ``l1_weight`` is negative or not finite.
     """
-    names = [base.__name__ for base in type(model).__mro__ if base.__name__ in FAMILIES]
-    if not isinstance(model, PreTrainedModel) or not names:
-        raise TypeError(f"model: expected one of {', '.join(FAMILIES)}, not yet wrapped, got {type(model).__name__}")
+    _, family = family_of(model)
     check_criterion(criterion)
     if l1_weight is not None:
         check_weight("l1_weight", l1_weight)
     check_flag("per_image", per_image)
-    family = FAMILIES[names[0]]
-    supervised = int(model.config.decoder_layers) + family.has_proposals
-    criteria = [criterion, *(copy.deepcopy(criterion) for _ in range(supervised - 1))]
-    loss = DetrRankingLoss(family, criteria, l1_weight=l1_weight, per_image=per_image)
+    loss = DetrRankingLoss(family, criterion, l1_weight=l1_weight, per_image=per_image)
     # transformers' setter of model.loss_function does this, but torch.nn.Module bypasses it for modules.
     # A new criterion is on the CPU; the model may be on another device.
     model._loss_function = loss.train(model.training).to(next(model.parameters()).device)

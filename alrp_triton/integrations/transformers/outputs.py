@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "Family", "family_of"]
 
 Outputs = dict[str, Any]
 
@@ -29,8 +30,6 @@ class Family(NamedTuple):
     outputs: Callable[..., Outputs]
     """``outputs(logits, pred_boxes, config, outputs_class, outputs_coord, **others)`` makes the criterion's
     argument."""
-    has_proposals: bool
-    """Whether the encoder's proposals are also supervised."""
 
 
 def _deformable_criterion(config: Any) -> Any:
@@ -116,11 +115,9 @@ def _precise(boxes: Any) -> Tensor:
     return precise
 
 
-_DEFORMABLE = Family(_deformable_criterion, _deformable_outputs, has_proposals=False)
-_RT_DETR = Family(partial(_criterion, "loss_rt_detr", "RTDetrLoss"), _rt_detr_outputs, has_proposals=True)
-_D_FINE = Family(
-    partial(_criterion, "loss_d_fine", "DFineLoss"), partial(_rt_detr_outputs, clip=True), has_proposals=True
-)
+_DEFORMABLE = Family(_deformable_criterion, _deformable_outputs)
+_RT_DETR = Family(partial(_criterion, "loss_rt_detr", "RTDetrLoss"), _rt_detr_outputs)
+_D_FINE = Family(partial(_criterion, "loss_d_fine", "DFineLoss"), partial(_rt_detr_outputs, clip=True))
 
 FAMILIES = {
     "ConditionalDetrForObjectDetection": _DEFORMABLE,
@@ -131,3 +128,15 @@ FAMILIES = {
     "DFineForObjectDetection": _D_FINE,
 }
 """By the names of the model classes, so that none must be imported, or exist in an older version."""
+
+
+def family_of(model: object) -> tuple[str, Family]:
+    """The name of the framework's class that a model is of, and its family.
+
+    Raises:
+        TypeError: it is none of these models, or it is wrapped.
+    """
+    names = [base.__name__ for base in type(model).__mro__ if base.__name__ in FAMILIES]
+    if not isinstance(model, PreTrainedModel) or not names:
+        raise TypeError(f"model: expected one of {', '.join(FAMILIES)}, not yet wrapped, got {type(model).__name__}")
+    return names[0], FAMILIES[names[0]]
