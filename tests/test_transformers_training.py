@@ -62,6 +62,19 @@ def test_one_weight_for_all_layers(name):
     assert model.loss_function.criterion.self_balance.count == 0  # nothing counts while the model only evaluates
 
 
+def test_evaluation_losses_of_different_epochs_compare():
+    """They do not have the weight of self-balancing, which changes; the training's have it."""
+    model = use_loss(build("DeformableDetr"), ALRPLoss())
+    found = {}
+    for weight in (50.0, 2.0):
+        model.loss_function.criterion.self_balance.weight.fill_(weight)
+        for training in (True, False):
+            found[weight, training] = run(model.train(training)).loss_dict["loss_loc"].item()
+    assert found[50.0, True] == pytest.approx(25 * found[2.0, True])
+    assert found[50.0, False] == pytest.approx(found[2.0, False])
+    assert found[2.0, False] == pytest.approx(found[2.0, True] / 2, rel=0.2)  # but for dropout
+
+
 def test_auxiliary_losses_can_be_switched_off_and_on():
     model = use_alrp(build(auxiliary_loss=False))
     assert set(terms_of(model)) == {"loss_cls", "loss_loc", "loss_bbox"}

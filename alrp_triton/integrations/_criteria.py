@@ -38,12 +38,16 @@ def losses_of(
 ) -> tuple[Tensor, Tensor | None]:
     """The classification part and the localisation part of the loss; None for the latter if it takes no boxes.
 
-    ``boxes`` computes the predicted and the true boxes of the positives, [P, 4] each.
+    ``boxes`` computes the predicted and the true boxes of the positives, [P, 4] each. In evaluation mode the latter is
+    without the weight of self-balancing, so that losses of different epochs compare.
     """
     options: dict[str, Any] = {} if groups is None else {"groups": groups}
     if not takes_boxes(criterion):
         return criterion(logits, labels, num_positives=num_positives, **options), None
     loss = criterion(logits, labels, *boxes(), **options)
+    balance = getattr(criterion, "self_balance", None)
+    if isinstance(balance, SelfBalance) and not criterion.training:
+        return loss.cls, loss.loc / balance.weight.to(loss.loc)
     return loss.cls, loss.loc
 
 
