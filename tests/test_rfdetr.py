@@ -48,6 +48,7 @@ def by_hand(module, outputs, targets, per_image):
     return sums
 
 
+@pytest.mark.thinned(2)
 @by_batch_or_image
 @pytest.mark.parametrize("criterion", CRITERIA, ids=repr)
 def test_one_call_is_the_mean_over_groups_of_a_call_for_each(criterion, per_image):

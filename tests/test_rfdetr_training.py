@@ -48,11 +48,11 @@ def fit(folder, epochs, callback, resume=None, trainer_of=build_trainer, **setti
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-    """A training of three epochs, and one that was stopped after two and resumed; the folder of the latter."""
+    """A training of two epochs, and one that was stopped after one and resumed; the folder of the latter."""
     first, second = (tmp_path_factory.mktemp(name) for name in ("whole", "stopped"))
-    whole = fit(first, 3, RankingCallback(ALRPLoss(monitor=True)), lr_scheduler="step")
-    fit(second, 2, RankingCallback(ALRPLoss(monitor=True)), lr_scheduler="step")
-    again = fit(second, 3, RankingCallback(ALRPLoss(monitor=True)), second / "last.ckpt", lr_scheduler="step")
+    whole = fit(first, 2, RankingCallback(ALRPLoss(monitor=True)), lr_scheduler="step")
+    fit(second, 1, RankingCallback(ALRPLoss(monitor=True)), lr_scheduler="step")
+    again = fit(second, 2, RankingCallback(ALRPLoss(monitor=True)), second / "last.ckpt", lr_scheduler="step")
     return whole, again, second
 
 
@@ -72,9 +72,9 @@ def test_a_resumed_training_gives_the_same_numbers(resumed):
 def test_resuming_with_another_loss_warns_and_so_does_resuming_without(resumed, tmp_path):
     *_, folder = resumed
     with pytest.warns(UserWarning, match=r"the checkpoint's is ALRPLoss\(.*, now APLoss\("):
-        fit(tmp_path, 4, RankingCallback(APLoss()), folder / "last.ckpt")
+        fit(tmp_path, 3, RankingCallback(APLoss()), folder / "last.ckpt")
     with pytest.warns(UserWarning, match="add the following callbacks: .*RankingCallback"):
-        fit(tmp_path, 4, lightning.Callback(), folder / "last.ckpt")
+        fit(tmp_path, 3, lightning.Callback(), folder / "last.ckpt")
 
 
 def test_checkpoints_are_stock_models(resumed):

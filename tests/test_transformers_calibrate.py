@@ -67,6 +67,7 @@ def test_a_calibrated_detector_shows_what_it_finds():
     assert shown(restore(model), inputs) == at_default
 
 
+@pytest.mark.thinned(2)
 @every_model
 def test_scores_are_the_calibrated_ones(name, tmp_path):
     model, inputs = noisy(name).eval(), batch((2, 1), seed=4)

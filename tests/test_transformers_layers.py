@@ -43,6 +43,7 @@ def double(labels):
     return [{**each, "boxes": each["boxes"].double()} for each in labels]
 
 
+@pytest.mark.thinned(3)
 @by_batch_or_image
 @pytest.mark.parametrize("objects", [(2, 0, 3), (0, 20), (0, 0)])
 @pytest.mark.parametrize(("name", "criterion"), [(name, one) for name, some in CRITERIA.items() for one in some])

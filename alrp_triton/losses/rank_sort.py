@@ -213,14 +213,15 @@ class RankSortLoss(Criterion):
 
 def _shares(scores: Tensor, groups: Tensor | None) -> Tensor:
     """The weight of each positive in the mean over the groups of the means weighted by scores, ``[P]``."""
-    num_groups: Tensor | int = 1
     if groups is None:
-        sums = scores.sum()
-    else:
-        ordered, order = groups.sort(stable=True)
-        # Differences of float64 sums are exact enough for numbers below 1, and take fewer launches than scans.
-        before = prefix_sums(scores[order].double()[None])[0]
-        ends = torch.searchsorted(ordered, groups, right=True), torch.searchsorted(ordered, groups)
-        sums = (before[ends[0]] - before[ends[1]]).to(scores.dtype)
-        num_groups = (ordered[1:] != ordered[:-1]).sum() + 1
-    return scores / sums.masked_fill(sums < _EPS, 1.0) / num_groups
+        return _quotients(scores, scores.sum())
+    ordered, order = groups.sort(stable=True)
+    # Differences of float64 sums are exact enough for numbers below 1, and take fewer launches than scans.
+    before = prefix_sums(scores[order].double()[None])[0]
+    sums = before[torch.searchsorted(ordered, groups, right=True)] - before[torch.searchsorted(ordered, groups)]
+    num_groups = (ordered[1:] != ordered[:-1]).sum() + 1
+    return _quotients(scores, sums.to(scores.dtype)) / num_groups
+
+
+def _quotients(scores: Tensor, sums: Tensor) -> Tensor:
+    return scores / sums.masked_fill(sums < _EPS, 1.0)
