@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from .engine import doubts, operators, passes
+from .engine.inputs import plain
 from .engine.transforms import transformed
 
 __all__ = ["BoxError", "box_error", "ciou", "diou", "giou", "iou"]
@@ -68,7 +69,7 @@ def box_error(pred_boxes: Tensor, target_boxes: Tensor, kind: BoxError, tau: flo
         similarity_range = 1 if kind == "iou" else 2
         return _compare(pred_boxes, target_boxes, kind, similarity_range * (1 - tau))
     dtype = _check(pred_boxes, target_boxes)
-    errors = kind(pred_boxes.to(dtype), target_boxes.to(dtype))
+    errors = kind(plain(pred_boxes).to(dtype), plain(target_boxes).to(dtype))
     if not isinstance(errors, Tensor):
         raise TypeError(f"kind: expected the callable to return a tensor [P], got {type(errors).__name__}")
     if errors.dtype not in _DTYPES:
@@ -128,6 +129,7 @@ def ciou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
 def _compare(pred_boxes: Tensor, target_boxes: Tensor, kind: str, divisor: float = 0.0) -> Tensor:
     """Similarities, or errors (1 - similarity) / divisor."""
     dtype = _check(pred_boxes, target_boxes)
+    pred_boxes, target_boxes = plain(pred_boxes), plain(target_boxes)
     in_volumes = pred_boxes.shape[1] == 6
     if in_volumes and kind == "ciou":
         raise ValueError(

@@ -331,3 +331,20 @@ def test_mistakes_are_named() -> None:
     del detector.network.classification_head
     with pytest.raises(TypeError, match=r"detector.network: expected classification_head.cls_logits.*got Network"):
         calibrate(detector, [(images, targets)])
+
+
+def test_tensors_with_metadata_are_tensors():
+    """MONAI passes them on to whatever is computed of them; the results are those of the plain ones, and plain."""
+    given = torch.randn(2, 5, 3), torch.tensor([[0, 3, 1, 3, 3], [3, 2, 3, 3, 0]])
+    target = torch.rand(4, 2).repeat(1, 2) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+    for criterion in (ALRPLoss(), RankSortLoss(), APLoss()):
+        results = []
+        for kind in (MetaTensor, torch.Tensor.clone):
+            logits, pred = kind(given[0].clone()).requires_grad_(), kind(target + 0.1).requires_grad_()
+            more = (pred, kind(target)) if criterion.takes_boxes else (4,)
+            loss = criterion(logits, kind(given[1]), *more)
+            total = loss.total if criterion.takes_boxes else loss
+            assert type(total) is torch.Tensor
+            total.backward()
+            results.append([total, torch.as_tensor(logits.grad)])
+        torch.testing.assert_close(*results, rtol=0, atol=0)

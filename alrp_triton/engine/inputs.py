@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .named_groups import named_groups
 from .processes import Processes, processes_of
@@ -208,13 +209,22 @@ def _check_layout(name: str, tensor: Tensor) -> None:
 
 
 def check_tensors(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """A tensor, or each of a sequence of tensors, as a list."""
+    """A tensor, or each of a sequence of tensors, as a list; without what subclasses carry with their data."""
     if isinstance(value, Tensor):
-        return [value]
+        return [plain(value)]
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes, dict)):
         raise TypeError(f"{name}: expected a tensor or a sequence of tensors, got {type(value).__name__}")
     tensors = list(value)
     for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}[{i}]: expected a tensor, got {type(tensor).__name__}")
-    return tensors
+    return [plain(tensor) for tensor in tensors]
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor without the class of one that only carries more with it, such as MONAI's MetaTensor, whose methods are
+    not those of a tensor. Others, such as fake tensors, are their own."""
+    if type(tensor) in (Tensor, Parameter) or torch.compiler.is_compiling():
+        return tensor
+    is_data = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return tensor.as_subclass(Tensor) if is_data else tensor

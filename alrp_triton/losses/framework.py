@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..engine import Counted, Evaluated, Levels, PairFunction, Ranking, attach_whole, check_inputs, doubts, passes
 from ..engine.devices import is_asynchronous
+from ..engine.inputs import plain
 from ..engine.labels import flatten_levels
 from ..engine.passes.find import raise_on_mistakes
 from ..engine.processes import among_processes, outside_graphs
@@ -86,6 +87,7 @@ def evaluate(
     """
     if doubts.asked():
         doubts.warn_of_scores(levels)
+    values = {key: plain(given) for key, given in values.items()}
     by_pairs = definition.smoothing is not None or definition.distribution is not None
     choose = passes.choose_for_pairs if by_pairs else passes.choose
     backend = choose(backend, levels.logits[0].device, levels.processes is None)
