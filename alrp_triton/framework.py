@@ -49,6 +49,7 @@ def ranking_loss(
     num_positives: int | None = None,
     delta: float = 1.0,
     eps: float = 0.0,
+    gradient: str = "error-driven",
     smoothing: PairFunction | None = None,
     distribution: PairFunction | None = None,
     groups: Tensor | Sequence[Tensor] | str | None = None,
@@ -72,6 +73,10 @@ def ranking_loss(
         num_positives: P; needed only without extras, see :func:`alrp_triton.ap_loss`.
         delta: half width of the ramp H, from 1e-30 to 1e30, or 0 for the step; pair functions get it too.
         eps: a positive whose false positives add up to this or less sends no gradient.
+        gradient: ``"error-driven"``, as above, or ``"true"``: the derivative of L with respect to the scores, through
+            N_FP(i) and rank+(i). The ramp's derivative is 1 / (2 delta) from p_i - delta up to, but not at, p_i +
+            delta, and 0 elsewhere. Formulas then may use neither ``sums_above``, ``sums_sorted`` nor ``running_max``;
+            ``delta`` is above 0; and there is no ``target``, ``eps``, ``smoothing`` or ``distribution``.
         smoothing: replaces H in every statistic; a function of score differences and delta, see :class:`PairFunction`.
         distribution: q, for p(j|i) in proportion to q(n_j - p_i); by default H, the uniform distribution over the false
             positives. A function that grows with the difference gives harder negatives larger gradients.
@@ -97,6 +102,7 @@ def ranking_loss(
         num_positives=num_positives,
         delta=delta,
         eps=eps,
+        gradient=gradient,
         smoothing=smoothing,
         distribution=distribution,
         groups=groups,
@@ -118,6 +124,7 @@ def _rank(
     num_positives: int | None,
     delta: float,
     eps: float,
+    gradient: str,
     smoothing: PairFunction | None,
     distribution: PairFunction | None,
     backend: str,
@@ -134,16 +141,18 @@ def _rank(
         **further,
     )
     _check_functions(error=error, target=target, normaliser=normaliser, smoothing=smoothing, distribution=distribution)
+    is_true = _check_gradient(gradient, delta, eps, target=target, smoothing=smoothing, distribution=distribution)
     formulas = {"error": error, "target": target, "normaliser": normaliser}
     functions: dict[str, Any] = {
         name: None if formula is None else _checked(name, formula) for name, formula in formulas.items()
     }
     pairs: dict[str, Any] = {"smoothing": smoothing, "distribution": distribution}
     definition = Definition(
-        partial(_evaluate, names=tuple(extras), **functions),
-        partial(_reference, eps=eps, **functions, **pairs),
+        partial(_descend if is_true else _evaluate, names=tuple(extras), **functions),
+        partial(_reference, eps=eps, true_gradient=is_true, **functions, **pairs),
         eps,
         **pairs,
+        descends=is_true,
     )
     num_positives = _count(extras, num_positives)
     loss = evaluate(definition, levels, extras, num_positives, delta=delta, backend=backend)
@@ -176,6 +185,41 @@ def _evaluate(
         return Evaluated((errors.detach() * share,), excess * share, errors, share)
 
 
+class _Smooth:
+    """The statistics of a formula that is differentiated by scores."""
+
+    def __init__(self, num_false_positives: Tensor, rank_positive: Tensor, num_positives: Tensor) -> None:
+        self.num_false_positives, self.rank_positive = num_false_positives, rank_positive
+        self.rank, self.num_positives = rank_positive + num_false_positives, num_positives
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("sums_above", "sums_sorted", "running_max"):
+            raise TypeError(f"gradient: 'true' is not there for a formula with {name}")
+        raise AttributeError(name)
+
+
+def _descend(
+    ranking: Ranking,
+    *values: Tensor,
+    names: tuple[str, ...],
+    error: Formula,
+    target: None,
+    normaliser: Callable[[Statistics], Tensor | float] | None,
+) -> Evaluated:
+    """As :func:`_evaluate`, with the derivatives of the errors with respect to the ranks."""
+    evaluated = _evaluate(ranking, *values, names=names, error=error, target=None, normaliser=normaliser)
+    extras = {name: value.detach() for name, value in zip(names, values)}
+
+    def errors(num_false_positives: Tensor, rank_positive: Tensor) -> Tensor:
+        return error(_Smooth(num_false_positives, rank_positive, ranking.num_positives), **extras)
+
+    found, ranks = ranking.num_false_positives, ranking.rank_positive
+    if found.shape[0] == 0:
+        return evaluated._replace(slopes=(found, found))
+    differentiated: Any = torch.func.vjp(errors, found, ranks)
+    return evaluated._replace(slopes=differentiated[1](evaluated.derivative))
+
+
 def _reference(logits: Tensor, labels: Tensor, extras: dict[str, Tensor], error: Formula, **settings: Any) -> Exact:
     result = reference.ranking_loss(logits, labels, error, extras=extras, **settings)
     return Exact((result.value,), (result.grad_logits,), result.grad_extras)
@@ -185,8 +229,8 @@ class RankingLoss(Criterion):
     """:func:`ranking_loss` as a module, which holds the formula.
 
     Args:
-        error, target, normaliser, delta, eps, smoothing, distribution, ignore_index, backend, process_group: see
-            :func:`ranking_loss`.
+        error, target, normaliser, delta, eps, gradient, smoothing, distribution, ignore_index, backend, process_group:
+            see :func:`ranking_loss`.
         monitor: see :attr:`stats`.
     """
 
@@ -200,6 +244,7 @@ class RankingLoss(Criterion):
         *,
         delta: float = 1.0,
         eps: float = 0.0,
+        gradient: str = "error-driven",
         smoothing: PairFunction | None = None,
         distribution: PairFunction | None = None,
         ignore_index: int = -1,
@@ -216,6 +261,7 @@ class RankingLoss(Criterion):
             normaliser=normaliser,
             delta=delta,
             eps=eps,
+            gradient=gradient,
             smoothing=smoothing,
             distribution=distribution,
             ignore_index=ignore_index,
@@ -256,6 +302,21 @@ def _check_functions(**functions: Any) -> None:
     for name, function in functions.items():
         if not callable(function) and (function is not None or name == "error"):
             raise TypeError(f"{name}: expected a function, got {type(function).__name__}")
+
+
+def _check_gradient(gradient: str, delta: float, eps: float, **functions: object) -> bool:
+    """Whether it is the true one."""
+    if gradient not in ("error-driven", "true"):
+        raise ValueError(f"gradient: expected 'error-driven' or 'true', got {gradient!r}")
+    if gradient == "true":
+        if delta == 0:
+            raise ValueError(
+                "delta: expected a number > 0 with gradient='true', since the step has no derivative, got 0"
+            )
+        given = [name for name, function in functions.items() if function is not None] + ["eps"] * (eps != 0)
+        if given:
+            raise ValueError(f"{given[0]}: expected none with gradient='true', which distributes no errors")
+    return gradient == "true"
 
 
 def _count(extras: dict[str, Tensor], num_positives: int | None) -> int | None:

@@ -108,6 +108,7 @@ def ranking_loss(
     eps: float = 0.0,
     smoothing: PairFunction | None = None,
     distribution: PairFunction | None = None,
+    true_gradient: bool = False,
     groups: Tensor | None = None,
 ) -> ReferenceLoss:
     """L = (1/Z) sum_i l(i) (Definition 1 of the paper), with the gradient of Algorithm 1 for its primary terms
@@ -121,6 +122,7 @@ def ranking_loss(
         eps: a positive whose sum_j q(x_ij) is at most this sends no score gradient.
         smoothing: replaces the ramp H; clamped to [0, 1].
         distribution: q, clamped to [0, 1]; None for H.
+        true_gradient: whether scores get the derivative of L instead, by automatic differentiation of the ramp.
     """
 
     def h(x: Tensor, delta: float) -> Tensor:
@@ -142,6 +144,10 @@ def ranking_loss(
         if value.requires_grad:
             inputs = list(values.values())
             grad_extras = list(torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True))
+        if true_gradient:
+            share = 1 / z if z.shape else torch.full_like(pos, float(1 / z))
+            grad_scores = _derivative(pos, neg, error, values, share, delta)
+            return [value.detach()], ranking.rank, [grad_scores], grad_extras
         with torch.no_grad():
             l_target = torch.zeros_like(pos) if target is None else target(ranking, **values)
             grad_pos, grad_neg = torch.zeros_like(pos), torch.zeros_like(neg)
@@ -157,6 +163,31 @@ def ranking_loss(
     result = _mean_over_groups(one_ranking, logits, labels, groups, extras or {})
     (value,), rank, (gradient,), grad_extras = result
     return ReferenceLoss(value, gradient, dict(zip(extras or {}, grad_extras)), rank)
+
+
+class _SmoothRanking:
+    """Statistics with a derivative with respect to scores."""
+
+    def __init__(self, pos: Tensor, neg: Tensor, delta: float) -> None:
+        others = 1 - torch.eye(len(pos), dtype=pos.dtype, device=pos.device)
+        self.num_positives = torch.full_like(pos, len(pos)).detach()
+        self.num_false_positives = ramp(neg[None] - pos[:, None], delta).sum(dim=1)
+        self.rank_positive = 1 + (ramp(pos[None] - pos[:, None], delta) * others).sum(dim=1)
+        self.rank = self.rank_positive + self.num_false_positives
+
+
+def _derivative(
+    pos: Tensor, neg: Tensor, error: Callable[..., Tensor], values: dict[str, Tensor], share: Tensor, delta: float
+) -> Tensor:
+    """The derivative of sum_i share_i l(i) with respect to the scores of positives and negatives, ``[P + N]``."""
+    with torch.enable_grad():
+        # Equal infinities differ by 0.
+        scores = [x.detach().clamp(-1e300, 1e300).requires_grad_() for x in (pos, neg)]
+        l_i = error(_SmoothRanking(scores[0], scores[1], delta), **{name: v.detach() for name, v in values.items()})
+        value = (l_i * share).sum()
+    if not value.requires_grad:
+        return torch.zeros_like(torch.cat(scores)).detach()
+    return torch.cat(torch.autograd.grad(value, scores, allow_unused=True, materialize_grads=True))
 
 
 class ReferenceALRP(NamedTuple):

@@ -102,6 +102,23 @@ def test_names_mean_images_and_classes_of_all_processes(pool):
         torch.testing.assert_close(found, expected)
 
 
+def with_true_gradient(rank: int, parts: list[Any]) -> Results:
+    logits, labels, _ = parts[rank]
+    x = logits.clone().requires_grad_()
+    loss = ranking_loss(x, labels, imprecision, gradient="true", backend=BACKENDS[0], process_group=True)
+    loss.backward()
+    return {"loss": loss.detach(), "loss by logits": x.grad}
+
+
+def test_true_gradients_reach_over_processes(pool):
+    case = random_case(400, 40, seed=5)
+    found = pool.run(with_true_gradient, cut(case, case.loc_errors, SIZE))
+    x = case.logits.clone().requires_grad_()
+    loss = ranking_loss(x, case.labels, imprecision, gradient="true", num_positives=40, backend=BACKENDS[0])
+    loss.backward()
+    assert_agree(together(found, SIZE), {"loss": loss.detach(), "loss by logits": x.grad})
+
+
 def with_pair_functions(rank: int, parts: list[Any]) -> list[Results]:
     logits, labels, _ = parts[rank]
     found = []

@@ -30,6 +30,9 @@ class Evaluated(NamedTuple):
     """That derivative."""
     sorting: Tensor | None = None
     """The derivative of the second scalar with respect to the positives' own scores."""
+    slopes: tuple[Tensor, Tensor] | None = None
+    """The derivatives of the scalar with respect to N_FP(i) and rank+(i); with them scores get its true derivative, and
+    nothing is sent."""
 
 
 class Counted:
@@ -46,6 +49,7 @@ class Counted:
         smoothing: replaces the ramp.
         distribution: q(x_ij); the share p(j|i) of a negative in the error of a positive is proportional to it. The
             default is H. With either function every pair is evaluated.
+        descends: whether :attr:`Evaluated.slopes` will be sent, which takes sorted positives.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Counted:
         name: str = "num_positives",
         smoothing: PairFunction | None = None,
         distribution: PairFunction | None = None,
+        descends: bool = False,
     ) -> None:
         self.levels, self.delta, self.backend = levels, float(delta), backend
         if num_positives is None and torch.compiler.is_compiling():
@@ -68,7 +73,7 @@ class Counted:
         detached = [level.detach() for level in levels.logits]
         self._detached = detached, levels.labels, list(levels.groups), levels.ignore_index
         # Kernels sort positives in the place step, unless other processes need them before.
-        kernels, alone = passes.compares_positives(backend), levels.processes is None
+        kernels, alone = passes.compares_positives(backend) and not descends, levels.processes is None
         any_order = kernels and alone and num_positives is not None and num_positives <= MOST_COMPARED
         found = operators.find(*self._detached, num_positives, not any_order, name, backend)
         self.indices, logits, numbers, *groups = found
@@ -173,10 +178,15 @@ class Counted:
             poison = ranks.poison
             if doubtful:
                 poison = poison_of(poison.isnan(), (sent, *evaluated.added))
-            weights = torch.where(sends, sent / spread, 0.0)
-            lines = (self._pairs or self.placed).lines(weights, poison) * self.num_processes
-            own = torch.stack([-sent] if evaluated.sorting is None else [-sent, evaluated.sorting])
-            own = ((own + poison) * self.num_processes)[:, self.own]
+            if evaluated.slopes is None:
+                weights = torch.where(sends, sent / spread, 0.0)
+                lines = (self._pairs or self.placed).lines(weights, poison)
+                own = torch.stack([-sent] if evaluated.sorting is None else [-sent, evaluated.sorting])
+            else:
+                poison = poison_of(poison.isnan(), evaluated.slopes)
+                lines, of_positives = self.placed.derivatives(*evaluated.slopes, poison)
+                own = of_positives[None]
+            lines, own = lines * self.num_processes, ((own + poison) * self.num_processes)[:, self.own]
             dtype = self.levels.compute_dtype()
             scalars = [(total(added) + poison).to(dtype) for added in evaluated.added]
             derivative = None if evaluated.derivative is None else evaluated.derivative + poison

@@ -209,6 +209,16 @@ def false_positives(knots: Knots, counts: Tensor, offsets: Tensor) -> Tensor:
     return torch.where(found < 1e-10, 0.0, found)
 
 
+def num_inside(knots: Knots, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of negatives and of other positives on each positive's ramp, ``[P]`` float64 each; ``counts`` as
+    :func:`false_positives` takes them."""
+    negatives = suffix_sums(counts[None, 1:], knots.threshold_groups)[0]
+    positives = suffix_sums(torch.ones_like(knots.place)[None], knots.order_groups)[0]
+    begin, end = knots.first[knots.begin - 1], knots.first[knots.end - 1]
+    others = positives[knots.below_begin] - positives[knots.below_end] - 1
+    return negatives[begin] - negatives[end], others
+
+
 def sort_by_group(values: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Stable ascending sort by group first, by value second, NaN last within its group: sorted values, permutation,
     sorted groups; ``[n]`` each."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import operators, scans
-from .knots import Table, false_positives, make_knots, ramp_coefficients, ramp_sums, received_sums
+from .knots import Table, false_positives, make_knots, num_inside, ramp_coefficients, ramp_sums, received_sums
 
 MOST_COMPARED = 4096
 """Kernels compare at most this many positives with one another. More are sorted, because launches then cost less than
@@ -84,6 +84,23 @@ class Sorted:
     def lines(self, weights: Tensor, poison: Tensor) -> Tensor:
         """g(t) = sum_i w_i H(t - p_i), as ``passes.Passes.write`` takes it."""
         return ramp_coefficients(self.knots, weights) + poison
+
+    def derivatives(self, by_false: Tensor, by_positive: Tensor, poison: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a function of the ranks, with respect to scores: that of negatives, as ``passes.Passes.write`` takes it,
+        and ``[P]`` of the positives.
+
+        The derivative of a ramp is 1 / (2 delta) within it, where it begins included, and 0 elsewhere.
+
+        Args:
+            by_false, by_positive: ``[P]`` float64: the derivatives with respect to N_FP(i) and to rank+(i).
+        """
+        knots, width = self.knots, self.knots.inverse_width
+        rising = ramp_coefficients(knots, by_false)[1] * width
+        # Each positive moves its own ramp over the others, and lies on theirs.
+        received = ramp_coefficients(knots, by_positive)[1][knots.bucket] - by_positive
+        negatives, positives = num_inside(knots, self.totals[0, :-1].double())
+        own = (received - by_false * negatives - by_positive * positives) * width
+        return torch.stack([rising, torch.zeros_like(rising)]) + poison, own + poison
 
     def _sizes(self) -> tuple[Tensor, Tensor]:
         """The number of positives in each positive's group ``[P]``, and the number of groups."""

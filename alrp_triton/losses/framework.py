@@ -46,6 +46,8 @@ class Definition(NamedTuple):
     """The name of the formula in ``kernels.formulas``, if it is there."""
     smoothing: PairFunction | None = None
     distribution: PairFunction | None = None
+    descends: bool = False
+    """Whether scores get the true derivative of the loss; see ``Evaluated.slopes``."""
 
 
 class Loss(NamedTuple):
@@ -91,6 +93,8 @@ def evaluate(
     by_pairs = definition.smoothing is not None or definition.distribution is not None
     choose = passes.choose_for_pairs if by_pairs else passes.choose
     backend = choose(backend, levels.logits[0].device, levels.processes is None)
+    if definition.descends and passes.looks_at_pairs(backend):
+        raise ValueError(f"backend: expected one that has tables with gradient='true', got {backend!r}")
     name = next(iter(values), "num_positives")
     if not passes.has_passes(backend):
         return _exactly(definition, levels, values, num_positives, name, delta)
@@ -103,6 +107,7 @@ def evaluate(
         name=name,
         smoothing=definition.smoothing,
         distribution=definition.distribution,
+        descends=definition.descends,
     )
     known = counted.lose(definition.in_kernels, definition.eps)
     if known is not None:
