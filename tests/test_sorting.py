@@ -90,6 +90,22 @@ def test_many_positives(different: int) -> None:
         assert not found[1].any()  # exactly: nothing is above what it should not be above
 
 
+def test_large_and_small_groups() -> None:
+    """Large ones have sums of their own, small ones a few pairs together; none feels the others."""
+    generator = torch.Generator().manual_seed(3)
+    groups = torch.cat([torch.full((n,), k) for k, n in enumerate([700, 3, 1, 40, 900, 500, 13, 2000])])
+    groups = groups[torch.randperm(len(groups), generator=generator)]
+    logits, values = 2 * torch.randn(len(groups), generator=generator), torch.rand(len(groups), generator=generator)
+    share = torch.ones(len(groups), dtype=torch.float64)
+    found = sort_by_value(logits, values, groups, share, 0.5, 1e-10)
+    for one, other in zip(found, by_pairs(logits, values, groups, 0.5, 1e-10)):
+        assert (one - other).abs().max() <= 1e-7 * other.abs().max()
+    own = groups == 7
+    alone = sort_by_value(logits[own], values[own], None, share[own], 0.5, 1e-10)
+    for one, other in zip(found, alone):
+        assert_same_bits("group", one[own], other)
+
+
 def test_the_same_bits_for_any_flat_order_and_number_of_threads() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, values = ((8 * torch.randn(3000, generator=generator)).round() / 8 for _ in range(2))

@@ -5,8 +5,9 @@ For both, :func:`dominance_sums` sorts the positives by value bit by bit, and fo
 O(P log P) work for each bit of the ranks of the values, and O(P) memory. The structure is the wavelet matrix of
 F. Claude, G. Navarro and A. Ordóñez, "The Wavelet Matrix", Information Systems 47, 2015.
 
-Few positives are compared in pairs, which is faster. So are groups: differences of sums over several groups would be
-rounded, and a group must not feel the others.
+Few positives are compared in pairs, which is faster. Groups are sorted one by one, or some small ones in pairs: the
+differences of sums over several groups would be rounded, and a group must not feel the others. Where the host does not
+know the groups without waiting, all positives are compared in pairs.
 """
 
 from __future__ import annotations
@@ -79,10 +80,10 @@ def sorting_sums(logits: Tensor, values: Tensor, groups: Tensor | None, delta: f
     return _sums_of(logits, values, groups, delta).above()
 
 
-def _sums_of(logits: Tensor, values: Tensor, groups: Tensor | None, delta: float) -> _Pairs | _Dominance:
-    if groups is not None or len(logits) <= _FEW:
+def _sums_of(logits: Tensor, values: Tensor, groups: Tensor | None, delta: float) -> _Pairs | _Dominance | _Parts:
+    if len(logits) <= _FEW or (groups is not None and is_asynchronous(logits.device)):
         return _Pairs(logits, values, groups, delta)
-    return _Dominance(logits, values, delta)
+    return _Dominance(logits, values, delta) if groups is None else _Parts(logits, values, groups, delta)
 
 
 class _Pairs:
@@ -118,6 +119,49 @@ def _ramps(s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
     """H(s_j - s_i), ``[I, J]`` float64. Differences are in the scores' own dtype, as in the kernels."""
     x = differences(s_j, s_i).double()
     return (x * inverse_width(delta) + 0.5).clamp(0, 1) if delta else (x >= 0).double()
+
+
+class _Parts:
+    """The sums of one group after the other, of small ones together."""
+
+    def __init__(self, logits: Tensor, values: Tensor, groups: Tensor, delta: float) -> None:
+        groups, order = groups.sort(stable=True)
+        logits, values, self._place = logits[order], values[order], order.argsort()
+        self._parts: list[_Pairs | _Dominance] = []
+        self._sizes: list[int] = []
+        begin = 0
+        for size in _together(groups.unique_consecutive(return_counts=True)[1].tolist()):
+            part = slice(begin, begin + size)
+            alone = groups[begin] == groups[begin + size - 1]
+            self._parts.append(
+                _Dominance(logits[part], values[part], delta)
+                if alone and size > _FEW
+                else _Pairs(logits[part], values[part], groups[part], delta)
+            )
+            self._sizes.append(size)
+            begin += size
+
+    def above(self) -> Tensor:
+        """See :func:`sorting_sums`."""
+        return torch.cat([part.above() for part in self._parts], dim=1)[:, self._place]
+
+    def received(self, weights: Tensor) -> Tensor:
+        """As :meth:`_Pairs.received`."""
+        ordered = torch.empty_like(weights)
+        ordered[self._place] = weights
+        found = [part.received(own) for part, own in zip(self._parts, ordered.split(self._sizes))]
+        return torch.cat(found)[self._place]
+
+
+def _together(sizes: list[int]) -> list[int]:
+    """The sizes of consecutive groups, such that those that are few together are one."""
+    found: list[int] = []
+    for size in sizes:
+        if found and found[-1] + size <= _FEW:
+            found[-1] += size
+        else:
+            found.append(size)
+    return found
 
 
 class _Dominance:

@@ -38,8 +38,7 @@ def ape_loss(
     backend: str = "auto",
     process_group: ProcessGroup | bool | None = None,
 ) -> RankSortOutput:
-    r"""APE Loss, exact, in O(M log P + P log^2 P) time for M logits and P positives; with groups the positives take
-    O(P^2).
+    r"""APE Loss, exact, in the time of :func:`rank_sort_loss`.
 
     With rank(i) the sum of H(s_j - p_i) over all logits, positive i itself included with H(0), N_FP(i) its part of the
     negatives and t the IoUs::

@@ -41,8 +41,8 @@ def rank_sort_loss(
     backend: str = "auto",
     process_group: ProcessGroup | bool | None = None,
 ) -> RankSortOutput:
-    r"""Rank & Sort Loss, exact, in O(M log P + P log^2 P) time for M logits and P positives. All pairs of positives
-    are compared with groups, and by a kernel for up to 4096 positives.
+    r"""Rank & Sort Loss, exact, in O(M log P + P log^2 P) time for M logits and P positives. A GPU compares all pairs
+    of up to 4096 positives, and with groups of any number.
 
     Here rank+(i) is the sum of H(p_k - p_i) over all positives, including i with H(0), which is 1/2, or 1 for
     ``delta=0``, as published. With N_FP(i) the sum of H(n_j - p_i) over the negatives and t the IoUs (equations 7 and
