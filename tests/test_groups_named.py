@@ -2,10 +2,14 @@
 
 import pytest
 import torch
-from dialect import by_engine_backend
+from dialect import by_engine_backend, engine_backends
 
 from alrp_triton import APLoss, alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
+from alrp_triton.engine.named_groups import named_groups
 from alrp_triton.framework import RankingLoss, ranking_loss
+
+if "numba" in engine_backends():
+    from alrp_triton.engine.passes import numba
 
 SHAPES = [(2, 5, 3), (2, 2, 2, 3)]
 INTEGERS = {
@@ -71,8 +75,6 @@ def test_classes_of_each_image_when_levels_have_different_classes():
 
 
 def test_a_name_takes_no_memory_of_the_size_of_the_logits():
-    from alrp_triton.engine.named_groups import named_groups
-
     (groups,) = named_groups("image_class", [torch.empty(3, 1000, 7)], None)
     assert groups.shape == (3, 1000, 7)
     assert groups.untyped_storage().nbytes() == 8 * 3 * 7
@@ -99,3 +101,23 @@ def test_compiled_in_one_graph():
 def test_errors(shape, name, said):
     with pytest.raises(ValueError, match=said):
         ap_loss(torch.zeros(shape), torch.zeros(shape, dtype=torch.int64), groups=name)
+
+
+@pytest.mark.skipif("numba" not in engine_backends(), reason="of the loops that Numba compiles")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", INTEGERS)
+def test_columns_are_walked_one_by_one(name, dtype, monkeypatch):
+    """The same bits as in the order of rows, from logits of any strides, with ignored rows and NaN among them."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(3, 40, 5), (3, 4, 30, 5)]
+    logits = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    logits[1] = logits[1].permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2)
+    labels = [torch.randint(-1, 7, shape[:-1], generator=generator).clamp(max=5) for shape in shapes]
+    logits[0][labels[0] == -1] = float("nan")
+    monkeypatch.setattr(numba, "_COPIED_PIECE", 400)
+    found, expected = (
+        with_gradients(ap_loss, logits, labels, groups=name, backend=backend) for backend in ("numba", "torch")
+    )
+    for given, wanted in zip(found, expected):
+        assert torch.equal(given, wanted)
+    assert name == "image" or all(numba._by_column(x, g) for x, g in zip(logits, named_groups(name, logits, None)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -49,15 +49,16 @@ class Compiled(Eager):
 
         def work(turns: Iterator[_Turn]) -> Array:
             sums = np.zeros((tables.buckets.size, 2), np.int64)
-            for piece, _ in turns:
-                count(*tables.arguments(piece, levels.ignore_index), scale, sums, 1)
+            for turn in turns:
+                count(*tables.arguments(turn, levels.ignore_index), scale, sums, 1)
             return sums
 
         sums = np.sum(_share_out(levels, None, work), axis=0)
         runs, none = tables.runs(own.groups, len(own.logits)), np.empty(0, np.bool_)
         count(own.logits.detach().contiguous().numpy(), none, runs, tables.search, scale, sums, -1)
         counted = np.zeros((totals.shape[1], 2), np.int64)
-        np.add.at(counted, tables.buckets.ravel(), sums)
+        met = sums[:, 0].nonzero()[0]
+        np.add.at(counted, tables.buckets.ravel()[met], sums[met])
         totals[:, 1:] += torch.from_numpy(counted).T[:, 1:]
 
     def write(
@@ -72,11 +73,14 @@ class Compiled(Eager):
         gradients = [torch.empty_like(logits) for logits in levels.logits]
 
         def work(turns: Iterator[_Turn]) -> None:
-            for piece, in_place in turns:
-                values = piece.out.view(-1) if in_place else torch.empty(piece.logits.numel(), dtype=dtype)
-                write(*tables.arguments(piece, levels.ignore_index), of_places, values.numpy())
-                if not in_place:
-                    piece.out.copy_(values.view(piece.out.shape))
+            for turn in turns:
+                out, num = turn.piece.out, turn.piece.logits.numel()
+                values = out.view(-1) if turn.in_place else torch.empty(num, dtype=dtype)
+                write(*tables.arguments(turn, levels.ignore_index), of_places, values.numpy())
+                if turn.by_column:
+                    values = values.view(turn.piece.logits.shape[::-1]).t()
+                if not turn.in_place:
+                    out.copy_(values if out.shape == values.shape else values.reshape(out.shape))
 
         _share_out(levels, gradients, work)
         overwrite_positives(gradients, own, factors)
@@ -91,11 +95,22 @@ def _tables_for(levels: Levels, table: Table, delta: float) -> Tables | None:
     return None if tables.too_large else tables
 
 
+def _by_column(logits: Tensor, groups: Tensor | None) -> bool:
+    """Whether each column has a group of its own, as classes have, perhaps another in each image."""
+    return (
+        groups is not None
+        and groups.dim() == logits.dim() > 1
+        and groups.stride(-1) != 0
+        and not any(groups.stride()[1:-1])
+        and logits.numel() >= _RUN * logits.shape[-1] * (logits.shape[0] if groups.stride(0) else 1)
+    )
+
+
 def _alternate(levels: Levels) -> bool:
-    """Whether groups change from logit to logit, as those of classes do, from a look at a row of each level. PyTorch is
+    """Whether groups change from logit to logit, but not by columns, from a look at a row of each level. PyTorch is
     faster then."""
     for logits, _, groups in levels.each():
-        if groups is not None and groups.dim() == logits.dim() and groups.numel():
+        if groups is not None and groups.dim() == logits.dim() and groups.numel() and not _by_column(logits, groups):
             row = groups[(0,) * (groups.dim() - 1)][: 64 * _RUN]
             if int((row[1:] != row[:-1]).sum()) * _RUN > len(row):
                 return True
@@ -154,27 +169,42 @@ class Tables:
         row[np.append(self.ids, 0)[row] != of_runs] = len(self.ids)
         return np.stack([ends * (num // max(1, len(ids))), row], axis=1)
 
-    def arguments(self, piece: Piece, ignore_index: int) -> tuple[Array, Array, Array, Search]:
-        """What the loops take of a piece."""
-        x, y, _, groups = piece
+    def arguments(self, turn: _Turn, ignore_index: int) -> tuple[Array, Array, Array, Search]:
+        """What the loops take of a piece; column by column, if each has a group of its own."""
+        x, y, _, groups = turn.piece
+        ignored = (y.numpy() == ignore_index)[:, None]
+        if turn.by_column and groups is not None:
+            x, ignored, groups = x.t(), ignored.T, groups[(0,) * (groups.dim() - 1)]
         scores = x.reshape(-1).to(torch.from_numpy(self.search.floors).dtype).contiguous().numpy()
-        ignored = y.numpy() == ignore_index
-        ignored = np.broadcast_to(ignored[:, None], x.shape).reshape(-1) if ignored.any() else np.empty(0, np.bool_)
+        ignored = np.broadcast_to(ignored, x.shape).reshape(-1) if ignored.any() else np.empty(0, np.bool_)
         return scores, ignored, self.runs(groups, len(scores)), self.search
 
 
-_Turn = tuple[Piece, bool]
+class _Turn(NamedTuple):
+    """A piece, and how it is taken."""
+
+    piece: Piece
+    in_place: bool
+    """Whether its tensors can be read and written as they are."""
+    by_column: bool
+    """Whether each column is a run of one group."""
 
 
 def _turns(levels: Levels, gradients: list[Tensor] | None) -> Iterator[_Turn]:
-    """All pieces, with the tensors to be written, and whether those can be written in place."""
+    """All pieces, with the tensors to be written."""
     for i, (logits, labels, groups) in enumerate(levels.each()):
         out = None if gradients is None else gradients[i]
         tensors = [logits, labels] if out is None else [logits, labels, out]
         as_it_is = logits.dtype == levels.compute_dtype() and all(tensor.is_contiguous() for tensor in tensors)
+        by_column = _by_column(logits, groups)
+        as_it_is = as_it_is and not by_column
         size = _PIECE if as_it_is else _COPIED_PIECE
-        for piece in pieces(logits.detach(), labels, size, out, groups):
-            yield piece, as_it_is
+        level: Any = logits.detach(), labels, logits if out is None else out, groups
+        # Images of groups of their own come one by one.
+        parts = zip(*level) if by_column and groups is not None and groups.stride(0) else [level]
+        for x, y, written, of_each in parts:
+            for piece in pieces(x, y, size, written, of_each):
+                yield _Turn(piece, as_it_is, by_column)
 
 
 def _share_out(
