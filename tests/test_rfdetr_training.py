@@ -26,6 +26,7 @@ from alrp_triton.integrations.rfdetr import (
     restore,
     thresholds,
     use_alrp,
+    use_loss,
     use_rank_sort,
 )
 from alrp_triton.metrics import evaluate
@@ -71,10 +72,31 @@ def test_a_resumed_training_gives_the_same_numbers(resumed):
 
 def test_resuming_with_another_loss_warns_and_so_does_resuming_without(resumed, tmp_path):
     *_, folder = resumed
-    with pytest.warns(UserWarning, match=r"the checkpoint's is ALRPLoss\(.*, now APLoss\("):
+    with pytest.warns(UserWarning, match=r"the checkpoint's is ALRPLoss\(.*, now APLoss\(\), per"):
         fit(tmp_path, 3, RankingCallback(APLoss()), folder / "last.ckpt")
     with pytest.warns(UserWarning, match="add the following callbacks: .*RankingCallback"):
         fit(tmp_path, 3, lightning.Callback(), folder / "last.ckpt")
+
+
+def test_what_is_another_loss():
+    def resume(ranking, per_image=False):
+        callback = RankingCallback()
+        callback.load_state_dict(saved)
+        callback.on_train_start(None, use_loss(module, ranking, per_image=per_image))
+        return callback.state_dict()
+
+    module, saved = build(), {"ranking": None}
+    saved = resume(ALRPLoss())
+    for other, per_image, name in (
+        (ALRPLoss(tau=0.7), False, r"ALRPLoss\(tau=0.7, .*"),
+        (ALRPLoss(self_balance=2.0), False, r"ALRPLoss\(self_balance=2.0\), .*"),
+        (ALRPLoss(), True, r"ALRPLoss\(.*\), per_image=True"),
+    ):
+        with pytest.warns(UserWarning, match=rf"the checkpoint's is ALRPLoss\(.*\), per_image=False, now {name}$"):
+            resume(other, per_image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resume(ALRPLoss(backend="torch", monitor=True))
 
 
 def test_checkpoints_are_stock_models(resumed):

@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
-from .._criteria import check_criterion, numbers_of
+from .._criteria import check_criterion, name_of, numbers_of
 from .model import use_loss
 
 __all__ = ["RankingCallback"]
@@ -77,4 +77,5 @@ class RankingCallback(Callback):  # type: ignore[misc,unused-ignore]
     _running = ""
 
     def _name(self, pl_module: LightningModule) -> str:
-        return repr(pl_module.criterion.ranking_criterion).partition("\n")[0]
+        criterion = pl_module.criterion
+        return f"{name_of(criterion.ranking_criterion)}, per_image={criterion.ranking_per_image}"
