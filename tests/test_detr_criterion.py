@@ -89,6 +89,43 @@ def test_outputs_of_any_size_are_ranked_and_denoising_queries_are_not():
     assert all(layer["pred_logits"].grad.any() for layer in [*ranked, *outputs["dn_outputs"]])
 
 
+class Dino(Criterion):
+    """Has its denoising queries where DINO's original code has them."""
+
+    def forward(self, outputs, targets):
+        known = outputs["dn_meta"]["output_known_lbs_bboxes"]
+        noisy = {**outputs, "dn_outputs": [known, *known["aux_outputs"]]}
+        return super().forward(noisy, targets)
+
+
+def test_denoising_queries_of_dino_are_not_ranked():
+    outputs, targets = batch()
+    outputs["aux_outputs"], noisy = outputs["aux_outputs"][:1], outputs["aux_outputs"][1]
+    expected = use_ap(Criterion())({**outputs, "dn_outputs": [*outputs["dn_outputs"], noisy]}, targets)
+    known = {**outputs.pop("dn_outputs")[0], "aux_outputs": [noisy]}
+    terms = use_ap(Dino())({**outputs, "dn_meta": {"output_known_lbs_bboxes": known, "pad_size": 6}}, targets)
+    assert {"loss_mal_dn_0", "loss_mal_dn_1"} <= terms.keys()
+    assert terms == expected
+
+
+def test_labels_of_other_integers():
+    outputs, targets = batch()
+    small = [{**target, "labels": target["labels"].int()} for target in targets]
+    assert use_alrp(Criterion())(outputs, small) == use_alrp(Criterion())(outputs, targets)
+
+
+def test_what_cannot_be_ranked_is_named():
+    outputs, targets = batch()
+    outputs["pre_outputs"]["pred_logits"] = outputs["pre_outputs"]["pred_logits"][..., :1]
+    with pytest.raises(ValueError, match=r"outputs: expected logits of one number of classes, got \[1, 3\]"):
+        use_ap(Criterion())(outputs, targets)
+    criterion = use_ap(Criterion())
+    criterion.losses = ["boxes"]
+    wanted = r"one that asks get_loss for one of \['bce', 'focal', 'labels', 'mal', 'vfl'\] of an output, got none"
+    with pytest.raises(ValueError, match=f"criterion: expected {wanted}"):
+        criterion(batch()[0], targets)
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
 def test_copies_and_restore(duplicate):
     outputs, targets = batch()

@@ -33,7 +33,7 @@ def use_loss(criterion: Module, ranking: nn.Module, *, per_image: bool = False) 
             ``get_loss(name, outputs, targets, indices, ...)`` and ``weight_dict``; changed in place. ``outputs`` have
             ``"pred_logits"`` [B, Q, C] of one sigmoid a class and ``"pred_boxes"`` [B, Q, 4], centre, width and height;
             ``targets`` have ``"labels"`` [G] and ``"boxes"`` [G, 4] for each image. Outputs under names that begin with
-            ``dn_`` are denoising queries, which keep the framework's loss.
+            ``dn_``, also deeper, are denoising queries, which keep the framework's loss.
         ranking: a module of one of two kinds, with ``logits`` [N, C] and integer ``labels`` [N] (0..C-1 for matched
             queries, C background) of the N queries of all images and outputs. If there is more than one ranking it also
             gets ``groups=``, the ranking of each query [N], and returns the mean over the groups with a positive.
@@ -54,6 +54,7 @@ def use_loss(criterion: Module, ranking: nn.Module, *, per_image: bool = False) 
 
     Raises:
         TypeError: an argument has the wrong type.
+        ValueError: in the first batch, there is no such output, or outputs differ in C.
     """
     if not isinstance(criterion, nn.Module) or not all(
         hasattr(criterion, name) for name in ("get_loss", "weight_dict")
