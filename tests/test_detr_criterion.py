@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from adapters import Recorder, through_pickle
+from dialect.processes import MARKS, SIZE
 from torch import nn
 
 from alrp_triton import ALRPLoss, RankSortLoss, alrp_loss
@@ -141,6 +142,21 @@ def test_copies_and_restore(duplicate):
     assert type(restore(twin)) is Criterion
     assert restore(twin).__dict__.keys() == Criterion().__dict__.keys()
     assert twin(outputs, targets) == Criterion()(outputs, targets)
+
+
+def weight_after_an_epoch(rank):
+    criterion = use_alrp(Criterion())
+    balance = criterion.ranking_criterion.self_balance
+    for cls in ([0.5, 1.5], [2.5], [], [])[rank]:
+        balance(torch.tensor(cls), torch.tensor(0.5), True)
+    criterion.step_epoch()
+    return balance.weight.item(), balance.count.item()
+
+
+@MARKS[0]
+@MARKS[1]
+def test_processes_go_on_with_one_weight(pool):
+    assert pool.run(weight_after_an_epoch) == [(4.0, 0)] * SIZE  # the mean of 2, 4 and 6
 
 
 def test_what_the_loss_gets():

@@ -118,6 +118,25 @@ def test_the_callback_needs_a_module_or_a_model_that_ranks():
     assert module.criterion.ranking_criterion.self_balance.weight != 50
 
 
+def test_the_callback_gives_the_loss_once_and_says_if_there_is_none():
+    module, callback = build(), RankingCallback(ALRPLoss())
+    with pytest.raises(TypeError, match=r"pl_module: expected one after use_..., or RankingCallback\(ranking\), got R"):
+        RankingCallback().setup(None, module, "fit")
+    RankingCallback().setup(None, module, "validate")
+    callback.setup(None, module, "fit")
+    run(module, batch())
+    callback.on_train_epoch_start(None, module)
+    balance = module.criterion.ranking_criterion.self_balance
+    callback.setup(None, module, "fit")  # of a second training
+    assert module.criterion.ranking_criterion.self_balance is balance
+    assert balance.weight != 50
+    callback.setup(None, restore(module), "fit")
+    callback.setup(None, another := build(), "fit")
+    weights = [each.criterion.ranking_criterion.self_balance.weight for each in (module, another)]
+    assert weights == [50, 50]
+    assert weights[0] is not weights[1]
+
+
 def shown(model, data):
     """The detections of ``predict`` at its default threshold, and how many objects they find."""
     number = hits = 0

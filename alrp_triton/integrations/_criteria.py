@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..losses.self_balance import SelfBalance
@@ -16,6 +17,7 @@ __all__ = [
     "check_criterion",
     "check_flag",
     "check_weight",
+    "end_periods",
     "image_of_each",
     "losses_of",
     "name_of",
@@ -62,6 +64,16 @@ def image_of_each(labels: Tensor) -> Tensor:
 def open_balances(model: nn.Module) -> list[SelfBalance]:
     """The modules whose periods end by ``step_epoch()``, each once, in the same order in every process."""
     return [part for part in model.modules() if isinstance(part, SelfBalance) and part.period is None]
+
+
+def end_periods(model: nn.Module) -> None:
+    """End the open periods, each with the sums of all processes of the default group, so that all continue with one
+    weight; called in every process."""
+    for balance in open_balances(model):
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(balance.sums)
+            dist.all_reduce(balance.count)
+        balance.step_epoch()
 
 
 def numbers_of(criterion: nn.Module) -> dict[str, Tensor]:
