@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from adapters import Recorder, through_pickle
+from dialect.processes import MARKS, SIZE
 from torch import nn
 
 from alrp_triton import ALRPLoss, RankSortLoss, alrp_loss
@@ -89,6 +90,43 @@ def test_outputs_of_any_size_are_ranked_and_denoising_queries_are_not():
     assert all(layer["pred_logits"].grad.any() for layer in [*ranked, *outputs["dn_outputs"]])
 
 
+class Dino(Criterion):
+    """Has its denoising queries where DINO's original code has them."""
+
+    def forward(self, outputs, targets):
+        known = outputs["dn_meta"]["output_known_lbs_bboxes"]
+        noisy = {**outputs, "dn_outputs": [known, *known["aux_outputs"]]}
+        return super().forward(noisy, targets)
+
+
+def test_denoising_queries_of_dino_are_not_ranked():
+    outputs, targets = batch()
+    outputs["aux_outputs"], noisy = outputs["aux_outputs"][:1], outputs["aux_outputs"][1]
+    expected = use_ap(Criterion())({**outputs, "dn_outputs": [*outputs["dn_outputs"], noisy]}, targets)
+    known = {**outputs.pop("dn_outputs")[0], "aux_outputs": [noisy]}
+    terms = use_ap(Dino())({**outputs, "dn_meta": {"output_known_lbs_bboxes": known, "pad_size": 6}}, targets)
+    assert {"loss_mal_dn_0", "loss_mal_dn_1"} <= terms.keys()
+    assert terms == expected
+
+
+def test_labels_of_other_integers():
+    outputs, targets = batch()
+    small = [{**target, "labels": target["labels"].int()} for target in targets]
+    assert use_alrp(Criterion())(outputs, small) == use_alrp(Criterion())(outputs, targets)
+
+
+def test_what_cannot_be_ranked_is_named():
+    outputs, targets = batch()
+    outputs["pre_outputs"]["pred_logits"] = outputs["pre_outputs"]["pred_logits"][..., :1]
+    with pytest.raises(ValueError, match=r"outputs: expected logits of one number of classes, got \[1, 3\]"):
+        use_ap(Criterion())(outputs, targets)
+    criterion = use_ap(Criterion())
+    criterion.losses = ["boxes"]
+    wanted = r"one that asks get_loss for one of \['bce', 'focal', 'labels', 'mal', 'vfl'\] of an output, got none"
+    with pytest.raises(ValueError, match=f"criterion: expected {wanted}"):
+        criterion(batch()[0], targets)
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
 def test_copies_and_restore(duplicate):
     outputs, targets = batch()
@@ -104,6 +142,21 @@ def test_copies_and_restore(duplicate):
     assert type(restore(twin)) is Criterion
     assert restore(twin).__dict__.keys() == Criterion().__dict__.keys()
     assert twin(outputs, targets) == Criterion()(outputs, targets)
+
+
+def weight_after_an_epoch(rank):
+    criterion = use_alrp(Criterion())
+    balance = criterion.ranking_criterion.self_balance
+    for cls in ([0.5, 1.5], [2.5], [], [])[rank]:
+        balance(torch.tensor(cls), torch.tensor(0.5), True)
+    criterion.step_epoch()
+    return balance.weight.item(), balance.count.item()
+
+
+@MARKS[0]
+@MARKS[1]
+def test_processes_go_on_with_one_weight(pool):
+    assert pool.run(weight_after_an_epoch) == [(4.0, 0)] * SIZE  # the mean of 2, 4 and 6
 
 
 def test_what_the_loss_gets():

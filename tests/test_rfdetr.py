@@ -92,7 +92,7 @@ def test_evaluation_has_one_group_of_queries_and_counts_nothing():
     assert outputs["pred_logits"].shape[1] == NUM_QUERIES
     cls, loc = by_hand(module, outputs, data[1], per_image=False)
     torch.testing.assert_close(terms["loss_cls"], cls)
-    torch.testing.assert_close(terms["loss_loc"], loc)
+    torch.testing.assert_close(terms["loss_loc"], loc / 50)  # without the weight, so that epochs compare
     assert module.criterion.ranking_criterion.self_balance.count == 0
 
 

@@ -26,6 +26,7 @@ from alrp_triton.integrations.rfdetr import (
     restore,
     thresholds,
     use_alrp,
+    use_loss,
     use_rank_sort,
 )
 from alrp_triton.metrics import evaluate
@@ -71,10 +72,31 @@ def test_a_resumed_training_gives_the_same_numbers(resumed):
 
 def test_resuming_with_another_loss_warns_and_so_does_resuming_without(resumed, tmp_path):
     *_, folder = resumed
-    with pytest.warns(UserWarning, match=r"the checkpoint's is ALRPLoss\(.*, now APLoss\("):
+    with pytest.warns(UserWarning, match=r"the checkpoint's is ALRPLoss\(.*, now APLoss\(\), per"):
         fit(tmp_path, 3, RankingCallback(APLoss()), folder / "last.ckpt")
     with pytest.warns(UserWarning, match="add the following callbacks: .*RankingCallback"):
         fit(tmp_path, 3, lightning.Callback(), folder / "last.ckpt")
+
+
+def test_what_is_another_loss():
+    def resume(ranking, per_image=False):
+        callback = RankingCallback()
+        callback.load_state_dict(saved)
+        callback.on_train_start(None, use_loss(module, ranking, per_image=per_image))
+        return callback.state_dict()
+
+    module, saved = build(), {"ranking": None}
+    saved = resume(ALRPLoss())
+    for other, per_image, name in (
+        (ALRPLoss(tau=0.7), False, r"ALRPLoss\(tau=0.7, .*"),
+        (ALRPLoss(self_balance=2.0), False, r"ALRPLoss\(self_balance=2.0\), .*"),
+        (ALRPLoss(), True, r"ALRPLoss\(.*\), per_image=True"),
+    ):
+        with pytest.warns(UserWarning, match=rf"the checkpoint's is ALRPLoss\(.*\), per_image=False, now {name}$"):
+            resume(other, per_image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resume(ALRPLoss(backend="torch", monitor=True))
 
 
 def test_checkpoints_are_stock_models(resumed):
@@ -94,6 +116,25 @@ def test_the_callback_needs_a_module_or_a_model_that_ranks():
     run(module, batch())
     callback.on_train_epoch_start(None, module)
     assert module.criterion.ranking_criterion.self_balance.weight != 50
+
+
+def test_the_callback_gives_the_loss_once_and_says_if_there_is_none():
+    module, callback = build(), RankingCallback(ALRPLoss())
+    with pytest.raises(TypeError, match=r"pl_module: expected one after use_..., or RankingCallback\(ranking\), got R"):
+        RankingCallback().setup(None, module, "fit")
+    RankingCallback().setup(None, module, "validate")
+    callback.setup(None, module, "fit")
+    run(module, batch())
+    callback.on_train_epoch_start(None, module)
+    balance = module.criterion.ranking_criterion.self_balance
+    callback.setup(None, module, "fit")  # of a second training
+    assert module.criterion.ranking_criterion.self_balance is balance
+    assert balance.weight != 50
+    callback.setup(None, restore(module), "fit")
+    callback.setup(None, another := build(), "fit")
+    weights = [each.criterion.ranking_criterion.self_balance.weight for each in (module, another)]
+    assert weights == [50, 50]
+    assert weights[0] is not weights[1]
 
 
 def shown(model, data):

@@ -1,5 +1,6 @@
 """The DETR family of transformers in training: steps, checkpoints, copies, and the framework's Trainer."""
 
+import gc
 import io
 
 import pytest
@@ -222,6 +223,22 @@ def test_ranking_trainer_logs_terms_weight_and_statistics(tmp_path, monitor):
     evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(evaluated) == 2
     assert not terms & evaluated[0].keys()
+
+
+def test_ranking_trainer_keeps_sums_not_steps(tmp_path):
+    """A training may never log."""
+    pytest.importorskip("accelerate", reason="Trainer needs it")
+
+    def tensors():
+        gc.collect()
+        return sum(type(each) is torch.Tensor for each in gc.get_objects())
+
+    trainer = RankingTrainer(use_alrp(build("DabDetr")), transformers.TrainingArguments(str(tmp_path), use_cpu=True))
+    numbers = []
+    for _ in range(3):
+        trainer.compute_loss(trainer.model, batch())
+        numbers.append(tensors())
+    assert numbers[1] == numbers[2]
 
 
 def test_the_callback_leaves_fixed_periods_alone():

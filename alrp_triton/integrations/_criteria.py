@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..losses.self_balance import SelfBalance
@@ -15,8 +17,10 @@ __all__ = [
     "check_criterion",
     "check_flag",
     "check_weight",
+    "end_periods",
     "image_of_each",
     "losses_of",
+    "name_of",
     "numbers_of",
     "open_balances",
     "takes_boxes",
@@ -62,11 +66,46 @@ def open_balances(model: nn.Module) -> list[SelfBalance]:
     return [part for part in model.modules() if isinstance(part, SelfBalance) and part.period is None]
 
 
+def end_periods(model: nn.Module) -> None:
+    """End the open periods, each with the sums of all processes of the default group, so that all continue with one
+    weight; called in every process."""
+    for balance in open_balances(model):
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(balance.sums)
+            dist.all_reduce(balance.count)
+        balance.step_epoch()
+
+
 def numbers_of(criterion: nn.Module) -> dict[str, Tensor]:
     """What a log shows of a criterion, 0-dimensional tensors by name: the statistics of ``monitor=True``, and the
     weight of the boxes if there is one."""
     weights = [part.weight for part in criterion.modules() if isinstance(part, SelfBalance)]
     return {**({"weight": weights[0]} if weights else {}), **getattr(criterion, "stats", {})}
+
+
+# Settings that change nothing of what is trained, but for rounding.
+_NEUTRAL = frozenset({"monitor", "backend", "process_group"})
+
+
+def name_of(criterion: nn.Module) -> str:
+    """What a checkpoint says of a criterion: its class and those of its arguments that make it another loss.
+
+    It is the same in another process and with a later version that has more settings: defaults are left out, and a
+    function is shown by its name. Of your own criterion it has the arguments that are attributes of the same name.
+    """
+    shown = []
+    for name, parameter in signature(type(criterion)).parameters.items():
+        value = _text(getattr(criterion, name, parameter.default))
+        if name not in _NEUTRAL and value != _text(parameter.default):
+            shown.append(f"{name}={value}")
+    return f"{type(criterion).__name__}({', '.join(shown)})"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, nn.Module):
+        return name_of(value)
+    # The repr of a function has an address.
+    return getattr(value, "__qualname__", type(value).__qualname__) if callable(value) else repr(value)
 
 
 def check_criterion(criterion: object) -> None:

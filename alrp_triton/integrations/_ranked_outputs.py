@@ -3,7 +3,7 @@ batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -41,9 +41,11 @@ class RankedOutputs:
     """Mixed into a criterion of the family: its matching and box terms remain, and a ranking loss replaces the terms of
     the classification, and GIoU if the ranking loss takes boxes.
 
-    Outputs under names that begin with ``dn_`` keep all their terms: their queries are made from the objects, and would
-    rank above the others. ``loss_cls`` and ``loss_loc`` are the sums over the other outputs of what a call for each of
-    them would return; they are not weighted further. Names begin with ``ranking_``, to be none of the framework's.
+    Outputs under names that begin with ``dn_``, at any depth, keep all their terms: their queries are made from the
+    objects, and would rank above the others. ``loss_cls`` and ``loss_loc`` are the sums over the other outputs of what
+    a call for each of them would return, but for the weight of the boxes: that of Rank & Sort Loss is a ratio of the
+    whole call, so the gradients of the boxes differ from those of separate calls. They are not weighted further. Names
+    begin with ``ranking_``, to be none of the framework's.
     """
 
     ranking_criterion: nn.Module
@@ -53,9 +55,10 @@ class RankedOutputs:
 
     def forward(self, outputs: dict[str, Any], targets: Objects, *more: Any, **options: Any) -> dict[str, Tensor]:
         """The terms by name, from the framework's arguments."""
-        noisy = [value for name, value in outputs.items() if name.startswith("dn_")]
         # By identity, because the framework passes the same objects to get_loss.
-        self.ranking_noisy = {id(each) for value in noisy for each in (value if isinstance(value, list) else [value])}
+        self.ranking_noisy = {
+            id(each) for name, value in outputs.items() if name.startswith("dn_") for each in _dicts_of(value)
+        }
         self.ranking_found: list[Matched] = []
         try:
             terms: dict[str, Tensor] = super().forward(outputs, targets, *more, **options)  # type: ignore[misc]
@@ -77,12 +80,22 @@ class RankedOutputs:
         return terms
 
     def ranking_terms(self, outputs: Sequence[Matched]) -> dict[str, Tensor]:
-        """``loss_cls`` and, if the criterion takes boxes, ``loss_loc``, in one call for all outputs."""
+        """``loss_cls`` and, if the criterion takes boxes, ``loss_loc``, in one call for all outputs.
+
+        Raises:
+            ValueError: there are none, or outputs differ in the number of classes.
+        """
+        if not outputs:
+            wanted = f"one that asks get_loss for one of {sorted(_CLASSIFICATION)} of an output"
+            raise ValueError(f"criterion: expected {wanted}, got none")
+        numbers = {each.logits.shape[2] for each in outputs}
+        if len(numbers) > 1:
+            raise ValueError(f"outputs: expected logits of one number of classes, got {sorted(numbers)}")
         logits = torch.cat([each.logits.flatten(0, 1) for each in outputs])
         first_rows = accumulate((each.logits.shape[:2].numel() for each in outputs), initial=0)
         rows = torch.cat([each.rows + first for first, each in zip(first_rows, outputs)])
         labels = torch.full(logits.shape[:1], logits.shape[1], device=logits.device)
-        labels[rows] = torch.cat([each.classes for each in outputs])
+        labels[rows] = torch.cat([each.classes for each in outputs]).to(labels.dtype)
 
         def boxes() -> tuple[Tensor, Tensor]:
             predicted = torch.cat([each.boxes.flatten(0, 1) for each in outputs])[rows]
@@ -96,6 +109,16 @@ class RankedOutputs:
         # All outputs have as many groups with objects, so that this sums the means of the outputs.
         factor = len(outputs) * (parts if getattr(self, "sum_group_losses", False) else 1)
         return {name: value * factor for name, value in terms.items()}
+
+
+def _dicts_of(value: Any) -> Iterator[dict[str, Any]]:
+    """The dicts in nested dicts and lists, with the outermost."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _dicts_of(each)
 
 
 def _matched(outputs: dict[str, Any], targets: Objects, indices: Indices, logits_key: str, classes_key: str) -> Matched:

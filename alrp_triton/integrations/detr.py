@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .. import ALRPLoss, APLoss, NDCGLoss, RankSortLoss
-from ._criteria import check_criterion, check_flag, open_balances
+from ._criteria import check_criterion, check_flag, end_periods
 from ._ranked_outputs import RankedOutputs, ranked_class
 
 __all__ = ["restore", "use_alrp", "use_ap", "use_loss", "use_ndcg", "use_rank_sort"]
@@ -33,7 +33,7 @@ def use_loss(criterion: Module, ranking: nn.Module, *, per_image: bool = False) 
             ``get_loss(name, outputs, targets, indices, ...)`` and ``weight_dict``; changed in place. ``outputs`` have
             ``"pred_logits"`` [B, Q, C] of one sigmoid a class and ``"pred_boxes"`` [B, Q, 4], centre, width and height;
             ``targets`` have ``"labels"`` [G] and ``"boxes"`` [G, 4] for each image. Outputs under names that begin with
-            ``dn_`` are denoising queries, which keep the framework's loss.
+            ``dn_``, also deeper, are denoising queries, which keep the framework's loss.
         ranking: a module of one of two kinds, with ``logits`` [N, C] and integer ``labels`` [N] (0..C-1 for matched
             queries, C background) of the N queries of all images and outputs. If there is more than one ranking it also
             gets ``groups=``, the ranking of each query [N], and returns the mean over the groups with a positive.
@@ -45,7 +45,8 @@ def use_loss(criterion: Module, ranking: nn.Module, *, per_image: bool = False) 
             - Otherwise, as ``APLoss``, ``NDCGLoss`` or a ``RankingLoss`` whose formula needs no extras, it is called as
               ``ranking(logits, labels, num_positives=P)``, P being an int, and returns a scalar.
 
-            It becomes ``criterion.ranking_criterion``. After each epoch call ``criterion.step_epoch()``.
+            It becomes ``criterion.ranking_criterion``. After each epoch call ``criterion.step_epoch()``, of several
+            processes in each.
         per_image: one ranking for each image instead of one for the batch.
 
     Returns:
@@ -54,6 +55,7 @@ def use_loss(criterion: Module, ranking: nn.Module, *, per_image: bool = False) 
 
     Raises:
         TypeError: an argument has the wrong type.
+        ValueError: in the first batch, there is no such output, or outputs differ in C.
     """
     if not isinstance(criterion, nn.Module) or not all(
         hasattr(criterion, name) for name in ("get_loss", "weight_dict")
@@ -116,9 +118,9 @@ class _SetCriterion(RankedOutputs):
     """Of a criterion that lives as long as the training."""
 
     def step_epoch(self) -> None:
-        """End the self-balancing period of the ranking loss, if it has one and does not end it itself."""
-        for balance in open_balances(self.ranking_criterion):
-            balance.step_epoch()
+        """End the self-balancing period of the ranking loss, if it has one and does not end it itself; of several
+        processes in each, which continue with one weight."""
+        end_periods(self.ranking_criterion)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _empty, (_stock_class(self),), self.__dict__

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
 from ...losses.self_balance import SelfBalance
-from .._criteria import open_balances
+from .._criteria import end_periods, open_balances
 
 __all__ = ["SelfBalanceHook", "StatisticsHook"]
 
@@ -57,18 +57,12 @@ class SelfBalanceHook(Hook):  # type: ignore[misc]
     ) -> None:
         """Ends a period that is a number of iterations."""
         if self._iterations is not None and self.every_n_train_iters(runner, self._iterations):
-            self._step(runner)
+            end_periods(runner.model)
 
     def after_train_epoch(self, runner: Any) -> None:
         """Ends a period that is an epoch."""
         if self._iterations is None:
-            self._step(runner)
-
-    def _step(self, runner: Any) -> None:
-        for balance in open_balances(runner.model):
-            dist.all_reduce(balance.sums)
-            dist.all_reduce(balance.count)
-            balance.step_epoch()
+            end_periods(runner.model)
 
 
 @HOOKS.register_module()

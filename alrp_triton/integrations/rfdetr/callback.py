@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
-from .._criteria import check_criterion, numbers_of
+from .._criteria import check_criterion, name_of, numbers_of
 from .model import use_loss
 
 __all__ = ["RankingCallback"]
@@ -40,11 +40,23 @@ class RankingCallback(Callback):  # type: ignore[misc,unused-ignore]
             check_criterion(ranking)
         self.ranking, self.per_image = ranking, per_image
         self._saved: str | None = None
+        self._given: nn.Module | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called by Lightning, before it loads a checkpoint."""
-        if self.ranking is not None and stage == "fit":
-            use_loss(pl_module, copy.deepcopy(self.ranking), per_image=self.per_image)
+        """Called by Lightning, before it loads a checkpoint. A second training continues with the loss of the first.
+
+        Raises:
+            TypeError: neither the callback nor the module has a loss.
+        """
+        if stage != "fit":
+            return
+        present = getattr(getattr(pl_module, "criterion", None), "ranking_criterion", None)
+        if self.ranking is None and present is None:
+            wanted = "one after use_..., or RankingCallback(ranking)"
+            raise TypeError(f"pl_module: expected {wanted}, got {type(pl_module).__name__}")
+        if self.ranking is not None and (present is None or present is not self._given):
+            self._given = copy.deepcopy(self.ranking)
+            use_loss(pl_module, self._given, per_image=self.per_image)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called by Lightning."""
@@ -77,4 +89,5 @@ class RankingCallback(Callback):  # type: ignore[misc,unused-ignore]
     _running = ""
 
     def _name(self, pl_module: LightningModule) -> str:
-        return repr(pl_module.criterion.ranking_criterion).partition("\n")[0]
+        criterion = pl_module.criterion
+        return f"{name_of(criterion.ranking_criterion)}, per_image={criterion.ranking_per_image}"

@@ -40,7 +40,7 @@ class RankingTrainer(Trainer):  # type: ignore[misc,unused-ignore]
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.add_callback(SelfBalanceCallback())
-        self._terms: dict[str, list[Tensor]] = {}
+        self._terms: dict[str, tuple[Tensor | float, int]] = {}  # sums and numbers of steps
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, *more: Any, **options: Any
@@ -49,14 +49,15 @@ class RankingTrainer(Trainer):  # type: ignore[misc,unused-ignore]
         loss, outputs = super().compute_loss(model, inputs, True, *more, **options)
         if model.training:
             for name, value in outputs["loss_dict"].items():
-                self._terms.setdefault(name, []).append(value.detach())
+                total, number = self._terms.get(name, (0.0, 0))
+                self._terms[name] = total + value.detach().float(), number + 1
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *more: Any, **options: Any) -> None:
         """As ``Trainer``'s, with further entries where the training's loss is logged."""
         if "loss" in logs:
             terms, self._terms = self._terms, {}
-            found = {name: torch.stack(values).mean() for name, values in terms.items()}
+            found: Any = {name: total / number for name, (total, number) in terms.items()}
             for loss in _losses_of(self.model):
                 found |= {f"ranking/{name}": value for name, value in numbers_of(loss.criterion).items()}
             numbers = torch.stack([value.float() for value in found.values()]).tolist() if found else []

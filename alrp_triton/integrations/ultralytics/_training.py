@@ -14,6 +14,7 @@ from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.torch_utils import unwrap_model
 
+from .._criteria import name_of
 from ._scores import rank
 
 __all__ = [
@@ -58,7 +59,7 @@ class Ranking:
         }
 
     def __str__(self) -> str:
-        return f"{self.criterion!r}, cls={self.cls:g}, per_image={self.per_image}"
+        return f"{name_of(self.criterion)}, cls={self.cls:g}, per_image={self.per_image}"
 
     def check(self, trainer: Any) -> None:
         """Before anything is loaded: whether the trainer's arguments go with the loss."""
