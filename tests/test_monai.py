@@ -328,6 +328,10 @@ def test_mistakes_are_named() -> None:
         calibrate(detector, [])
     with pytest.raises(ValueError, match=r"iou: expected a number in \(0, 1\), got 50"):
         calibrate(detector, [(images, targets)], iou=50)
+    with pytest.raises(ValueError, match="max_detections: expected at least 1, got -1"):
+        calibrate(detector, [(images, targets)], max_detections=-1)
+    with pytest.raises(TypeError, match="max_detections: expected an integer, got float"):
+        thresholds(detector, [(images, targets)], max_detections=2.5)
     del detector.network.classification_head
     with pytest.raises(TypeError, match=r"detector.network: expected classification_head.cls_logits.*got Network"):
         calibrate(detector, [(images, targets)])

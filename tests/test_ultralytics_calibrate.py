@@ -146,12 +146,13 @@ def test_mistakes(tmp_path, trained):
     three.write_text(Path(data).read_text().replace("'green'", "'green', 'blue'"))
     for call, error, message in (
         (lambda: calibrate(yolo, data, conf=0.1), TypeError, r"settings: expected arguments of yolo.val.*'conf'"),
+        (lambda: calibrate(yolo, data, nms=False), TypeError, r"settings: expected arguments of yolo.val.*'nms'"),
+        (lambda: thresholds(yolo, data, conf=0.9), TypeError, r"settings: expected arguments of yolo.val.*'conf'"),
         (lambda: calibrate(yolo, data, iou=1.0, **ASKED), ValueError, r"iou: expected a number in \(0, 1\), got 1.0"),
-        (
-            lambda: calibrate(yolo, data, max_detections=0),
-            ValueError,
-            "max_detections: expected an integer",
-        ),
+        (lambda: calibrate(yolo, data, iou=None, **ASKED), TypeError, r"iou: expected a number .*, got NoneType"),
+        (lambda: calibrate(yolo, data, max_detections=0), ValueError, "max_detections: expected at least 1, got 0"),
+        (lambda: thresholds(yolo, data, max_detections=2.5), TypeError, "max_detections: expected an integer, got fl"),
+        (lambda: thresholds(yolo, data, max_detections=True), TypeError, "max_detections: expected an integer, got bo"),
         (lambda: calibrate(yolo, three, **ASKED), ValueError, "data: expected the model's 2 classes, got 3"),
         (lambda: thresholds(yolo, without, **ASKED), ValueError, "data: expected an object in the validation images"),
         (lambda: calibrate(yolo.model, data), TypeError, "yolo: expected an ultralytics.YOLO .*, got DetectionModel"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...calibration import fit_matched, fold
 from ...calibration.fitting import Pooled, check_iou, pool
 from ...calibration.report import CalibrationReport, best_thresholds, report_of
+from ...metrics.evaluation import check_settings
 from ..torchvision._parts import Targets, check_labels
 from ._detector import check_detector, plain, plain_targets
 
@@ -80,6 +81,7 @@ def thresholds(detector: Any, data: Batches, *, iou: float = 0.5, max_detections
 def _matches(detector: Any, data: Batches, iou: float, max_detections: int) -> dict[int, Pooled]:
     """Scores, truth and IoUs of the detections, by label, matched as in COCO's evaluation."""
     check_iou(iou)
+    check_settings("bbox", max_detections)
     device, found = next(detector.parameters()).device, defaultdict[int, list[Pooled]](list)
     with _all_detections_of(detector):
         for images, targets in data:

@@ -15,8 +15,9 @@ from ultralytics import YOLO
 from ultralytics.utils.metrics import batch_probiou, box_iou
 
 from ...calibration import Calibration, fit_matched, fold
-from ...calibration.fitting import Pooled, pool
+from ...calibration.fitting import Pooled, check_iou, pool
 from ...calibration.report import CalibrationReport, best_thresholds, report_of
+from ...metrics.evaluation import check_settings
 from ._training import check_yolo
 
 __all__ = ["CalibrationReport", "calibrate", "thresholds"]
@@ -56,9 +57,7 @@ def calibrate(
         TypeError: ``yolo`` is not such an object, or a setting is not open.
         ValueError: ``data`` has other classes or no object, or an argument is wrong.
     """
-    check_yolo(yolo)
-    if closed := {"conf", "nms", "model", "mode"}.intersection(settings):
-        raise TypeError(f"settings: expected arguments of yolo.val other than conf and nms, got {sorted(closed)}")
+    _check(yolo, settings, "conf", "nms")
     calibrated = []
     for nms, layers in _branches(yolo.model.model[-1]):
         before = _matched(yolo, data, iou, max_detections, {**settings, "nms": nms})
@@ -90,10 +89,17 @@ def thresholds(
         By the index of the class. NaN for a class without true positives, whose best is to show nothing.
 
     Raises:
-        TypeError, ValueError: an argument is wrong.
+        TypeError, ValueError: as :func:`calibrate`.
     """
-    check_yolo(yolo)
+    _check(yolo, settings, "conf")
     return best_thresholds(_matched(yolo, data, iou, max_detections, settings), iou)
+
+
+def _check(yolo: YOLO, settings: dict[str, Any], *fixed: str) -> None:
+    check_yolo(yolo)
+    if closed := {*fixed, "model", "mode"}.intersection(settings):
+        wanted = f"arguments of yolo.val other than {' and '.join(fixed)}"
+        raise TypeError(f"settings: expected {wanted}, got {sorted(closed)}")
 
 
 def _branches(head: Any) -> list[tuple[bool | None, list[nn.Module]]]:
@@ -118,10 +124,8 @@ def _matched(
     yolo: YOLO, data: str | Path, iou: float, max_detections: int, settings: dict[str, Any]
 ) -> dict[int, Pooled]:
     """The detections of validation images without a score threshold, by class."""
-    if not 0 < iou < 1:
-        raise ValueError(f"iou: expected a number in (0, 1), got {iou}")
-    if max_detections < 1:
-        raise ValueError(f"max_detections: expected an integer of at least 1, got {max_detections}")
+    check_iou(iou)
+    check_settings("bbox", max_detections)
     fixed = {"data": str(data), "mode": "val", "conf": 0.0, "plots": False, "save_json": False, "save_txt": False}
     with TemporaryDirectory() as folder:
         args = {**yolo.overrides, "rect": True, **settings, **fixed}
