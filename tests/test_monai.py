@@ -295,20 +295,6 @@ def test_restored() -> None:
     assert list(detector.state_dict()) == list(stock.state_dict())
 
 
-def test_matches_are_those_of_cocos_evaluation() -> None:
-    """Each object once, by the best detection; the best object of several; others are false."""
-    from alrp_triton.integrations.monai._calibrate import _match
-
-    true = torch.tensor([[0.0, 0, 0, 10, 10, 10], [0, 0, 0, 10, 10, 8]])
-    boxes = torch.tensor([[0.0, 0, 0, 10, 10, 10], [0, 0, 0, 10, 10, 9], [0, 0, 0, 10, 10, 10], [20, 0, 0, 30, 10, 10]])
-    found = _match(boxes, torch.tensor([0.5, 0.9, 0.8, 0.7]), true, 0.5, 3)
-    # 0.9 takes the object with IoU 0.9, 0.8 the other, 0.7 none; the fourth is beyond the limit.
-    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
-    assert found.is_true_positive.tolist() == [True, True, False]
-    assert found.ious.tolist() == pytest.approx([0.9, 0.8, 0.0])
-    assert found.num_ground_truth == 2
-
-
 def test_mistakes_are_named() -> None:
     detector = use_alrp(build())
     images, targets = batch()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,7 @@ from ultralytics import YOLO
 from ultralytics.utils.metrics import batch_probiou, box_iou
 
 from ...calibration import Calibration, fit_matched, fold
-from ...calibration.fitting import Pooled, check_iou, pool
+from ...calibration.fitting import Pooled, check_iou, match, pool
 from ...calibration.report import CalibrationReport, best_thresholds, report_of
 from ...metrics.evaluation import check_settings
 from ._training import check_yolo
@@ -62,11 +61,8 @@ def calibrate(
     for nms, layers in _branches(yolo.model.model[-1]):
         before = _matched(yolo, data, iou, max_detections, {**settings, "nms": nms})
         together = pool(before.values())
-        classes = np.repeat(list(before), [len(one.scores) for one in before.values()])
-        of: dict[str, Any] = (
-            {"categories": classes.astype(np.int64), "min_per_class": min_per_class} if per_class else {}
-        )
-        calibration = fit_matched(together.scores, together.is_true_positive, **of)
+        classes = np.repeat(list(before), [len(one.scores) for one in before.values()]) if per_class else None
+        calibration = fit_matched(together.scores, together.is_true_positive, classes, min_per_class=min_per_class)
         calibrated.append((calibration, layers, before))
     for calibration, layers, before in calibrated:
         for layer in layers:
@@ -137,7 +133,7 @@ def _matched(
         raise ValueError(f"data: expected the model's {number} classes, got {validator.data['nc']}")
     if not any(len(image.true) for image in validator.images):
         raise ValueError("data: expected an object in the validation images, got none")
-    return {k: _match([_of_class(image, k) for image in validator.images], iou, max_detections) for k in range(number)}
+    return {k: pool(_of_class(image, k, iou, max_detections) for image in validator.images) for k in range(number)}
 
 
 class _Recording:
@@ -160,27 +156,9 @@ def _recording(base: type) -> Any:
     return type(f"Recording{base.__name__}", (_Recording, base), {"__module__": __name__})
 
 
-def _of_class(image: _Image, k: int) -> _Image:
-    mine, objects = image.classes == k, image.true == k
-    return _Image(image.scores[mine], image.classes[mine], image.true[objects], image.ious[objects][:, mine])
-
-
-def _match(images: Iterable[_Image], iou: float, max_detections: int) -> Pooled:
-    """As COCO: the best detection first, each takes the free object that it overlaps most."""
-    scores, ious, total = [], [], 0
-    for image in images:
-        order = np.argsort(-image.scores, kind="stable")[:max_detections]
-        free, found = image.ious[:, order], np.zeros(len(order))
-        for place in range(len(order) if len(free) else 0):
-            row = free[:, place].argmax()
-            if free[row, place] >= iou:
-                found[place] = free[row, place]
-                free[row] = 0
-        scores.append(image.scores[order])
-        ious.append(found)
-        total += len(free)
-    together = np.concatenate(ious)
-    return Pooled(np.concatenate(scores), together > 0, together, total)
+def _of_class(image: _Image, k: int, iou: float, max_detections: int) -> Pooled:
+    mine = image.classes == k
+    return match(image.scores[mine], image.ious[image.true == k][:, mine], iou, max_detections)
 
 
 def _mapped(calibration: Calibration, k: int, found: Pooled) -> Pooled:
