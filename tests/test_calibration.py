@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alrp_triton.calibration import Affine, Calibration, Isotonic, expected_calibration_error, fit, fit_matched
+from alrp_triton.calibration.fitting import match
 from alrp_triton.metrics import evaluate
 
 pytest.importorskip("pycocotools")
@@ -313,6 +314,23 @@ def test_no_detections(method: str) -> None:
             assert calibration == Calibration()
             assert calibration.apply([]) == []
     assert Calibration()([0.25, 0.5]) == pytest.approx([0.25, 0.5], rel=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matches_are_those_of_cocos_evaluation(dtype: type) -> None:
+    """Each object once, by the best detection; the best object of several; others are false."""
+    ious = np.array([[1.0, 0.9, 1.0, 0.0], [0.8, 0.8, 0.7, 0.0]], dtype)
+    scores = np.array([0.5, 0.9, 0.8, 0.6])
+    found = match(scores, ious, 0.7, 3)
+    # 0.9 takes the first object, 0.8 the second, from exactly 0.7 on; 0.6 takes none; 0.5 is beyond the limit.
+    assert found.scores.tolist() == [0.9, 0.8, 0.6]
+    assert found.is_true_positive.tolist() == [True, True, False]
+    assert found.ious.tolist() == pytest.approx([0.9, 0.7, 0.0])
+    assert found.num_ground_truth == 2
+    assert ious[0, 0] == 1  # the input has not changed
+    for objects, number in ((0, 3), (2, 0)):
+        none = match(scores[:number], ious[:objects, :number], 0.7, 3)
+        assert (none.is_true_positive.tolist(), none.num_ground_truth) == ([False] * number, objects)
 
 
 def test_scores_of_0_and_1() -> None:

@@ -295,20 +295,6 @@ def test_restored() -> None:
     assert list(detector.state_dict()) == list(stock.state_dict())
 
 
-def test_matches_are_those_of_cocos_evaluation() -> None:
-    """Each object once, by the best detection; the best object of several; others are false."""
-    from alrp_triton.integrations.monai._calibrate import _match
-
-    true = torch.tensor([[0.0, 0, 0, 10, 10, 10], [0, 0, 0, 10, 10, 8]])
-    boxes = torch.tensor([[0.0, 0, 0, 10, 10, 10], [0, 0, 0, 10, 10, 9], [0, 0, 0, 10, 10, 10], [20, 0, 0, 30, 10, 10]])
-    found = _match(boxes, torch.tensor([0.5, 0.9, 0.8, 0.7]), true, 0.5, 3)
-    # 0.9 takes the object with IoU 0.9, 0.8 the other, 0.7 none; the fourth is beyond the limit.
-    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
-    assert found.is_true_positive.tolist() == [True, True, False]
-    assert found.ious.tolist() == pytest.approx([0.9, 0.8, 0.0])
-    assert found.num_ground_truth == 2
-
-
 def test_mistakes_are_named() -> None:
     detector = use_alrp(build())
     images, targets = batch()
@@ -328,6 +314,10 @@ def test_mistakes_are_named() -> None:
         calibrate(detector, [])
     with pytest.raises(ValueError, match=r"iou: expected a number in \(0, 1\), got 50"):
         calibrate(detector, [(images, targets)], iou=50)
+    with pytest.raises(ValueError, match="max_detections: expected at least 1, got -1"):
+        calibrate(detector, [(images, targets)], max_detections=-1)
+    with pytest.raises(TypeError, match="max_detections: expected an integer, got float"):
+        thresholds(detector, [(images, targets)], max_detections=2.5)
     del detector.network.classification_head
     with pytest.raises(TypeError, match=r"detector.network: expected classification_head.cls_logits.*got Network"):
         calibrate(detector, [(images, targets)])

@@ -198,5 +198,11 @@ def test_wrong_models_and_data_are_named():
     with pytest.raises(ValueError, match="data: expected batches of images and labels, got none"):
         collect(build(), [])
     targets[0]["labels"] += NUM_CLASSES
-    with pytest.raises(ValueError, match=f"labels of image 0: [4567], expected below {NUM_CLASSES}"):
-        thresholds(build(), [(samples, targets)])
+    module = build()
+    with pytest.raises(ValueError, match=f"labels of image 0: [4567], expected below {NUM_CLASSES}") as kept:
+        thresholds(module, [(samples, targets)])
+    # Also while the error lives, as in a notebook.
+    assert torch.is_grad_enabled()
+    assert module.training
+    assert module.model.training
+    assert kept.traceback

@@ -158,7 +158,7 @@ def test_models_that_cannot_be_calibrated(build, error, message):
 
 
 def test_wrong_data_are_named():
-    model = use_alrp(BUILDERS["retinanet"]())
+    model = use_alrp(BUILDERS["retinanet"](score_thresh=DEFAULT))
     images, targets = batch_for("retinanet")
     for data, message in (
         ([], "data: expected batches of images and targets, got none"),
@@ -171,6 +171,8 @@ def test_wrong_data_are_named():
         with pytest.raises(ValueError, match=message):
             calibrate(model, data)
     assert model.training
+    assert torch.is_grad_enabled()
+    assert model.score_thresh == DEFAULT
 
 
 def test_the_life_of_a_detector():

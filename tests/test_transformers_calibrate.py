@@ -113,8 +113,13 @@ def test_wrong_models_and_data_are_named():
     with pytest.raises(ValueError, match="data: expected batches of images and labels, got none"):
         collect(model, [])
     inputs["labels"][0]["class_labels"] += NUM_CLASSES
-    with pytest.raises(ValueError, match=f"labels of image 0: [345], expected below {NUM_CLASSES}"):
+    model.train()
+    with pytest.raises(ValueError, match=f"labels of image 0: [345], expected below {NUM_CLASSES}") as kept:
         thresholds(model, [inputs])
+    # Also while the error lives, as in a notebook.
+    assert torch.is_grad_enabled()
+    assert model.training
+    assert kept.traceback
     if "DFine" in FAMILY:
         with pytest.raises(ValueError, match="per_class: expected False for D-FINE"):
             calibrate(build("DFine"), [batch((1,))], per_class=True)

@@ -20,9 +20,9 @@ from torchvision.ops import box_convert, box_iou
 from ultralytics import YOLO
 
 from alrp_triton.calibration import Affine
-from alrp_triton.calibration.fitting import matches_by_class
+from alrp_triton.calibration.fitting import matches_by_class, pool
 from alrp_triton.integrations.ultralytics import calibrate, thresholds, use_rank_sort
-from alrp_triton.integrations.ultralytics._calibrate import _Image, _match, _of_class
+from alrp_triton.integrations.ultralytics._calibrate import _Image, _of_class
 
 ASKED: dict[str, Any] = {"imgsz": SIDE, "device": "cpu", "verbose": False}
 BRANCHES = (None, False)  # the argument nms: one-to-many, one-to-one
@@ -121,7 +121,7 @@ def test_detections_are_matched_as_in_coco():
         ious = overlaps(*(torch.tensor([each["bbox"] for each in some], dtype=torch.float64) for some in here[::-1]))
         images.append(_Image(np.array([each["score"] for each in here[0]]), classes, true, ious))
     for category, matches in expected.items():
-        ours = _match([_of_class(image, category) for image in images], 0.5, 4)
+        ours = pool(_of_class(image, category, 0.5, 4) for image in images)
         assert ours.num_ground_truth == matches.num_ground_truth
         order = np.argsort(matches.scores), np.argsort(ours.scores)
         for name in ("scores", "is_true_positive", "ious"):
@@ -146,12 +146,14 @@ def test_mistakes(tmp_path, trained):
     three.write_text(Path(data).read_text().replace("'green'", "'green', 'blue'"))
     for call, error, message in (
         (lambda: calibrate(yolo, data, conf=0.1), TypeError, r"settings: expected arguments of yolo.val.*'conf'"),
+        (lambda: calibrate(yolo, data, nms=False), TypeError, r"settings: expected arguments of yolo.val.*'nms'"),
+        (lambda: thresholds(yolo, data, conf=0.9), TypeError, r"settings: expected arguments of yolo.val.*'conf'"),
         (lambda: calibrate(yolo, data, iou=1.0, **ASKED), ValueError, r"iou: expected a number in \(0, 1\), got 1.0"),
-        (
-            lambda: calibrate(yolo, data, max_detections=0),
-            ValueError,
-            "max_detections: expected an integer",
-        ),
+        (lambda: calibrate(yolo, data, iou=None, **ASKED), TypeError, r"iou: expected a number .*, got NoneType"),
+        (lambda: calibrate(yolo, data, max_detections=0), ValueError, "max_detections: expected at least 1, got 0"),
+        (lambda: thresholds(yolo, data, max_detections=2.5), TypeError, "max_detections: expected an integer, got fl"),
+        (lambda: thresholds(yolo, data, max_detections=True), TypeError, "max_detections: expected an integer, got bo"),
+        (lambda: calibrate(yolo, data, min_per_class=0, **ASKED), ValueError, "min_per_class: expected an integer of"),
         (lambda: calibrate(yolo, three, **ASKED), ValueError, "data: expected the model's 2 classes, got 3"),
         (lambda: thresholds(yolo, without, **ASKED), ValueError, "data: expected an object in the validation images"),
         (lambda: calibrate(yolo.model, data), TypeError, "yolo: expected an ultralytics.YOLO .*, got DetectionModel"),

@@ -24,6 +24,7 @@ __all__ = [
     "expected_calibration_error",
     "fit",
     "fit_matched",
+    "match",
     "matches_by_class",
     "pool",
 ]
@@ -184,11 +185,29 @@ def matches_by_class(
     """Scores, truth and IoUs of the detections that count, by category id."""
     check_iou(iou)
     check_settings(iou_type, max_detections)
-    match = matcher()
+    by_coco = matcher()
     data = read_dataset(ground_truth, detections, iou_type)
     check_results(data.detections)
-    found = match(data, iou_type, np.array([float(iou)]), float(iou), max_detections, {"all": EVERYTHING})
+    found = by_coco(data, iou_type, np.array([float(iou)]), float(iou), max_detections, {"all": EVERYTHING})
     return {category: matches for (category, _), matches in found.items()}
+
+
+def match(scores: Floats, ious: NDArray[Any], iou: float, max_detections: int) -> Pooled:
+    """Of one class in one image, as COCO: the best detection first, each takes the free object of the highest IoU.
+
+    Args:
+        scores: ``[D]``.
+        ious: ``[G, D]``, of the objects and the detections; they count from ``iou`` on, rounded to their dtype.
+        max_detections: number of detections that count.
+    """
+    order = np.argsort(-scores, kind="stable")[:max_detections]
+    free, found = np.where(ious >= iou, ious, 0)[:, order], np.zeros(len(order))
+    for place in range(len(order) if len(free) else 0):
+        best = free[:, place].argmax()
+        found[place] = free[best, place]
+        if found[place]:
+            free[best] = 0
+    return Pooled(scores[order], found > 0, found, len(ious))
 
 
 def check_iou(iou: float) -> None:

@@ -1,4 +1,4 @@
-"""Detections of DETR-like models on validation data: in COCO's format, and calibrated by them."""
+"""What integrations do on validation data: detections in COCO's format, and models calibrated by detections."""
 
 from __future__ import annotations
 
@@ -87,14 +87,20 @@ def thresholds_of(collected: Collected, iou: float, max_detections: int) -> dict
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within, the model is in evaluation mode and nothing has a gradient; then each module is in its own mode again."""
+def evaluating(model: nn.Module, holder: Any = None, **settings: Any) -> Iterator[None]:
+    """Within, the model is in evaluation mode, nothing has a gradient and ``holder`` has these settings; then each
+    module is in its own mode again, and so are the settings."""
     modes = [(part, part.training) for part in model.modules()]
+    own = {name: getattr(holder, name) for name in settings}
     try:
         with torch.no_grad():
             model.eval()
+            for name, value in settings.items():
+                setattr(holder, name, value)
             yield
     finally:
+        for name, value in own.items():
+            setattr(holder, name, value)
         for part, mode in modes:
             part.training = mode
 

@@ -14,6 +14,7 @@ pytest.importorskip("mmdet", reason="needs MMDetection: pip install '.[framework
 pytest.importorskip("torchvision", reason="needs torchvision: pip install '.[frameworks]'")
 
 from mmengine.hooks import CheckpointHook
+from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, get_priority
 
@@ -143,3 +144,16 @@ def test_wrong_intervals_of_statistics_are_named(interval, error):
 def test_statistics_of_a_model_without_any():
     runner = runner_of(nn.Linear(2, 2))  # without a message hub, too
     HOOKS.build({"type": "StatisticsHook", "interval": 1}).after_train_iter(runner, 0)
+
+
+def test_statistics_have_the_same_names_in_several_processes(tmp_path):
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "bbox_head": nn.Sequential(SelfBalance())})
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        for one in (model, nn.DataParallel(model), MMDistributedDataParallel(model)):
+            runner = runner_of(one)
+            runner.message_hub = Mock()
+            HOOKS.build({"type": "StatisticsHook", "interval": 1}).after_train_iter(runner, 0)
+            runner.message_hub.update_scalar.assert_called_once_with("train/bbox_head.0/weight", 50.0)
+    finally:
+        torch.distributed.destroy_process_group()

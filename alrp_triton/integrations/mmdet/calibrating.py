@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import ConfigDict
 from torch import nn
 
-from ...calibration import fit, fold
-from ...calibration.fitting import matches_by_class
-from ...calibration.report import CalibrationReport, before_and_after, best_thresholds, report_of
+from ...calibration import fold
+from ...calibration.report import CalibrationReport
+from .._detections import calibrate_by, evaluating, thresholds_of
 from .bbox import RankingBBoxMixin
 
 __all__ = ["CalibrationReport", "calibrate", "collect", "thresholds"]
@@ -61,12 +60,14 @@ def calibrate(
     if layer is None or not is_sigmoid or getattr(head, "loss_centerness", None) is not None:
         wanted = f"a head whose scores are sigmoids of {', '.join(_LAYERS[:-1])} or {_LAYERS[-1]}, without centre-ness"
         raise TypeError(f"model: expected {wanted}, got {type(head).__name__}")
-    truth, found = collect(model, data)
-    matching: dict[str, Any] = {"iou": iou, "iou_type": "bbox", "max_detections": max_detections}
-    calibration = fit(truth, found, per_class=per_class, min_per_class=min_per_class, **matching)
-    before, after = before_and_after(truth, found, calibration, **matching)
-    fold(calibration, layer, head.num_classes, range(head.num_classes))
-    return report_of(calibration, before, after, iou)
+    return calibrate_by(
+        collect(model, data),
+        lambda found: fold(found, layer, head.num_classes, range(head.num_classes)),
+        per_class=per_class,
+        min_per_class=min_per_class,
+        iou=iou,
+        max_detections=max_detections,
+    )
 
 
 def thresholds(model: nn.Module, data: Batches, *, iou: float = 0.5, max_detections: int = 100) -> dict[int, float]:
@@ -82,11 +83,9 @@ def thresholds(model: nn.Module, data: Batches, *, iou: float = 0.5, max_detecti
     Raises:
         ImportError, TypeError, ValueError: as :func:`calibrate`.
     """
-    truth, found = collect(model, data)
-    return best_thresholds(matches_by_class(truth, found, iou=iou, iou_type="bbox", max_detections=max_detections), iou)
+    return thresholds_of(collect(model, data), iou, max_detections)
 
 
-@torch.no_grad()
 def collect(model: nn.Module, data: Batches) -> tuple[Record, list[Record]]:
     """The objects of ``data`` and a detector's detections, in COCO's format; category ids are the classes' indices.
 
@@ -105,7 +104,9 @@ def collect(model: nn.Module, data: Batches) -> tuple[Record, list[Record]]:
     num_classes = _head(model).num_classes
     truth: Record = {"images": [], "annotations": [], "categories": [{"id": label} for label in range(num_classes)]}
     found: list[Record] = []
-    with _all_detections_of(model):
+    stage = _stage(model)
+    # Without a threshold, as in DETR, it changes nothing.
+    with evaluating(model, stage, test_cfg=ConfigDict({**stage.test_cfg, "score_thr": 0.0})):
         for batch in data:
             for sample in model.test_step(batch):  # type: ignore[operator]
                 if "gt_instances" not in sample:
@@ -147,18 +148,3 @@ def _head(model: nn.Module) -> Any:
     stage = _stage(model)
     head = getattr(stage, "bbox_head", stage)
     return head[-1] if isinstance(head, nn.ModuleList) else head  # cascades have several
-
-
-@contextmanager
-def _all_detections_of(model: nn.Module) -> Iterator[None]:
-    stage, modes = _stage(model), [(part, part.training) for part in model.modules()]
-    own = stage.test_cfg
-    model.eval()
-    # Without a threshold, as in DETR, it changes nothing.
-    stage.test_cfg = ConfigDict({**own, "score_thr": 0.0})
-    try:
-        yield
-    finally:
-        stage.test_cfg = own
-        for part, mode in modes:
-            part.training = mode

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop
 
@@ -89,8 +90,9 @@ class StatisticsHook(Hook):  # type: ignore[misc]
         """Logs the numbers of this iteration."""
         if not self.every_n_train_iters(runner, self.interval):
             return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         found: dict[str, torch.Tensor] = {}
-        for name, part in runner.model.named_modules():
+        for name, part in model.named_modules():
             stats = part.stats if getattr(part, "monitor", False) else {}
             stats = {"weight": part.weight} if isinstance(part, SelfBalance) else stats
             found |= {f"train/{name}/{key}": value for key, value in stats.items()}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from monai.data.box_utils import box_iou
 from torch import Tensor
 
 from ...calibration import fit_matched, fold
-from ...calibration.fitting import Pooled, check_iou, pool
+from ...calibration.fitting import Pooled, check_iou, match, pool
 from ...calibration.report import CalibrationReport, best_thresholds, report_of
+from ...metrics.evaluation import check_settings
+from .._detections import evaluating
 from ..torchvision._parts import Targets, check_labels
 from ._detector import check_detector, plain, plain_targets
 
@@ -76,12 +76,12 @@ def thresholds(detector: Any, data: Batches, *, iou: float = 0.5, max_detections
     return best_thresholds(_matches(detector, data, iou, max_detections), iou)
 
 
-@torch.no_grad()
 def _matches(detector: Any, data: Batches, iou: float, max_detections: int) -> dict[int, Pooled]:
     """Scores, truth and IoUs of the detections, by label, matched as in COCO's evaluation."""
     check_iou(iou)
+    check_settings("bbox", max_detections)
     device, found = next(detector.parameters()).device, defaultdict[int, list[Pooled]](list)
-    with _all_detections_of(detector):
+    with evaluating(detector, detector.box_selector, score_thresh=0.0):
         for images, targets in data:
             own = plain_targets(detector, targets, "cpu")
             if len(own) != len(images):
@@ -95,37 +95,10 @@ def _matches(detector: Any, data: Batches, iou: float, max_detections: int) -> d
                 )
                 for label in range(detector.num_classes):
                     mine, true = labels == label, target["boxes"][target["labels"] == label]
-                    found[label].append(_match(boxes[mine], scores[mine], true, iou, max_detections))
+                    ious = box_iou(true.float(), boxes[mine].float()).numpy()
+                    found[label].append(match(scores[mine].double().numpy(), ious, iou, max_detections))
     if not found:
         raise ValueError(
             "data: expected batches of images and targets, got none (an iterator is empty the second time)"
         )
     return {label: pool(of_images) for label, of_images in found.items()}
-
-
-def _match(boxes: Tensor, scores: Tensor, true: Tensor, iou: float, max_detections: int) -> Pooled:
-    """Of one class in one image: each detection, the best first, takes the free object of the highest IoU."""
-    scores, order = scores.double().sort(descending=True, stable=True)
-    order = order[:max_detections]
-    overlaps: Tensor = box_iou(boxes[order].float(), true.float())
-    ious = torch.zeros(len(order), dtype=torch.float64)
-    for i, row in enumerate(overlaps if len(true) else ()):
-        best = int(row.argmax())
-        if row[best] >= iou:
-            ious[i] = row[best]
-            overlaps[:, best] = -1  # no longer free
-    return Pooled(scores[:max_detections].numpy(), (ious > 0).numpy(), ious.numpy(), len(true))
-
-
-@contextmanager
-def _all_detections_of(detector: Any) -> Iterator[None]:
-    selector, modes = detector.box_selector, [(part, part.training) for part in detector.modules()]
-    threshold = selector.score_thresh
-    detector.eval()
-    selector.score_thresh = 0.0
-    try:
-        yield
-    finally:
-        selector.score_thresh = threshold
-        for part, mode in modes:
-            part.training = mode

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from rfdetr import RFDETR
 from rfdetr.models.lwdetr import LWDETR
 from torch import Tensor
@@ -97,17 +96,17 @@ def collect(model: Any, data: Batches) -> tuple[Record, list[Record]]:
         ValueError: ``data`` has no image, or a label that the model does not have.
     """
     detector = _detector_of(model)
-    return collected(_scenes(detector, data), detector.class_embed.out_features, detector.num_queries)
+    with evaluating(detector):
+        return collected(_scenes(detector, data), detector.class_embed.out_features, detector.num_queries)
 
 
 def _scenes(detector: Any, data: Batches) -> Iterator[Scene]:
     device = next(detector.parameters()).device
-    with evaluating(detector), torch.no_grad():
-        for samples, targets in data:
-            outputs = detector(samples.to(device))
-            height, width = samples.tensors.shape[-2:]
-            for objects, logits, boxes in zip(targets, outputs["pred_logits"], outputs["pred_boxes"], strict=True):
-                yield Scene(objects, objects["labels"], (height, width), logits, boxes)
+    for samples, targets in data:
+        outputs = detector(samples.to(device))
+        height, width = samples.tensors.shape[-2:]
+        for objects, logits, boxes in zip(targets, outputs["pred_logits"], outputs["pred_boxes"], strict=True):
+            yield Scene(objects, objects["labels"], (height, width), logits, boxes)
 
 
 def _detector_of(model: Any) -> Any:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN
 
-from ...calibration import fit, fold
-from ...calibration.fitting import matches_by_class
-from ...calibration.report import CalibrationReport, before_and_after, best_thresholds, report_of
+from ...calibration import Calibration, fold
+from ...calibration.report import CalibrationReport
+from .._detections import calibrate_by, evaluating, thresholds_of
 from ._parts import Targets, check_labels
 from ._restore import check_model
 from .faster_rcnn import RankingRoIHeads, class_layer
@@ -57,16 +56,8 @@ def calibrate(
     if isinstance(model, FCOS) or (isinstance(model, FasterRCNN) and not isinstance(model.roi_heads, RankingRoIHeads)):
         wanted = "scores by sigmoid, as of a RetinaNet or of a FasterRCNN with the loss"
         raise TypeError(f"model: expected {wanted}, got {type(model).__name__}")
-    truth, found = collect(model, data)
-    matching: dict[str, Any] = {"iou": iou, "iou_type": "bbox", "max_detections": max_detections}
-    calibration = fit(truth, found, per_class=per_class, min_per_class=min_per_class, **matching)
-    before, after = before_and_after(truth, found, calibration, **matching)
-    labels = _labels(model)
-    if isinstance(model, FasterRCNN):
-        fold(calibration, class_layer(model.roi_heads), 1 + len(labels), [None, *labels])
-    else:
-        fold(calibration, _class_head(model).cls_logits, len(labels), labels)
-    return report_of(calibration, before, after, iou)
+    how: dict[str, Any] = {"min_per_class": min_per_class, "iou": iou, "max_detections": max_detections}
+    return calibrate_by(collect(model, data), lambda found: _fold(found, model), per_class=per_class, **how)
 
 
 def thresholds(model: nn.Module, data: Batches, *, iou: float = 0.5, max_detections: int = 100) -> dict[int, float]:
@@ -84,11 +75,9 @@ def thresholds(model: nn.Module, data: Batches, *, iou: float = 0.5, max_detecti
         ImportError: pycocotools is not installed.
         TypeError, ValueError: ``model``, ``data`` or an argument is wrong.
     """
-    truth, found = collect(model, data)
-    return best_thresholds(matches_by_class(truth, found, iou=iou, iou_type="bbox", max_detections=max_detections), iou)
+    return thresholds_of(collect(model, data), iou, max_detections)
 
 
-@torch.no_grad()
 def collect(model: nn.Module, data: Batches) -> tuple[Record, list[Record]]:
     """The objects of ``data`` and a detector's detections, in COCO's format; category ids are the labels.
 
@@ -111,7 +100,7 @@ def collect(model: nn.Module, data: Batches) -> tuple[Record, list[Record]]:
     labels, device = _labels(model), next(model.parameters()).device
     truth: dict[str, list[Record]] = {"images": [], "annotations": [], "categories": [{"id": each} for each in labels]}
     found: list[Record] = []
-    with _all_detections_of(model):
+    with evaluating(model, model.roi_heads if isinstance(model, FasterRCNN) else model, score_thresh=0.0):
         for images, targets in data:
             own = [{key: value.cpu() for key, value in target.items() if key in _KEYS} for target in targets]
             if len(own) != len(images):
@@ -141,6 +130,14 @@ def _records(objects: dict[str, Tensor], **further: str) -> Iterator[Record]:
         yield {"bbox": box, "category_id": int(label), **{name: each[i] for name, each in values.items()}}
 
 
+def _fold(calibration: Calibration, model: nn.Module) -> None:
+    labels = _labels(model)
+    if isinstance(model, FasterRCNN):
+        fold(calibration, class_layer(model.roi_heads), 1 + len(labels), [None, *labels])
+    else:
+        fold(calibration, _class_head(model).cls_logits, len(labels), labels)
+
+
 def _labels(model: nn.Module) -> range:
     """Those that a detector gives; a Faster R-CNN has the background before them."""
     if isinstance(model, FasterRCNN):
@@ -150,17 +147,3 @@ def _labels(model: nn.Module) -> range:
 
 def _class_head(model: nn.Module) -> Any:
     return model.get_submodule("head.classification_head")
-
-
-@contextmanager
-def _all_detections_of(model: nn.Module) -> Iterator[None]:
-    holder: Any = model.roi_heads if isinstance(model, FasterRCNN) else model
-    threshold, modes = holder.score_thresh, [(part, part.training) for part in model.modules()]
-    model.eval()
-    holder.score_thresh = 0.0
-    try:
-        yield
-    finally:
-        holder.score_thresh = threshold
-        for part, mode in modes:
-            part.training = mode

@@ -91,18 +91,18 @@ def collect(model: nn.Module, data: Batches) -> tuple[Record, list[Record]]:
     """
     family_of(model)
     num_classes, num_queries = (int(getattr(model.config, name)) for name in ("num_labels", "num_queries"))
-    return collected(_scenes(model, data), num_classes, num_queries)
+    with evaluating(model):
+        return collected(_scenes(model, data), num_classes, num_queries)
 
 
 def _scenes(model: nn.Module, data: Batches) -> Iterator[Scene]:
     device = next(model.parameters()).device
-    with evaluating(model):
-        for batch in data:
-            given = {name: value for name, value in batch.items() if name != "labels"}
-            outputs = model(**{n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in given.items()})
-            height, width = given["pixel_values"].shape[-2:]
-            for objects, logits, boxes in zip(batch["labels"], outputs.logits, outputs.pred_boxes, strict=True):
-                yield Scene(dict(objects), objects["class_labels"], (height, width), logits, boxes)
+    for batch in data:
+        given = {name: value for name, value in batch.items() if name != "labels"}
+        outputs = model(**{n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in given.items()})
+        height, width = given["pixel_values"].shape[-2:]
+        for objects, logits, boxes in zip(batch["labels"], outputs.logits, outputs.pred_boxes, strict=True):
+            yield Scene(dict(objects), objects["class_labels"], (height, width), logits, boxes)
 
 
 _D_FINE = "DFineForObjectDetection"

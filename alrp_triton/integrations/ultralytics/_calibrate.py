@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +14,9 @@ from ultralytics import YOLO
 from ultralytics.utils.metrics import batch_probiou, box_iou
 
 from ...calibration import Calibration, fit_matched, fold
-from ...calibration.fitting import Pooled, pool
+from ...calibration.fitting import Pooled, check_iou, match, pool
 from ...calibration.report import CalibrationReport, best_thresholds, report_of
+from ...metrics.evaluation import check_settings
 from ._training import check_yolo
 
 __all__ = ["CalibrationReport", "calibrate", "thresholds"]
@@ -56,18 +56,13 @@ def calibrate(
         TypeError: ``yolo`` is not such an object, or a setting is not open.
         ValueError: ``data`` has other classes or no object, or an argument is wrong.
     """
-    check_yolo(yolo)
-    if closed := {"conf", "nms", "model", "mode"}.intersection(settings):
-        raise TypeError(f"settings: expected arguments of yolo.val other than conf and nms, got {sorted(closed)}")
+    _check(yolo, settings, "conf", "nms")
     calibrated = []
     for nms, layers in _branches(yolo.model.model[-1]):
         before = _matched(yolo, data, iou, max_detections, {**settings, "nms": nms})
         together = pool(before.values())
-        classes = np.repeat(list(before), [len(one.scores) for one in before.values()])
-        of: dict[str, Any] = (
-            {"categories": classes.astype(np.int64), "min_per_class": min_per_class} if per_class else {}
-        )
-        calibration = fit_matched(together.scores, together.is_true_positive, **of)
+        classes = np.repeat(list(before), [len(one.scores) for one in before.values()]) if per_class else None
+        calibration = fit_matched(together.scores, together.is_true_positive, classes, min_per_class=min_per_class)
         calibrated.append((calibration, layers, before))
     for calibration, layers, before in calibrated:
         for layer in layers:
@@ -90,10 +85,17 @@ def thresholds(
         By the index of the class. NaN for a class without true positives, whose best is to show nothing.
 
     Raises:
-        TypeError, ValueError: an argument is wrong.
+        TypeError, ValueError: as :func:`calibrate`.
     """
-    check_yolo(yolo)
+    _check(yolo, settings, "conf")
     return best_thresholds(_matched(yolo, data, iou, max_detections, settings), iou)
+
+
+def _check(yolo: YOLO, settings: dict[str, Any], *fixed: str) -> None:
+    check_yolo(yolo)
+    if closed := {*fixed, "model", "mode"}.intersection(settings):
+        wanted = f"arguments of yolo.val other than {' and '.join(fixed)}"
+        raise TypeError(f"settings: expected {wanted}, got {sorted(closed)}")
 
 
 def _branches(head: Any) -> list[tuple[bool | None, list[nn.Module]]]:
@@ -118,10 +120,8 @@ def _matched(
     yolo: YOLO, data: str | Path, iou: float, max_detections: int, settings: dict[str, Any]
 ) -> dict[int, Pooled]:
     """The detections of validation images without a score threshold, by class."""
-    if not 0 < iou < 1:
-        raise ValueError(f"iou: expected a number in (0, 1), got {iou}")
-    if max_detections < 1:
-        raise ValueError(f"max_detections: expected an integer of at least 1, got {max_detections}")
+    check_iou(iou)
+    check_settings("bbox", max_detections)
     fixed = {"data": str(data), "mode": "val", "conf": 0.0, "plots": False, "save_json": False, "save_txt": False}
     with TemporaryDirectory() as folder:
         args = {**yolo.overrides, "rect": True, **settings, **fixed}
@@ -133,7 +133,7 @@ def _matched(
         raise ValueError(f"data: expected the model's {number} classes, got {validator.data['nc']}")
     if not any(len(image.true) for image in validator.images):
         raise ValueError("data: expected an object in the validation images, got none")
-    return {k: _match([_of_class(image, k) for image in validator.images], iou, max_detections) for k in range(number)}
+    return {k: pool(_of_class(image, k, iou, max_detections) for image in validator.images) for k in range(number)}
 
 
 class _Recording:
@@ -156,27 +156,9 @@ def _recording(base: type) -> Any:
     return type(f"Recording{base.__name__}", (_Recording, base), {"__module__": __name__})
 
 
-def _of_class(image: _Image, k: int) -> _Image:
-    mine, objects = image.classes == k, image.true == k
-    return _Image(image.scores[mine], image.classes[mine], image.true[objects], image.ious[objects][:, mine])
-
-
-def _match(images: Iterable[_Image], iou: float, max_detections: int) -> Pooled:
-    """As COCO: the best detection first, each takes the free object that it overlaps most."""
-    scores, ious, total = [], [], 0
-    for image in images:
-        order = np.argsort(-image.scores, kind="stable")[:max_detections]
-        free, found = image.ious[:, order], np.zeros(len(order))
-        for place in range(len(order) if len(free) else 0):
-            row = free[:, place].argmax()
-            if free[row, place] >= iou:
-                found[place] = free[row, place]
-                free[row] = 0
-        scores.append(image.scores[order])
-        ious.append(found)
-        total += len(free)
-    together = np.concatenate(ious)
-    return Pooled(np.concatenate(scores), together > 0, together, total)
+def _of_class(image: _Image, k: int, iou: float, max_detections: int) -> Pooled:
+    mine = image.classes == k
+    return match(image.scores[mine], image.ious[image.true == k][:, mine], iou, max_detections)
 
 
 def _mapped(calibration: Calibration, k: int, found: Pooled) -> Pooled:
