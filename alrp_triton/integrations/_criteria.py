@@ -22,6 +22,7 @@ __all__ = [
     "losses_of",
     "name_of",
     "numbers_of",
+    "of_this_process",
     "open_balances",
     "takes_boxes",
 ]
@@ -56,9 +57,17 @@ def losses_of(
 
 
 def image_of_each(labels: Tensor) -> Tensor:
-    """The index of the image of each label [B, ...]; a view of B numbers."""
-    images = torch.arange(len(labels), device=labels.device)
+    """A number for the image of each label [B, ...], which no image of another process has; a view of B numbers."""
+    images = of_this_process(torch.arange(len(labels), device=labels.device))
     return images.view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)
+
+
+def of_this_process(numbers: Tensor) -> Tensor:
+    """Numbers that other processes do not have, from numbers >= 0: with a ``process_group`` the same number is the same
+    ranking in all processes."""
+    if dist.is_available() and dist.is_initialized():
+        return numbers * dist.get_world_size() + dist.get_rank()
+    return numbers
 
 
 def open_balances(model: nn.Module) -> list[SelfBalance]:

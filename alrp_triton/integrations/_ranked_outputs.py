@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._criteria import losses_of, takes_boxes
+from ._criteria import losses_of, of_this_process, takes_boxes
 
 __all__ = ["Matched", "RankedOutputs", "ranked_class"]
 
@@ -150,7 +150,9 @@ def _groups(outputs: Sequence[Matched], parts: int, per_image: bool) -> Tensor |
         ranking = torch.arange(begin, end, device=each.logits.device).view(num_apart, parts, 1)
         groups.append(ranking.expand(num_images, parts, num_queries // parts).flatten())
         begin = end
-    return torch.cat(groups) if begin > 1 else None
+    if begin == 1:
+        return None
+    return of_this_process(torch.cat(groups)) if per_image else torch.cat(groups)
 
 
 def _corners(boxes: Tensor) -> Tensor:
