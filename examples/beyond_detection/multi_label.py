@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import trials
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-import trials
 from alrp_triton import ap_loss
 
 BOXES, BATCH, CLASSES = 4, 128, 10
@@ -77,4 +77,4 @@ def trial(loss: str, rate: float, seed: int, quick: bool) -> tuple[trials.Scores
 
 
 if __name__ == "__main__":
-    trials.main(trial, ["BCE"], ["AP Loss"], [0.001, 0.003, 0.01], __doc__)
+    trials.main(trial, ["BCE"], ["AP Loss"], __doc__)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import trials
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-import trials
 from alrp_triton import ap_loss
 from alrp_triton.framework import RankingLoss, Statistics
 
@@ -77,4 +77,4 @@ def trial(loss: str, rate: float, seed: int, quick: bool) -> tuple[trials.Scores
 
 
 if __name__ == "__main__":
-    trials.main(trial, ["contrastive"], ["AP Loss", "SmoothAP"], [0.001, 0.003, 0.01], __doc__)
+    trials.main(trial, ["contrastive"], ["AP Loss", "SmoothAP"], __doc__)
