@@ -77,4 +77,4 @@ def trial(loss: str, rate: float, seed: int, quick: bool) -> tuple[trials.Scores
 
 
 if __name__ == "__main__":
-    trials.main(trial, ["BCE"], ["AP Loss"], __doc__)
+    trials.main(trial, ["BCE"], ["AP Loss"], [0.01, 0.03, 0.1], __doc__)

@@ -77,4 +77,4 @@ def trial(loss: str, rate: float, seed: int, quick: bool) -> tuple[trials.Scores
 
 
 if __name__ == "__main__":
-    trials.main(trial, ["contrastive"], ["AP Loss", "SmoothAP"], __doc__)
+    trials.main(trial, ["contrastive"], ["AP Loss", "SmoothAP"], [0.003, 0.01, 0.03], __doc__)

@@ -15,7 +15,6 @@ Trial = Callable[[str, float, int, bool], tuple[Scores, Scores]]
 """``trial(loss, rate, seed, quick)``: scores on validation and on test data. At a rate of 0 nothing is learned."""
 Results = dict[str, dict[str, list[float]]]
 """By loss and measure, the scores of the seeds on test data."""
-RATES = [0.003, 0.01, 0.03]
 
 
 def train(model: nn.Module, rate: float, steps: int, loss_of_batch: Callable[[], Tensor]) -> None:
@@ -29,12 +28,12 @@ def train(model: nn.Module, rate: float, steps: int, loss_of_batch: Callable[[],
         schedule.step()
 
 
-def compare(trial: Trial, usual: list[str], ranking: list[str], seeds: int = 5, quick: bool = False) -> Results:
+def compare(trial: Trial, usual: list[str], ranking: list[str], rates: list[float], seeds: int, quick: bool) -> Results:
     """Train with each loss at each rate with each seed; print test scores at the rate that was best on validation data.
 
     All losses have the same rates to choose from, and for a seed the same data, first weights and batches.
     """
-    seeds, rates = (1, RATES[1:2]) if quick else (seeds, RATES)
+    seeds, rates = (1, rates[1:2]) if quick else (seeds, rates)
     print(f"seeds: {seeds}; learning rates: {', '.join(f'{rate:g}' for rate in rates)}\n")
     results: Results = {}
     for loss in ["untrained", *usual, *ranking]:
@@ -69,11 +68,11 @@ def verdict(results: Results, usual: list[str], ranking: list[str]) -> str:
     return "; ".join(found) + "."
 
 
-def main(trial: Trial, usual: list[str], ranking: list[str], about: str | None) -> None:
+def main(trial: Trial, usual: list[str], ranking: list[str], rates: list[float], about: str | None) -> None:
     """The command line of a comparison."""
     arguments = argparse.ArgumentParser(description=about)
     arguments.add_argument("--seeds", type=int, default=5)
     arguments.add_argument("--quick", action="store_true", help="few steps, one seed and one learning rate")
     asked = arguments.parse_args()
     torch.set_num_threads(1)
-    compare(trial, usual, ranking, asked.seeds, asked.quick)
+    compare(trial, usual, ranking, rates, asked.seeds, asked.quick)
