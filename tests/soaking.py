@@ -15,12 +15,14 @@ from torch import Tensor
 
 from alrp_triton import (
     ALRPLoss,
+    APELoss,
     APLoss,
     NDCGLoss,
     RankSortLoss,
     SelfBalance,
     alrp_loss,
     ap_loss,
+    ape_loss,
     ndcg_loss,
     rank_sort_loss,
 )
@@ -141,6 +143,8 @@ MEMBERS: dict[str, Callable[[Step], Any]] = {
     "NDCGLoss": lambda s: NDCGLoss(backend=s.arguments["backend"])(*s.given),
     "rank_sort_loss": lambda s: rank_sort_loss(*s.given, s.values, **s.arguments),
     "RankSortLoss": lambda s: RankSortLoss(backend=s.arguments["backend"])(*s.given, *s.boxes),
+    "ape_loss": lambda s: ape_loss(*s.given, s.values, **s.arguments),
+    "APELoss": lambda s: APELoss(backend=s.arguments["backend"])(*s.given, *s.boxes),
     "ranking_loss": lambda s: ranking_loss(*s.given, _weighted_error, extras={"weights": s.values}, **s.arguments),
     "RankingLoss, pair functions": _pair_functions,
     "compat.aLRPLoss": _compat,

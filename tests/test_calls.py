@@ -233,7 +233,11 @@ FURTHER = {"ignore_index": 7, "backend": "torch"}
 MODULES = [
     (APLoss, ap_loss, {"delta": 0.25, "interpolated": False, **FURTHER}),
     (NDCGLoss, ndcg_loss, {"delta": 0.0, **FURTHER}),
-    (RankingLoss, ranking_loss, {"error": imprecision, "delta": 0.25, "eps": 0.5, **FURTHER}),
+    (
+        RankingLoss,
+        ranking_loss,
+        {"error": imprecision, "delta": 0.25, "eps": 0.5, "gradient": "error-driven", **FURTHER},
+    ),
 ]
 by_module = pytest.mark.parametrize(("module", "function", "settings"), MODULES)
 
