@@ -62,8 +62,8 @@ from soaking import soak, take_step
 torch.set_num_threads(1)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 steps, logits, positives = map(int, sys.argv[1:])
-# With this seed the first fifth compiles what is compiled on first use. The number of members, 14, divides the number of
-# steps between two samples.
+# With this seed the first fifth compiles what is compiled on first use. The number of members, 14, divides the
+# number of steps between two samples.
 for entry in soak(lambda number: take_step(number, logits, positives, device, 1), steps, 84 if steps == 840 else 602):
     print(json.dumps(entry), flush=True)
 """
