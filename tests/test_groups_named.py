@@ -108,7 +108,8 @@ def test_errors(shape, name, said):
 @pytest.mark.skipif("numba" not in engine_backends(), reason="of the loops that Numba compiles")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", INTEGERS)
-def test_columns_are_walked_one_by_one(name, dtype, monkeypatch):
+@pytest.mark.parametrize("per_logit", [False, True])
+def test_columns_are_walked_one_by_one(per_logit, name, dtype, monkeypatch):
     """The same bits as in the order of rows, from logits of any strides, with ignored rows and NaN among them."""
     generator = torch.Generator().manual_seed(1)
     shapes = [(3, 40, 5), (3, 4, 30, 5)]
@@ -117,9 +118,12 @@ def test_columns_are_walked_one_by_one(name, dtype, monkeypatch):
     labels = [torch.randint(-1, 7, shape[:-1], generator=generator).clamp(max=5) for shape in shapes]
     logits[0][labels[0] == -1] = float("nan")
     monkeypatch.setattr(numba, "_COPIED_PIECE", 400)
+    if per_logit:  # which are walked in their own order
+        labels = [torch.where(y[..., None] < 0, -1, (y[..., None] == torch.arange(5)).long()) for y in labels]
     found, expected = (
         with_gradients(ap_loss, logits, labels, groups=name, backend=backend) for backend in ("numba", "torch")
     )
     for given, wanted in zip(found, expected):
         assert torch.equal(given, wanted)
-    assert name == "image" or all(numba._by_column(x, g) for x, g in zip(logits, named_groups(name, logits, None)))
+    walked = [numba._by_column(*level) for level in zip(logits, labels, named_groups(name, logits, None))]
+    assert walked == [name != "image" and not per_logit] * 2

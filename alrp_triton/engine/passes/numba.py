@@ -95,11 +95,12 @@ def _tables_for(levels: Levels, table: Table, delta: float) -> Tables | None:
     return None if tables.too_large else tables
 
 
-def _by_column(logits: Tensor, groups: Tensor | None) -> bool:
-    """Whether each column has a group of its own, as classes have, perhaps another in each image."""
+def _by_column(logits: Tensor, labels: Tensor, groups: Tensor | None) -> bool:
+    """Whether each column has a group of its own, as classes have, perhaps another in each image; labels are then those
+    of rows."""
     return (
         groups is not None
-        and groups.dim() == logits.dim() > 1
+        and groups.dim() == logits.dim() > max(1, labels.dim())
         and groups.stride(-1) != 0
         and not any(groups.stride()[1:-1])
         and logits.numel() >= _RUN * logits.shape[-1] * (logits.shape[0] if groups.stride(0) else 1)
@@ -109,8 +110,10 @@ def _by_column(logits: Tensor, groups: Tensor | None) -> bool:
 def _alternate(levels: Levels) -> bool:
     """Whether groups change from logit to logit, but not by columns, from a look at a row of each level. PyTorch is
     faster then."""
-    for logits, _, groups in levels.each():
-        if groups is not None and groups.dim() == logits.dim() and groups.numel() and not _by_column(logits, groups):
+    for logits, labels, groups in levels.each():
+        if _by_column(logits, labels, groups):
+            continue
+        if groups is not None and groups.dim() == logits.dim() and groups.numel():
             row = groups[(0,) * (groups.dim() - 1)][: 64 * _RUN]
             if int((row[1:] != row[:-1]).sum()) * _RUN > len(row):
                 return True
@@ -196,7 +199,7 @@ def _turns(levels: Levels, gradients: list[Tensor] | None) -> Iterator[_Turn]:
         out = None if gradients is None else gradients[i]
         tensors = [logits, labels] if out is None else [logits, labels, out]
         as_it_is = logits.dtype == levels.compute_dtype() and all(tensor.is_contiguous() for tensor in tensors)
-        by_column = _by_column(logits, groups)
+        by_column = _by_column(logits, labels, groups)
         as_it_is = as_it_is and not by_column
         size = _PIECE if as_it_is else _COPIED_PIECE
         level: Any = logits.detach(), labels, logits if out is None else out, groups
