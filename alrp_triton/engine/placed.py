@@ -100,7 +100,7 @@ class Sorted:
         received = ramp_coefficients(knots, by_positive)[1][knots.bucket] - by_positive
         negatives, positives = num_inside(knots, self.totals[0, :-1].double())
         own = (received - by_false * negatives - by_positive * positives) * width
-        return torch.stack([rising, torch.zeros_like(rising)]) + poison, own + poison
+        return torch.stack([rising, torch.zeros_like(rising)]) + poison, own
 
     def _sizes(self) -> tuple[Tensor, Tensor]:
         """The number of positives in each positive's group ``[P]``, and the number of groups."""

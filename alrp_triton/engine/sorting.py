@@ -75,7 +75,7 @@ def sorting_sums(logits: Tensor, values: Tensor, groups: Tensor | None, delta: f
     """Sums over the positives above each positive, itself included with H(0): ``[5, P]`` float64.
 
     With h = H(p_k - p_i): the sums of h and of h (1 - v_k) over all k; the same over the k whose value is at least v_i;
-    and the sum of h over the others, which should not be above i.
+    and the sum of h over the others, which should not be above i. Groups, if any, are in ascending order.
     """
     return _sums_of(logits, values, groups, delta).above()
 
@@ -122,20 +122,18 @@ def _ramps(s_j: Tensor, s_i: Tensor, delta: float) -> Tensor:
 
 
 class _Parts:
-    """The sums of one group after the other, of small ones together."""
+    """The sums of one group after the other, of small ones together; positives are in the order of their groups."""
 
     def __init__(self, logits: Tensor, values: Tensor, groups: Tensor, delta: float) -> None:
-        groups, order = groups.sort(stable=True)
-        logits, values, self._place = logits[order], values[order], order.argsort()
         self._parts: list[_Pairs | _Dominance] = []
         self._sizes: list[int] = []
         begin = 0
         for size in _together(groups.unique_consecutive(return_counts=True)[1].tolist()):
             part = slice(begin, begin + size)
-            alone = groups[begin] == groups[begin + size - 1]
+            # So many are of one group.
             self._parts.append(
                 _Dominance(logits[part], values[part], delta)
-                if alone and size > _FEW
+                if size > _FEW
                 else _Pairs(logits[part], values[part], groups[part], delta)
             )
             self._sizes.append(size)
@@ -143,14 +141,11 @@ class _Parts:
 
     def above(self) -> Tensor:
         """See :func:`sorting_sums`."""
-        return torch.cat([part.above() for part in self._parts], dim=1)[:, self._place]
+        return torch.cat([part.above() for part in self._parts], dim=1)
 
     def received(self, weights: Tensor) -> Tensor:
         """As :meth:`_Pairs.received`."""
-        ordered = torch.empty_like(weights)
-        ordered[self._place] = weights
-        found = [part.received(own) for part, own in zip(self._parts, ordered.split(self._sizes))]
-        return torch.cat(found)[self._place]
+        return torch.cat([part.received(own) for part, own in zip(self._parts, weights.split(self._sizes))])
 
 
 def _together(sizes: list[int]) -> list[int]:
