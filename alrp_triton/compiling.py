@@ -69,7 +69,7 @@ def warm_up(
     criterion = copy.deepcopy(ALRPLoss() if criterion is None else criterion).to(device)
     with torch.device(device):
         sides = _sides(num_classes * (anchors or 1))
-        for side, num_positives in itertools.product(sides, _numbers(max_positives, by_image)):
+        for side, num_positives in itertools.product(sides, _numbers(max_positives)):
             levels = [_level(side, num_classes, anchors, dtype) for _ in range(num_levels)]
             labels = [_labels(x, num_positives if i == 0 else 0, label_dtype) for i, x in enumerate(levels)]
             num_positives = sum(int((y < num_classes).sum()) for y in labels)
@@ -92,11 +92,8 @@ def _sides(channels: int) -> tuple[int, ...]:
     return 4, 5, many, many + 1
 
 
-def _numbers(max_positives: int, by_image: bool) -> Iterator[int]:
+def _numbers(max_positives: int) -> Iterator[int]:
     """Numbers of positives for which kernels differ."""
-    if by_image:
-        # A search among groups has one step more for each power of two.
-        yield from (1 << k for k in range((max_positives - 1).bit_length()))
     if max_positives > _MOST_IN_SHARED_MEMORY:
         yield _MOST_IN_SHARED_MEMORY
     yield max_positives

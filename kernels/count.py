@@ -46,7 +46,7 @@ from .launch import (
     tiles_in,
 )
 from .layout import Table, Walk
-from .search import anchor_of, find_bucket, groups_of, is_between, offset_from, steps_of
+from .search import anchor_of, find_bucket, groups_of, is_between, offset_from
 from .settings import architecture_of
 from .shared import MOST_WORDS, add_one_to_words, add_to_words, clear_words, copy_search, declare, store_words
 
@@ -100,7 +100,7 @@ def add_tile(table, bucket, both, tables):
 
 
 @triton.jit(do_not_specialize=["ignore_index", "num_rows"])
-def count_kernel(levels, table, tables, scale, ignore_index, num_rows, ramp, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+def count_kernel(levels, table, tables, scale, ignore_index, num_rows, ramp, BLOCK: tl.constexpr):
     own = tables.words + tl.program_id(0).to(tl.int64) * number(tables.step)
     SEARCH: tl.constexpr = tables.SHARED and table.groups is None and levels.logits[0].dtype.element_ty == tl.float32
     if tables.SHARED:
@@ -112,11 +112,11 @@ def count_kernel(levels, table, tables, scale, ignore_index, num_rows, ramp, STE
             copy_search(table.thresholds, numbers, num_cells, BLOCK)
         tl.debug_barrier()
         for row in range(num_rows):
-            count_tile(levels, row, own, table, tables, scale, ignore_index, ramp, STEPS, SEARCH, BLOCK)
+            count_tile(levels, row, own, table, tables, scale, ignore_index, ramp, SEARCH, BLOCK)
         tl.debug_barrier()
         store_words(own, number(tables.columns), BLOCK)
     else:
-        count_tile(levels, tl.program_id(1), own, table, tables, scale, ignore_index, ramp, STEPS, SEARCH, BLOCK)
+        count_tile(levels, tl.program_id(1), own, table, tables, scale, ignore_index, ramp, SEARCH, BLOCK)
 
 
 @triton.jit
@@ -129,7 +129,6 @@ def count_tile(
     scale,
     ignore_index,
     ramp,
-    STEPS: tl.constexpr,
     SEARCH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -148,7 +147,7 @@ def count_tile(
     one: tl.constexpr = _ONE_PACKED if tables.PACKED else _ONE_OF_TILE
     if tl.max((counted & ~is_between(score, low, high)).to(tl.int32)) > 0:
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
-        bucket, floor = find_bucket(score, group, table, level.logits.dtype.element_ty, STEPS, SEARCH)
+        bucket, floor = find_bucket(score, group, table, level.logits.dtype.element_ty, SEARCH)
         # NaN have the last column.
         bucket = tl.where(score == score, bucket, columns - 1)
         reaches = counted & (bucket > 0)
@@ -245,7 +244,6 @@ def count(
     arguments = {
         "table": table,
         "tables": tables,
-        "STEPS": steps_of(table),
         "scale": 2.0**_PACKED_FRACTION if tables.PACKED.value else scale,
         "ignore_index": ignore_index,
         "ramp": ramp_of(table.thresholds, delta),

@@ -43,12 +43,13 @@ class Table(NamedTuple):
 
     thresholds: Any
     """``[4P + 1]``, float32 or float64: 2P thresholds, NaN last in its group; then NaN, which no score reaches. With
-    groups, the lowest threshold of all is in the last place, which no search reads."""
+    groups, the highest and the lowest threshold of all are in the last two places, which no search reads."""
     cells: Any
-    """Not used with groups; see :mod:`.grid`. For scores in half precision ``[65536, 2]``: the bucket of each value (an
-    integer) and the bucket's lower end. For other scores ``[1 + G + G / 8, 8]``: the first row holds the rounds of a
-    search beyond the thresholds of a row (an integer), then slope, offset and highest value of the map from scores to
-    cells. Each of the next G rows is a cell; after them come the first numbers of these rows once more (integers)."""
+    """See :mod:`.grid`. For scores in half precision without groups ``[65536, 2]``: the bucket of each value (an
+    integer) and the bucket's lower end. Otherwise ``[1 + G + G / 8, 8]``: the first row holds the rounds of a search
+    beyond the thresholds of a row (an integer), then slope, offset and highest value of the map from scores to cells.
+    Each of the next G rows is a cell; after them come the first numbers of these rows once more (integers). With groups
+    ``[1 + G, 8]``: the first row also has the number of cells of a group and the number of groups (integers)."""
     groups: Any = None
     """``[4P + 1]`` int64: the group of each threshold, the highest number beyond them; None for one ranking."""
 

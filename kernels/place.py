@@ -56,9 +56,9 @@ def fill(table, totals, num_positives, BLOCK_P: tl.constexpr):
     dtype: tl.constexpr = table.thresholds.dtype.element_ty
     if table.groups is not None:
         tl.store(table.groups + place, tl.full([8 * BLOCK_P], _LAST_GROUP, tl.int64), mask=beyond)
-        beyond = beyond & (place != 4 * num_positives)
+        beyond = beyond & (place < 4 * num_positives - 1)
     tl.store(table.thresholds + place, tl.full([8 * BLOCK_P], float("nan"), dtype), mask=beyond)
-    if table.groups is None and tl.program_id(0) == 0:
+    if tl.program_id(0) == 0:
         tl.store(table.cells, tl.full([], 0, dtype))
 
 
@@ -96,7 +96,7 @@ def place_kernel(
     if found.groups is not None:
         group = tl.load(found.groups + i, mask=there & (i < num_found), other=0)
         earlier_of_group = tl.zeros([BLOCK_P, BLOCK], tl.int32)
-        lowest = tl.full([BLOCK], float("inf"), dtype)
+        lowest, highest = tl.full([BLOCK], float("inf"), dtype), tl.full([BLOCK], float("-inf"), dtype)
     for first in range(0, num_positives, BLOCK):
         k = first + tl.arange(0, BLOCK)
         other = k[None, :] < num_positives
@@ -123,6 +123,7 @@ def place_kernel(
             num_before_upper = tl.where(same, num_before_upper, tl.where(lower_group, 2, 0))
             earlier_of_group += (other & same & earlier).to(tl.int32)
             lowest = tl.minimum(lowest, tl.where((k < num_positives) & (low == low), low, float("inf")))
+            highest = tl.maximum(highest, tl.where((k < num_positives) & (up == up), up, float("-inf")))
         below_lower += tl.where(other, num_before_lower, 0)
         below_upper += tl.where(other, num_before_upper, 0)
     lower_place, upper_place = tl.sum(below_lower, axis=1), tl.sum(below_upper, axis=1)
@@ -144,7 +145,9 @@ def place_kernel(
         firsts = there & (tl.sum(earlier_of_group, axis=1) == 0)
         tl.atomic_add(num_groups, tl.sum(firsts.to(tl.int32)).to(tl.int64), sem="relaxed")
         if tl.program_id(0) == 0:
-            tl.store(table.thresholds + 4 * num_positives, tl.min(lowest))
+            end = table.thresholds + 4 * num_positives
+            tl.store(end, tl.min(lowest))
+            tl.store(end - 1, tl.max(highest), mask=num_positives > 0)
     fill(table, totals, num_positives, BLOCK_P)
 
 
@@ -157,7 +160,7 @@ def place(found: Found, delta: float, dtype: torch.dtype) -> Placed:
     index, begin, end = (torch.empty(num_pos, dtype=torch.int64, device=device) for _ in range(3))
     thresholds = logits.new_empty(4 * num_pos + 1)
     totals = torch.empty(2, 2 * num_pos + 2, dtype=torch.int64, device=device)
-    cells = logits.new_empty(shape_of_cells(num_pos, dtype) if groups is None else 0)
+    cells = logits.new_empty(shape_of_cells(num_pos, dtype, groups is not None))
     table, positives, num_groups = Table(thresholds, cells), Positives(logits, begin, end, groups), None
     if found.numbers is not None:
         in_order = None if groups is None else torch.empty_like(groups)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .grid import cell_of, index_of_value, rounds_in_numbers, row_of
+from .grid import cell_of, index_of_value, integer_at, is_below, rounds_in_numbers, row_of
 from .lanes import load, load_pair
-from .layout import Table
 from .shared import number_before, threshold_at
 
 # Larger than all indices.
@@ -15,17 +14,21 @@ NONE = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
 
 @triton.jit
-def find_bucket(score, group, table, KIND: tl.constexpr, STEPS: tl.constexpr, SHARED: tl.constexpr = False):
+def find_bucket(score, group, table, KIND: tl.constexpr, SHARED: tl.constexpr = False):
     """The number of thresholds at or below each score, and the bucket's lower end, -inf for bucket 0. With groups the
     number is that of thresholds before or at the score in the order of the table, but 0 if none of them is of the
-    score's group. 0 for NaN. ``KIND`` is the dtype of the logits, ``STEPS`` are those of a search with groups, and
-    ``SHARED`` is whether shared memory has the table (:mod:`.shared`)."""
+    score's group; the lower end has no meaning then. 0 for NaN. ``KIND`` is the dtype of the logits, and ``SHARED`` is
+    whether shared memory has the table (:mod:`.shared`)."""
     if table.groups is None and KIND.primitive_bitwidth == 16:
         of_value, floor = load_pair(table.cells + 2 * index_of_value(score, KIND))
         return of_value.to(tl.int32, bitcast=True), floor
-    elif table.groups is None:
-        bits: tl.constexpr = tl.int64 if score.dtype == tl.float64 else tl.int32
-        rounds = tl.load(table.cells.to(tl.pointer_type(bits), bitcast=True)).to(tl.int32)
+    rounds = integer_at(table.cells, 0)
+    if table.groups is not None:
+        if integer_at(table.cells, 4) > 0:
+            bucket, floor = bucket_in_group(score, group, table, rounds)
+        else:
+            bucket, floor = bucket_in_pairs(score, group, table, rounds)
+    else:
         cell = cell_of(score, tl.load(table.cells + 1), tl.load(table.cells + 2), tl.load(table.cells + 3))
         if SHARED:
             bucket = number_before(cell)
@@ -33,33 +36,66 @@ def find_bucket(score, group, table, KIND: tl.constexpr, STEPS: tl.constexpr, SH
             while step > 0:
                 bucket += tl.where(score >= threshold_at(bucket + step), step, 0)
                 step = step >> 1
-            return bucket, threshold_at(bucket)
-        bucket, floor, t0, t1, t2, t3, t4, t5 = row_of(table.cells, cell)
-        # A binary search in seven thresholds, of which none reaches the last.
-        in_upper = score >= t3
-        second = tl.where(in_upper, t5, t1)
-        over_second = score >= second
-        third = tl.where(in_upper, tl.where(over_second, float("nan"), t4), tl.where(over_second, t2, t0))
-        over_third = score >= third
-        bucket += tl.where(in_upper, 4, 0) + tl.where(over_second, 2, 0) + tl.where(over_third, 1, 0)
-        floor = tl.where(over_third, third, tl.where(over_second, second, tl.where(in_upper, t3, floor)))
-        step = 1 << rounds >> 1
-        while step > 0:
-            other = tl.load(table.thresholds + (step - 1) + bucket)
-            floor = tl.where(score >= other, other, floor)
-            bucket += tl.where(score >= other, step, 0)
-            step = step >> 1
-        return bucket, floor
-    else:
-        bucket = tl.zeros_like(score).to(tl.int32)
-        for step in tl.static_range(STEPS):
-            half = 1 << (STEPS - 1 - step)
-            other = tl.load(table.groups + bucket + (half - 1))
-            reached = score >= tl.load(table.thresholds + bucket + (half - 1))
-            bucket += tl.where((other < group) | ((other == group) & reached), half, 0)
-        own = tl.load(table.groups + bucket - 1, mask=bucket > 0, other=0)
-        bucket = tl.where(own == group, bucket, 0)
-        return bucket, tl.load(table.thresholds + bucket - 1, mask=bucket > 0, other=float("-inf"))
+            floor = threshold_at(bucket)
+        else:
+            bucket, floor = bucket_in_row(score, cell, table)
+            step = 1 << rounds >> 1
+            while step > 0:
+                other = tl.load(table.thresholds + (step - 1) + bucket)
+                floor = tl.where(score >= other, other, floor)
+                bucket += tl.where(score >= other, step, 0)
+                step = step >> 1
+    return bucket, floor
+
+
+@triton.jit
+def bucket_in_row(score, cell, table):
+    """:func:`find_bucket` up to the six thresholds beside the number of a cell."""
+    bucket, floor, t0, t1, t2, t3, t4, t5 = row_of(table.cells, cell)
+    # A binary search in seven thresholds, of which none reaches the last.
+    in_upper = score >= t3
+    second = tl.where(in_upper, t5, t1)
+    over_second = score >= second
+    third = tl.where(in_upper, tl.where(over_second, float("nan"), t4), tl.where(over_second, t2, t0))
+    over_third = score >= third
+    bucket += tl.where(in_upper, 4, 0) + tl.where(over_second, 2, 0) + tl.where(over_third, 1, 0)
+    floor = tl.where(over_third, third, tl.where(over_second, second, tl.where(in_upper, t3, floor)))
+    return bucket, floor
+
+
+@triton.jit
+def bucket_in_group(score, group, table, rounds):
+    """:func:`find_bucket` where each group has cells of its own."""
+    slot = group - tl.load(table.groups)
+    there = is_below(slot, integer_at(table.cells, 5))
+    slot = tl.where(there, slot.to(tl.int32), 0)
+    cell = cell_of(score, tl.load(table.cells + 1), tl.load(table.cells + 2), tl.load(table.cells + 3))
+    bucket, floor = bucket_in_row(score, cell + slot * integer_at(table.cells, 4), table)
+    step = 1 << rounds >> 1
+    while step > 0:
+        other = tl.load(table.thresholds + (step - 1) + bucket)
+        of_group = tl.load(table.groups + (step - 1) + bucket) - tl.load(table.groups) == slot
+        reached = (score >= other) & of_group
+        floor = tl.where(reached, other, floor)
+        bucket += tl.where(reached, step, 0)
+        step = step >> 1
+    # NaN says that no threshold of the group lies below the score.
+    return tl.where((floor == floor) & there, bucket, 0), floor
+
+
+@triton.jit
+def bucket_in_pairs(score, group, table, rounds):
+    """:func:`find_bucket` by a search that compares both groups and thresholds."""
+    bucket = tl.zeros_like(score).to(tl.int32)
+    step = 1 << rounds >> 1
+    while step > 0:
+        other = tl.load(table.groups + (step - 1) + bucket)
+        reached = score >= tl.load(table.thresholds + (step - 1) + bucket)
+        bucket += tl.where((other < group) | ((other == group) & reached), step, 0)
+        step = step >> 1
+    own = tl.load(table.groups + bucket - 1, mask=bucket > 0, other=0) == group
+    bucket = tl.where(own, bucket, 0)
+    return bucket, tl.load(table.thresholds + bucket - 1, mask=bucket > 0, other=float("-inf"))
 
 
 @triton.jit
@@ -73,7 +109,7 @@ def anchor_of(levels, level, begin, table, num_buckets, SHARED: tl.constexpr = F
     if table.groups is None and levels.FLAT:
         first = load(level.logits + begin, begin < level.num_logits, high.dtype)
         if first >= high:
-            bucket, low = find_bucket(first, 0, table, level.logits.dtype.element_ty, 0, SHARED)
+            bucket, low = find_bucket(first, 0, table, level.logits.dtype.element_ty, SHARED)
             high = tl.load(table.thresholds + bucket)
     return bucket, low, high
 
@@ -124,8 +160,3 @@ def offset_from(score, floor, ramp):
     else:
         offset = (score - floor) * ramp.inverse_width
         return tl.where(offset > 0, tl.minimum(offset, 1.0), 0.0)
-
-
-def steps_of(table: Table) -> int:
-    """Of a search with groups, a constant of a kernel; a grid needs none."""
-    return 0 if table.groups is None else (len(table.thresholds) // 2).bit_length()

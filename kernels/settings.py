@@ -30,8 +30,7 @@ PINNED: dict[str, dict[str, Settings]] = {
     "count": {"default": {"block": 2048, "num_warps": 8}},
     "count_grouped": {"default": {"block": 2048, "num_warps": 8}},
     "write": {"default": {"block": 1024, "num_warps": 4}},
-    # Group ids take registers; half as many logits keep as many blocks on a processor.
-    "write_grouped": {"default": {"block": 512, "num_warps": 4}},
+    "write_grouped": {"default": {"block": 1024, "num_warps": 4}},
     # 32 sums a thread, so 32 pairs share the other work for a logit. In the interpreter tests have few positives, and
     # the padding of a block costs most.
     "pairwise_count": {

@@ -22,7 +22,7 @@ from .lanes import (
 )
 from .launch import launch, level_of, ramp_of
 from .layout import Table, Walk
-from .search import NONE, anchor_of, find_bucket, groups_of, is_between, number_below, offset_from, steps_of
+from .search import NONE, anchor_of, find_bucket, groups_of, is_between, number_below, offset_from
 
 
 class Own(NamedTuple):
@@ -91,7 +91,6 @@ def write_kernel(
     highest_own,
     ignore_index,
     ramp,
-    STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # Backwards: what pass 1 read last may still be in the cache.
@@ -109,7 +108,7 @@ def write_kernel(
     found = tl.sum(tl.where(positive, 1 << 16, (~is_between(score, low, high)).to(tl.int32)))
     if found % (1 << 16) > 0:
         group = groups_of(level, address(at, level.group_steps, levels.AXES), there, table)
-        bucket, floor = find_bucket(score, group, table, level.logits.dtype.element_ty, STEPS)
+        bucket, floor = find_bucket(score, group, table, level.logits.dtype.element_ty)
         offset = offset_from(score, floor, ramp)
         line = load_pair(lines + 2 * bucket)
         value = line[0] + line[1] * offset
@@ -164,6 +163,5 @@ def write(
         "highest_own": 1 << num_own.bit_length() >> 1,
         "ignore_index": ignore_index,
         "ramp": ramp_of(table.thresholds, delta),
-        "STEPS": steps_of(table),
     }
     launch(write_kernel, "write" if table.groups is None else "write_grouped", walks, arguments, gradients)

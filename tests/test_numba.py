@@ -141,22 +141,16 @@ def test_layouts(name: str, size: int) -> None:
 
 
 @needs_numba
-@pytest.mark.parametrize(("run", "alternates"), [(1, True), (15, True), (17, False), (500, False)])
-def test_groups_that_change_from_logit_to_logit_are_left_to_pytorch(run: int, alternates: bool) -> None:
-    """Each run of one group is a search of its own to a loop."""
-    from alrp_triton.engine.passes import numba as by_numba
-
-    case = random_case(4000, 30)
-    for groups in (torch.arange(4000) // run % 3, (torch.arange(4000) // run % 3).view(2, 2000)):
-        x, y = case.logits.view(groups.shape), case.labels.view(groups.shape)
-        results = []
-        for backend in ("torch", "numba"):
-            leaf = x.clone().requires_grad_()
-            with patch.object(by_numba, "count", wraps=by_numba.count) as count:
-                alrp_loss(leaf, y, case.loc_errors, groups=groups, backend=backend).cls.backward()
-            results.append(leaf.grad)
-        assert count.called != alternates
-        assert_same_bits("gradient", results[1], results[0])
+@pytest.mark.parametrize("num_columns", [1, 7, 300, 1500, 5000])
+@pytest.mark.parametrize("regime", ["early", "middle", "late"])
+def test_a_ranking_for_each_column(num_columns: int, regime: str) -> None:
+    """Blocks that hold some rows, or a part of one; columns with and without positives, whose places differ."""
+    case = random_case(60_000 // num_columns * num_columns, 40, regime=regime, ignored=0.01)
+    x, y = case.logits.view(-1, num_columns), case.labels.view(-1, num_columns)
+    x[3 % len(x), -1], x[-1, 0] = NAN, -INF
+    groups = (torch.arange(num_columns) * 2).expand(x.shape)
+    assert_same_passes(Levels([x], [y], [groups]))
+    assert_same_passes(Levels([x + 1e-3], [y], [groups]), 1e-3)
 
 
 @needs_numba

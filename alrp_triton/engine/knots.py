@@ -39,9 +39,9 @@ class Table(NamedTuple):
 
     thresholds: Tensor
     """``[4P + 1]`` in the compute dtype: 2P thresholds, NaN last in its group; then NaN, which no score reaches. With
-    groups, the lowest threshold of all is in the last place."""
+    groups, the highest and the lowest threshold of all are in the last two places."""
     cells: Tensor
-    """The grid in which kernels begin a search, see ``kernels.grid``; empty for the other backends and with groups."""
+    """The grid in which kernels begin a search, see ``kernels.grid``; empty for the other backends."""
     groups: Tensor | None = None
     """``[4P + 1]`` int64: the group of each threshold, the highest number beyond them; None for one ranking."""
 
@@ -97,7 +97,10 @@ def make_table(thresholds: Tensor, groups: Tensor | None) -> Table:
     padded = F.pad(thresholds, padding, value=torch.nan)
     if groups is None:
         return Table(padded, thresholds.new_empty(0))
-    padded[-1] = padded.masked_fill(padded.isnan(), torch.inf).amin()
+    unknown = thresholds.isnan()
+    if len(thresholds):
+        padded[-2] = thresholds.masked_fill(unknown, -torch.inf).amax()
+    padded[-1] = F.pad(thresholds.masked_fill(unknown, torch.inf), (0, 1), value=torch.inf).amin()
     # F.pad would convert the number to a float.
     beyond = groups.new_full((padding[1],), torch.iinfo(torch.int64).max)
     return Table(padded, thresholds.new_empty(0), torch.cat([groups, beyond]))

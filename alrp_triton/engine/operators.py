@@ -112,7 +112,7 @@ def _(
 
     num_pos = index.shape[0]
     totals, begin, end = (index.new_empty(size) for size in ((2, 2 * num_pos + 2), num_pos, num_pos))
-    cells = logits.new_empty(gpu.shape_of_cells(num_pos, dtype) if groups is None else 0)
+    cells = logits.new_empty(gpu.shape_of_cells(num_pos, dtype, groups is not None))
     placed = [totals, logits.new_empty(4 * num_pos + 1), cells, begin, end]
     if groups is not None:
         placed += [index.new_empty(4 * num_pos + 1), index.new_empty(1)]

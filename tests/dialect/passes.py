@@ -21,21 +21,24 @@ def assert_same_passes(levels: Levels, delta: float = 1.0) -> None:
     found = passes_of("torch").find(levels, None, "num_positives")
     knots = make_knots(found.logits, delta, found.groups)
     generator = torch.Generator().manual_seed(0)
-    weights, gradients = torch.randn(2, len(found.indices), generator=generator, dtype=torch.float64)
-    lines, own = ramp_coefficients(knots, weights), Own(found.indices, gradients[None])
+    weights, of_own = torch.randn(2, len(found.indices), generator=generator, dtype=torch.float64)
+    lines, own = ramp_coefficients(knots, weights), Own(found.indices, of_own[None])
     counted, written = [], []
-    with patch.object(numba, "_RUN", 0):  # in loops, however groups alternate
-        for passes in (passes_of("torch"), passes_of("numba")):
+    # Groups in runs, however short, and one by one.
+    one_by_one = [("numba", levels.num_logits() + 1)] if levels.groups else []
+    for backend, run in [("torch", 0), ("numba", 0), *one_by_one]:
+        passes = passes_of(backend)
+        with patch.object(numba, "_RUN", run):
             counted.append(torch.zeros(2, 2 * len(found.indices) + 2, dtype=torch.int64))
             passes.count(levels, knots.table, found, counted[-1], delta, levels.num_logits())
             written.append(passes.write(levels, knots.table, lines, own, [torch.ones(())], delta))
-    expected, compiled = counted
-    # Of NaN only the number means anything; of bucket 0 nothing.
-    assert_same_bits("totals", compiled[:, 1:-1], expected[:, 1:-1])
-    assert_same_bits("NaN", compiled[0, -1], expected[0, -1])
-    for one, other in zip(written[1], written[0]):
-        assert one.stride() == other.stride()
-        assert_same_bits("gradient", one, other)
+    for totals, gradients in zip(counted[1:], written[1:]):
+        # Of NaN only the number means anything; of bucket 0 nothing.
+        assert_same_bits("totals", totals[:, 1:-1], counted[0][:, 1:-1])
+        assert_same_bits("NaN", totals[0, -1], counted[0][0, -1])
+        for one, other in zip(gradients, written[0]):
+            assert one.stride() == other.stride()
+            assert_same_bits("gradient", one, other)
 
 
 def layouts() -> dict[str, Levels]:

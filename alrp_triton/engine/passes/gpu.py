@@ -113,9 +113,9 @@ def formula_of(name: str) -> Formula:
     return FORMULAS[name]
 
 
-def shape_of_cells(num_positives: int, dtype: torch.dtype) -> tuple[int, int]:
+def shape_of_cells(num_positives: int, dtype: torch.dtype, grouped: bool) -> tuple[int, int]:
     """See ``kernels.grid``."""
-    return grid.shape_of_cells(num_positives, dtype)
+    return grid.shape_of_cells(num_positives, dtype, grouped)
 
 
 def place_positives(found: Found, delta: float, dtype: torch.dtype) -> place.Placed:
