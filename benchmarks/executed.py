@@ -8,13 +8,14 @@ without positives. Their difference over the logits added does not depend on how
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from alrp_triton import alrp_loss
+from alrp_triton import alrp_loss, ape_loss
 
 from .counting import TARGETS, Result, assemble, counting_gpu, executed
 from .workloads import DTYPES, NUM_CLASSES, REAL, REGIMES, draw_real_positives, real_negatives
@@ -26,7 +27,7 @@ PASSES = {
     "pass 2": ("write", "pairwise_write"),
 }
 _THROUGH_ALL = {"linear": tuple(names[0] for names in PASSES.values()), "pairwise": ("pairwise_",)}
-BETWEEN = "between the passes"
+BETWEEN, BETWEEN_APE = "between the passes", "between the passes of APE Loss"
 P_SIZED = {f"P = {number}": number for number in (300, 1000, 4096)}
 """Numbers of positives for which the kernels between the passes are counted."""
 # Rows of a level, without those that are added. Tiles of any block size end with them.
@@ -38,12 +39,23 @@ _DOUBLE = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)|.*\bF64\b")
 _PLACES, _TURN = (-1, 32, 8, 2), (0, 3, 4, 1, 2)
 
 
+def _of_rows(num_rows: int) -> Tensor:
+    return torch.arange(num_rows) // _ROWS_OF_A_GROUP % _NUM_GROUPS
+
+
+GROUPS: dict[str, Callable[[int], Tensor]] = {
+    "rows": _of_rows,
+    "rows, far apart": lambda rows: _of_rows(rows) * 10**9,
+    "classes": lambda rows: torch.arange(NUM_CLASSES).expand(rows, NUM_CLASSES),
+}
+
+
 class Case(NamedTuple):
     """What is run."""
 
     form: str = "linear"  # or `pairwise`
     levels: int = 1
-    grouped: bool = False
+    groups: str = ""  # one of GROUPS
     dtype: str = "float32"
     channels_first: bool = False  # views of what convolutions write: `[B, H, W, A, C]` of memory `[B, A C, H, W]`
 
@@ -51,7 +63,7 @@ class Case(NamedTuple):
     def name(self) -> str:
         """A short description."""
         levels = f"{self.levels} levels" if self.levels > 1 else "1 level"
-        further = ["channels first"] * self.channels_first + ["groups"] * self.grouped
+        further = ["channels first"] * self.channels_first + [f"groups of {self.groups}"] * bool(self.groups)
         return ", ".join([self.form, levels, *further, self.dtype])
 
     @property
@@ -72,7 +84,7 @@ CASES = {
         Case(dtype="bfloat16"),
         Case(levels=5),
         Case(levels=5, channels_first=True),
-        Case(grouped=True),
+        *(Case(groups=name) for name in GROUPS),
         Case("pairwise"),
     )
 }
@@ -105,13 +117,13 @@ class Run(NamedTuple):
     """What is counted at once."""
 
     target: str  # such as `sm_90`
-    case: str  # one of CASES, or BETWEEN
+    case: str  # one of CASES, BETWEEN or BETWEEN_APE
     at: str  # a regime, or one of P_SIZED
 
     def costs(self) -> dict[str, Costs]:
         """By kernel."""
-        if self.case == BETWEEN:
-            return _between(P_SIZED[self.at], TARGETS[self.target])
+        if self.case in (BETWEEN, BETWEEN_APE):
+            return _between(P_SIZED[self.at], TARGETS[self.target], self.case == BETWEEN_APE)
         return _passes(CASES[self.case], self.at, TARGETS[self.target])
 
 
@@ -120,9 +132,10 @@ RUNS = [
     Run(target, name, at)
     for target in TARGETS
     for name, places in [
-        *((name, ["middle"] if case.levels > 1 or case.grouped else list(REGIMES)) for name, case in CASES.items()),
+        *((name, ["middle"] if case.levels > 1 or case.groups else list(REGIMES)) for name, case in CASES.items()),
         (Case().name, list(REAL)),
         (BETWEEN, list(P_SIZED)),
+        (BETWEEN_APE, ["P = 1000"]),
     ]
     for at in places
 ]
@@ -152,20 +165,23 @@ def make_problem(regime: str, num_rows: int, num_positives: int) -> tuple[Tensor
     return logits.float(), labels, errors
 
 
-def launches(case: Case, regime: str, target: int, num_rows: int, num_positives: int) -> list[Result]:
-    """The launches of a step of the loss: forward and backward."""
+def launches(
+    case: Case, regime: str, target: int, num_rows: int, num_positives: int, ape: bool = False
+) -> list[Result]:
+    """The launches of a step of aLRP Loss, or of APE Loss: forward and backward."""
     logits, labels, errors = make_problem(regime, num_rows, num_positives)
     x, y = list(logits.to(DTYPES[case.dtype]).tensor_split(case.levels)), list(labels.tensor_split(case.levels))
     if case.channels_first:
         x = [level.view(*_PLACES, NUM_CLASSES).permute(_TURN).contiguous().permute(_TURN) for level in x]
         y = [level.view(_PLACES) for level in y]
-    groups = torch.arange(num_rows) // _ROWS_OF_A_GROUP % _NUM_GROUPS
-    z = list(groups.tensor_split(case.levels)) if case.grouped else None
+    z = list(GROUPS[case.groups](num_rows).tensor_split(case.levels)) if case.groups else None
     backend = "triton" if case.form == "linear" else "pairwise"
     x = [level.detach().clone().requires_grad_() for level in x]
     with counting_gpu(target) as device:
-        cls, loc, _ = alrp_loss(x, y, errors.requires_grad_(), groups=z, backend=backend)
-        (cls + loc).backward()
+        if ape:
+            ape_loss(x, y, 1 - errors, groups=z, backend=backend).total.backward()
+        else:
+            alrp_loss(x, y, errors.requires_grad_(), groups=z, backend=backend).total.backward()
     return list(device.results)
 
 
@@ -183,8 +199,8 @@ def _through_all(case: Case, results: list[Result]) -> dict[str, Result]:
     return {name + number: result for name, number, result in zip(names, numbered, found)}
 
 
-def _between(num_positives: int, target: int) -> dict[str, Costs]:
-    results = launches(Case(), "middle", target, max(Case().rows, num_positives), num_positives)
+def _between(num_positives: int, target: int, ape: bool) -> dict[str, Costs]:
+    results = launches(Case(), "middle", target, max(Case().rows, num_positives), num_positives, ape)
     return {
         result.name: _whole(result, target) for result in results if not result.name.startswith(_THROUGH_ALL["linear"])
     }

@@ -128,16 +128,15 @@ def line_over(table, num_thresholds, num_cells):
 
 
 @triton.jit
-def cell_of_threshold(table, at, there, slope, offset, top, cells_of_group, first_group):
-    """The cell of each threshold; with groups NaN, which are the last of their group, in the last cell of it."""
-    threshold = tl.load(table.thresholds + at, mask=there, other=float("nan"))
+def cell_of_threshold(threshold, table, at, there, slope, offset, top, cells_of_group, first_group):
+    """The cell of each threshold, and whether it has one: with groups NaN, which are the last of their group, are in
+    the last cell of it."""
     cell = cell_of(threshold, slope, offset, top)
     if table.groups is not None:
         slot = (tl.load(table.groups + at, mask=there, other=0) - first_group).to(tl.int32)
-        cell = tl.where(threshold == threshold, cell, top.to(tl.int32)) + slot * cells_of_group
-        return threshold, cell, there
+        return tl.where(threshold == threshold, cell, top.to(tl.int32)) + slot * cells_of_group, there
     else:
-        return threshold, cell, threshold == threshold
+        return cell, threshold == threshold
 
 
 @triton.jit(do_not_specialize=["num_thresholds", "num_cells", "highest"])
@@ -163,16 +162,18 @@ def lay_kernel(table, num_thresholds, num_cells, highest, BLOCK: tl.constexpr):
     step = highest
     while step > 0:
         at = before + (step - 1)
-        _, other, known = cell_of_threshold(
-            table, at, at < num_thresholds, slope, offset, top, cells_of_group, first_group
+        threshold = tl.load(table.thresholds + at)
+        other, known = cell_of_threshold(
+            threshold, table, at, at < num_thresholds, slope, offset, top, cells_of_group, first_group
         )
         before += tl.where(known & (other < cell), step, 0)
         step = step // 2
     rounds, more = 0, 1
     while more > 0:
         at = before + 5 + (1 << rounds)
-        _, other, known = cell_of_threshold(
-            table, at, at < num_thresholds, slope, offset, top, cells_of_group, first_group
+        threshold = tl.load(table.thresholds + at, mask=at < num_thresholds, other=float("nan"))
+        other, known = cell_of_threshold(
+            threshold, table, at, at < num_thresholds, slope, offset, top, cells_of_group, first_group
         )
         more = tl.max((known & (other == cell)).to(tl.int32))
         if one_cell:
@@ -193,10 +194,10 @@ def lay_kernel(table, num_thresholds, num_cells, highest, BLOCK: tl.constexpr):
         tl.store(numbers_of(cells, num_cells) + cell, number, mask=there)
     for k in tl.static_range(6):
         at = before + k
-        threshold, other, _ = cell_of_threshold(
-            table, at, at < num_thresholds, slope, offset, top, cells_of_group, first_group
-        )
+        inside = there & (at < num_thresholds)
+        threshold = tl.load(table.thresholds + at, mask=inside, other=float("nan"))
         if table.groups is not None:
+            other, _ = cell_of_threshold(threshold, table, at, inside, slope, offset, top, cells_of_group, first_group)
             threshold = tl.where((other == cell) & (not one_cell), threshold, float("nan"))
         tl.store(row + 2 + k, threshold, mask=there)
 

@@ -49,7 +49,7 @@ class Search(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """The rankings of scores that follow each other, in R runs: score i of a run is of ``rankings[run, i % period]``."""
+    """The rankings of scores in R runs: score i of a run is of ``rankings[run, i % period]``."""
 
     ends: Array
     """``[R]`` int64"""
