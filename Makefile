@@ -89,7 +89,7 @@ soak: $(STAMP) ## Take 100,000 steps of all losses, an hour, to see whether memo
 	$(RUN) -m benchmarks.report
 
 BENCH := cpu cpu-scale family memory step-share
-bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB); write CSVs, plots and the tables of README and docs
+bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB); write CSVs, plots and the tables of docs/
 	rm -f $(BENCH:%=benchmarks/results/suite-%.csv)
 	set -e; for preset in $(BENCH); do \
 		$(RUN) -m benchmarks.run --preset $$preset --output benchmarks/results/suite-$$preset.csv; done

@@ -158,8 +158,8 @@ def test_documents_show_what_the_results_say(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "docs" / "design").mkdir(parents=True)
     for page in tables.TABLES:
         (tmp_path / page).write_text((ROOT / page).read_text(encoding="utf-8"), encoding="utf-8")
-    path = tmp_path / "README.md"
-    path.write_text(path.read_text(encoding="utf-8").replace("| late |", "| later |"), encoding="utf-8")
+    path = tmp_path / "docs" / "design" / "performance.md"
+    path.write_text(path.read_text(encoding="utf-8").replace("500 | late |", "500 | later |"), encoding="utf-8")
     assert report.main(["--check", "--root", str(tmp_path), *map(str, (ROOT / "benchmarks").rglob("suite-*.csv"))]) == 1
     assert (
         report.replaced("a <!-- x:begin -->\nold\n<!-- x:end --> b", "x", "new")
@@ -187,7 +187,7 @@ def test_ratios_and_claims_by_hand() -> None:
     assert by_name[f"{ON_CPU.name}: ours + GIoU / focal + GIoU"] == (48 / 40, "<=", 1.5)
     assert by_name[f"{LARGE.name}: floor ratio"] == (pytest.approx(1.8), "<=", 2)
     assert by_name[f"{LARGE.name}: published loop / ours, triton"] == (2000, ">=", 1000)
-    shown = tables.readme(found)
+    shown = tables.costs(found)
     assert "| atss" not in shown
     assert "| retinanet, float32, 31.4 M, 1,000 | late | 0.200 | 2,000 |" in shown, shown
     assert "| NDCG | 0.500 | 0.500 | 0.500 |" in tables.family(found[:4] + [r for r in found if r.kind == "cpu"])
