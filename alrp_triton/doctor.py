@@ -22,7 +22,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from . import __version__, doctor_devices, info, verify
-from .doctor_devices import Fault, Findings
+from .doctor_devices import Fault, Findings, one_line
 from .engine.passes import BACKENDS
 
 SECONDS = 20.0
@@ -51,9 +51,7 @@ def _surviving(look: Callable[[], Findings]) -> Findings:
     try:
         yield from look()
     except Exception as error:
-        yield Fault(
-            f"this could not be examined: {doctor_devices.one_line(error)}", "please report it, with this output"
-        )
+        yield Fault(f"this could not be examined: {one_line(error)}", "please report it, with this output")
 
 
 def _versions() -> Findings:
@@ -116,7 +114,7 @@ def _copies(installed: list[importlib.metadata.Distribution]) -> Iterator[Path]:
         if (folder / "alrp_triton" / "__init__.py").is_file():
             yield folder / "alrp_triton"
     for each in installed:
-        direct = json.loads(each.readone_line("direct_url.json") or "{}")
+        direct = json.loads(each.read_text("direct_url.json") or "{}")
         if direct.get("dir_info", {}).get("editable"):
             yield Path(url2pathname(urlparse(direct["url"]).path)) / "alrp_triton"
 

@@ -44,8 +44,8 @@ def devices() -> Findings:
         memory = "memory unknown" if found["memory"] is None else f"{found['memory'] / 2**30:.1f} GiB"
         yield f"{device}: {found['name']}, {found['architecture']}, {memory}"
         taken = choose("auto", device)
-        preferred = "triton" if device.type == "cuda" else "numba"
-        yield f"  backend='auto' takes {taken}: {why_unavailable(preferred, device) or 'it is installed, and the fastest'}"
+        why = why_unavailable("triton" if device.type == "cuda" else "numba", device)
+        yield f"  backend='auto' takes {taken}: {why or 'it is installed, and the fastest here'}"
         others = ", ".join(name for name in BACKENDS if name != taken and why_unavailable(name, device) is None)
         yield f"  others that run: {others}"
         if device.type == "cuda" and not triton_installed():
@@ -96,21 +96,15 @@ def kernels() -> Findings:
         return
     yield from _launcher(bool(gpus))
     try:
-        from . import kernels
-
-        modules = [each.name for each in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}.")]
-        for name in modules:
-            importlib.import_module(name)
+        folder = importlib.import_module(KERNELS).__path__
+        modules = [importlib.import_module(each.name) for each in pkgutil.iter_modules(folder, f"{KERNELS}.")]
     except Exception as error:
-        yield Fault(
-            f"the kernels cannot be imported: {one_line(error)}", f"pip install --force-reinstall triton; {_AGAIN}"
-        )
+        yield Fault(f"the kernels cannot be imported: {one_line(error)}", "pip install --force-reinstall triton")
         return
     yield f"all {len(modules)} modules of kernels can be imported"
     if not gpus:
         yield "no GPU, so there is nothing to compile for"
     for device in gpus:
-
         begin = time.perf_counter()
         try:
             warm_up(4, 8, criterion=ALRPLoss(backend="triton"), device=device)
@@ -144,6 +138,8 @@ def caches() -> Findings:
         yield from _cache("Triton's kernels", Path(knobs.cache.dir), "TRITON_CACHE_DIR", has_gpu)
     if numba_installed():
         yield from _cache_of_numba()
+    if find_spec(KERNELS) is None:
+        return
     from .kernels import settings
 
     file, found = settings.cache_file(), settings.load()

@@ -1,6 +1,7 @@
-"""The command ``alrp-triton``: ``doctor`` says what is wrong with an installation, ``verify`` checks the backends of this
-machine, ``info`` shows versions, devices and settings, ``bench`` measures, ``compare`` trains a detector with several losses on your data, ``evaluate`` computes AP
-and LRP of detections, ``calibrate`` makes their scores probabilities.
+"""The command ``alrp-triton``: ``doctor`` says what is wrong with an installation, ``verify`` checks the backends of
+this machine, ``info`` shows versions, devices and settings, ``bench`` measures, ``compare`` trains a detector with
+several losses on your data, ``evaluate`` computes AP and LRP of detections, ``calibrate`` makes their scores
+probabilities.
 
 A command is a function that adds its parser, with a function of the parsed arguments that returns the exit status.
 """
