@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
@@ -94,7 +95,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _package() -> Findings:
     imported = Path(__file__).resolve().parent
     yield f"imported from {imported}"
-    installed = list(importlib.metadata.distributions(name="alrp-triton"))
+    installed = list(distributions(name="alrp-triton"))
     places = {imported, *(place.resolve() for place in _copies(installed))}
     if len(places) > 1:
         others = ", ".join(map(str, sorted(places - {imported})))
@@ -108,7 +109,7 @@ def _package() -> Findings:
         yield Fault(f"{doctor_devices.KERNELS} is missing, which Triton's backends and the command info need", _AGAIN)
 
 
-def _copies(installed: list[importlib.metadata.Distribution]) -> Iterator[Path]:
+def _copies(installed: list[Distribution]) -> Iterator[Path]:
     """Folders of the package that Python may import."""
     for folder in map(Path, sys.path):
         if (folder / "alrp_triton" / "__init__.py").is_file():

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import shutil
 import subprocess
 import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,12 +53,14 @@ def devices() -> Findings:
     interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
     if torch.cuda.is_available():
         if interpreted:
-            yield Fault(
-                "TRITON_INTERPRET=1: kernels run in Python, thousands of times slower", "unset TRITON_INTERPRET"
-            )
+            yield Fault("TRITON_INTERPRET=1: the kernels run in Python, and slowly", "unset TRITON_INTERPRET")
         return
     if interpreted:
         yield "TRITON_INTERPRET=1: triton and pairwise run in Triton's interpreter, for tests; auto does not take them"
+    yield from _unused_gpus()
+
+
+def _unused_gpus() -> Findings:
     unused = gpus_of_driver()
     if not unused:
         yield "no GPU"
@@ -71,9 +72,7 @@ def devices() -> Findings:
     elif os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
         yield Fault(f"{what}: CUDA_VISIBLE_DEVICES hides it", "unset CUDA_VISIBLE_DEVICES")
     else:
-        mend = (
-            "update the driver, or install PyTorch's build for an older CUDA: https://pytorch.org/get-started/locally"
-        )
+        mend = "update the driver, or install a build for an older CUDA: https://pytorch.org/get-started/locally"
         yield Fault(f"{what}: it may be too old for CUDA {torch.version.cuda}", mend)
 
 
@@ -91,17 +90,16 @@ def _other_accelerator() -> Findings:
 
 def kernels() -> Findings:
     gpus = [device for device in info.devices() if device.type == "cuda"]
-    if not triton_installed():
-        yield "Triton is not installed"
+    if not triton_installed() or find_spec(KERNELS) is None:
+        yield "not there"
         return
     yield from _launcher(bool(gpus))
     try:
-        folder = importlib.import_module(KERNELS).__path__
-        modules = [importlib.import_module(each.name) for each in pkgutil.iter_modules(folder, f"{KERNELS}.")]
+        from .engine.passes import gpu  # noqa: F401  (which imports them all)
     except Exception as error:
         yield Fault(f"the kernels cannot be imported: {one_line(error)}", "pip install --force-reinstall triton")
         return
-    yield f"all {len(modules)} modules of kernels can be imported"
+    yield "they can be imported"
     if not gpus:
         yield "no GPU, so there is nothing to compile for"
     for device in gpus:
@@ -140,23 +138,24 @@ def caches() -> Findings:
         yield from _cache_of_numba()
     if find_spec(KERNELS) is None:
         return
-    from .kernels import settings
-
-    file, found = settings.cache_file(), settings.load()
-    yield from _cache("launch settings", file.parent, "ALRP_TRITON_CACHE", has_gpu)
-    if file.exists() and not found:
+    stored = info.collect()["autotuning"]
+    file = Path(stored["cache_file"])
+    yield from _cache(f"launch settings ({len(stored['found'])})", file.parent, "ALRP_TRITON_CACHE", has_gpu)
+    if stored["exists"] and not stored["found"]:
         mend = "delete it, and run alrp-triton bench --autotune if you want settings for your GPU"
         yield Fault(f"{file} has no settings for this version", mend)
-    elif found:
-        yield f"  {len(found)} settings"
 
 
 def _cache_of_numba() -> Findings:
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         yield Fault("NUMBA_DISABLE_JIT is set: Numba's loops run in Python", "unset NUMBA_DISABLE_JIT")
         return
-    from .engine.passes import numba_loops
-
+    try:
+        from .engine.passes import numba_loops
+    except Exception as error:
+        mend = "pip install --upgrade numba, or uninstall it, and torch takes its place"
+        yield Fault(f"Numba cannot be imported: {one_line(error)}", mend)
+        return
     path = numba_loops.count.stats.cache_path
     if path is None:
         mend = "set NUMBA_CACHE_DIR to a folder that you can write"
