@@ -58,6 +58,10 @@ def blocks(kind: str, text: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
+def sources() -> list[Path]:
+    return [path for folder in ("alrp_triton", "kernels", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+
+
 def without_numbers(printed: str) -> list[str]:
     return re.sub(r"[-+]?\d+(\.\d+)?(e[-+]\d+)?", "0", printed).split()
 
@@ -328,9 +332,17 @@ def test_code_blocks_run(page, tmp_path, monkeypatch, capsys):
         pytest.skip(f"all blocks need {', '.join(sorted(lacking))}")
 
 
+def test_messages_that_are_headings_are_those_of_the_code():
+    messages = re.findall(r"^### `([^`]+ [^`]+)`$", PAGES["troubleshooting.md"], re.MULTILINE)
+    assert len(messages) >= 7
+    code = "".join(path.read_text(encoding="utf-8") for path in sources())
+    for message in messages:
+        # Not where Python itself says it.
+        assert message in code or message == "No module named 'alrp_triton.kernels'", message
+
+
 def test_environment_variables_are_those_that_the_code_reads():
-    paths = [path for folder in ("alrp_triton", "kernels", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    code = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    code = "".join(path.read_text(encoding="utf-8") for path in sources())
     read = re.findall(r"""environ(?:\.\w+\(|\[)["'](\w+)""", code) + list(doctor._ENVIRONMENT)
     assert sorted(re.findall(r"^\| `(\w+)` \|", PAGES["environment.md"], re.MULTILINE)) == sorted(set(read))
 
