@@ -6,11 +6,11 @@ import html
 import json
 import posixpath
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import griffe
-import ziamath
 from math_core import LatexToMathML
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -23,7 +23,7 @@ _ROLE = re.compile(r":\w+:`~?(\.*)([\w.]+)`")
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Each notebook also becomes a page; a font for formulas is for readers who have none."""
-    font = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+    font = Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
     files.append(File.generated(config, f"assets/{font.name}", abs_src_path=str(font)))
     for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
         name = notebook.src_uri.replace(".ipynb", ".md")
