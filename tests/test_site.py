@@ -59,15 +59,21 @@ def test_commands_are_shown_as_they_are(capsys):
         assert "".join(text.split()) == "".join(capsys.readouterr().out.split()), f"alrp-triton {command}--help"
 
 
-def test_the_site_has_every_public_name_and_fetches_nothing(tmp_path):
+def test_the_site_is_whole_and_browsers_fetch_nothing_elsewhere(tmp_path):
     mkdocs = pytest.importorskip("mkdocs.commands.build", reason="make docs")
     from mkdocs.config import load_config
     from mkdocstrings import Inventory
 
-    mkdocs.build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path)))
+    repository = {"repository": "https://example.org/repository"}
+    mkdocs.build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), extra=repository))
     with open(tmp_path / "objects.inv", "rb") as file:
         entries = set(Inventory.parse_sphinx(file))
     assert {f"{module}.{name}" for module in MODULES for name in public_names(module)} <= entries
+    text = {page: (tmp_path / page / "index.html").read_text(encoding="utf-8") for page in ("mathematics", "losses")}
+    assert "<math" in text["mathematics"]
+    assert "arithmatex" not in text["mathematics"]
+    assert 'href="https://example.org/repository/blob/main/' in "".join(text.values())
+    assert (tmp_path / "tutorials" / "digits" / "index.html").exists()
     elsewhere = re.compile(r"""(?:\bsrc=|<link[^>]*\bhref=|url\()["']?(?:https?:)?//[^"' )]*""")
     pages = [path for path in tmp_path.rglob("*") if path.suffix in (".html", ".css")]
     assert len(pages) > 40
