@@ -6,6 +6,7 @@ import html
 import json
 import posixpath
 import re
+from importlib.metadata import distribution
 from typing import Any
 
 import griffe
@@ -20,7 +21,10 @@ _ROLE = re.compile(r":\w+:`~?(\.*)([\w.]+)`")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Each notebook also becomes a page."""
+    """Each notebook also becomes a page; a font for formulas is for readers who have none."""
+    font = "STIXTwoMath-Regular.ttf"
+    path = distribution("ziamath").locate_file(f"ziamath/fonts/{font}")
+    files.append(File.generated(config, f"assets/{font}", abs_src_path=str(path)))
     for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
         name = notebook.src_uri.replace(".ipynb", ".md")
         files.append(File.generated(config, name, content=_markdown(json.loads(notebook.content_string))))
@@ -35,8 +39,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), target))
         if not path.startswith("../"):
             return f"[{text}]({re.sub(r'[.]ipynb$', '.md', target)}{anchor})"
-        return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{path[3:]}{anchor})" if config.repo_url else text
+        return f"[{text}]({repository}/blob/main/{path[3:]}{anchor})" if repository else text
 
+    repository = config.extra["repository"]
     return _LINK.sub(lead, markdown)
 
 
@@ -62,15 +67,20 @@ class Roles(griffe.Extension):
         if obj.docstring:
             obj.docstring.value = _ROLE.sub(lambda role: _reference(obj, role[1], role[2]), obj.docstring.value)
 
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """The package itself is not among these."""
+        self.on_object(obj=pkg)
+
 
 def _reference(obj: griffe.Object, dots: str, name: str) -> str:
-    package = obj.module if obj.module.is_init_module else obj.module.parent
-    for _ in dots[1:]:
-        package = package.parent
+    """What Python would import by the name: from the object's own package and those around it, or its module."""
     try:
-        path = f"{package.path}.{name}" if dots else obj.resolve(name)
+        path = obj.resolve(name)
     except griffe.NameResolutionError:
         path = name
+    if dots:
+        package = obj.module.path if obj.module.is_init_module else obj.module.path.rpartition(".")[0]
+        path = f"{package.rsplit('.', len(dots) - 1)[0]}.{name}"
     return f'<autoref identifier="{path}" optional><code>{name}</code></autoref>'
 
 

@@ -195,7 +195,8 @@ def test_ratios_and_claims_by_hand() -> None:
 
 def test_presets_fit_and_commands_of_documents_parse() -> None:
     pages = [ROOT / name for name in ("README.md", "Makefile", "CHANGELOG.md")]
-    text = "\n".join(page.read_text(encoding="utf-8") for page in (*pages, *(ROOT / "docs").rglob("*.md")))
+    pages += [page for page in (ROOT / "docs").rglob("*.md") if page.name != "cli.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     found = re.findall(r"(?:-m (benchmarks\.[\w.]+)|(alrp-triton bench\b))([^`#|\n]*)", text)
     assert len(found) > 15
     for case in (case for preset in PRESETS.values() for cases in preset.parts.values() for case in cases):
