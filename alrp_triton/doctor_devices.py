@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -156,7 +156,8 @@ def _cache_of_numba() -> Findings:
         mend = "pip install --upgrade numba, or uninstall it, and torch takes its place"
         yield Fault(f"Numba cannot be imported: {one_line(error)}", mend)
         return
-    path = numba_loops.count.stats.cache_path
+    dispatcher: Any = numba_loops.count
+    path = dispatcher.stats.cache_path
     if path is None:
         mend = "set NUMBA_CACHE_DIR to a folder that you can write"
         yield Fault("Numba compiles again in each process, because it finds no folder to write to", mend)

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from .. import doctor
+from ..doctor_devices import Fault
 
 
 def add_doctor(commands: Any) -> None:
@@ -21,7 +22,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         print(title)
         for finding in findings:
             # Each line at once, because some take seconds.
-            if isinstance(finding, doctor.Fault):
+            if isinstance(finding, Fault):
                 faults.append(finding)
                 print(f"  WRONG: {finding.what}", flush=True)
             else:

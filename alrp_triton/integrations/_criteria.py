@@ -118,8 +118,16 @@ def _text(value: object) -> str:
 
 
 def check_criterion(criterion: object) -> None:
+    if isinstance(criterion, type):
+        name = criterion.__name__
+        raise TypeError(f"criterion: expected an object, such as {name}(), got the class {name}")
     if not isinstance(criterion, nn.Module):
-        raise TypeError(f"criterion: expected a torch.nn.Module, got {type(criterion).__name__}")
+        raise TypeError(f"criterion: expected a torch.nn.Module, such as ALRPLoss(), got {type(criterion).__name__}")
+    parameters = signature(criterion.forward).parameters.values()
+    takes_number = any(each.name == "num_positives" or each.kind is each.VAR_KEYWORD for each in parameters)
+    if not takes_boxes(criterion) and not takes_number:
+        wanted = "a ranking loss, such as ALRPLoss(); your own takes num_positives, or has takes_boxes = True"
+        raise TypeError(f"criterion: expected {wanted}, got {type(criterion).__name__}")
 
 
 def check_flag(name: str, value: object) -> None:

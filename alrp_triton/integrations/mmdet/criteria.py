@@ -63,6 +63,13 @@ class RankingCriterion(nn.Module):
         super().__init__(*args, **settings)
         self.loss_weight, self.per_image = loss_weight, per_image
 
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """The loss itself; see there."""
+        if "avg_factor" in options:
+            wanted = "a head that ranks, such as RankingRetinaHead instead of RetinaHead"
+            raise TypeError(f"loss_cls: expected {wanted}, got one that asks for the loss of each level")
+        return super().forward(*args, **options)
+
     def get_cls_channels(self, num_classes: int) -> int:
         """The number of scores of a second stage, without one for the background."""
         return num_classes
