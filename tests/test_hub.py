@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from dialect.interpreters import start_python, without
-from tools.hub import BACKENDS, assemble
 
 from alrp_triton.engine.passes import triton_installed
+from tools.hub import BACKENDS, assemble
 
 BESIDE = (Path(__file__).parent / "hub_beside.py").read_text(encoding="utf-8")
 # PyTorch warns that there is no NumPy, and Triton's interpreter of what NumPy divides.
