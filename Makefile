@@ -96,7 +96,7 @@ bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB); write CSV
 		$(RUN) -m benchmarks.run --preset $$preset --output benchmarks/results/suite-$$preset.csv; done
 	$(RUN) -m benchmarks.report
 
-experiments: $(STAMP) ## Train what is missing of docs/experiments.md, which two CPU cores do in 90 minutes, and rewrite it
+experiments: $(STAMP) ## Train what is missing of docs/design/experiments.md, which two CPU cores do in 90 minutes, and rewrite it
 	$(RUN) -m benchmarks.digits
 
 verify: $(STAMP) ## Check every backend of this machine against the float64 reference

@@ -190,7 +190,7 @@ def between(rows: Sequence[Row]) -> str:
 TABLES: dict[str, dict[str, Callable[[Sequence[Row]], str]]] = {
     "README.md": {"benchmarks": readme},
     "docs/losses.md": {"family": family},
-    "docs/performance.md": {
+    "docs/design/performance.md": {
         "executed": executed,
         "instructions": instructions,
         "between": between,
