@@ -51,12 +51,16 @@ def test_the_matrix_has_the_oldest_supported_versions() -> None:
     oldest = (ROOT / "requirements" / "oldest.txt").read_text(encoding="utf-8")
     (python,) = re.findall(r'^requires-python = ">=(.*)"', project, re.MULTILINE)
     rows = read(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]["make"]["strategy"]["matrix"]["include"]
-    pythons = {row["constraints"]: row["python"] for row in rows if "test-package" in row["targets"]}
+    tested = [row for row in rows if {"test", "test-package"} & {*row["targets"].split()}]
+    pythons = {row["constraints"]: row["python"] for row in tested}
     assert pythons["requirements/oldest.txt"] == python
     assert "" in pythons
+    policy = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
+    assert f"| Python | {python} and later | {', '.join(sorted(pythons.values()))} |" in policy
     for name in ("torch", "torchvision"):
         version = re.findall(rf'"{name}>=([\d.]+)"', project)[0]
         assert re.search(rf"^{name}=={re.escape(version)}\.", oldest, re.MULTILINE)
+        assert name != "torch" or f"| PyTorch | {version} and later" in policy
 
 
 def test_workflows_may_only_read_and_end() -> None:
