@@ -97,6 +97,7 @@ def test_wheel_holds_the_package_and_nothing_else(artefacts: dict[str, Path]) ->
     assert {f"alrp_triton/{name}" for name in ("kernels/__init__.py", "benchmarks/run.py", "py.typed")} <= names
     assert {name.split("/")[0] for name in names - info} == {"alrp_triton"}  # no top-level "kernels", "benchmarks"
     assert any(name.endswith("/licenses/LICENSE") for name in info)
+    assert artefacts["wheel"].stat().st_size < 1_000_000
 
 
 def test_wheel_is_the_same_by_way_of_the_sdist(artefacts: dict[str, Path]) -> None:
