@@ -12,7 +12,7 @@ SHELL := /bin/bash
 export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo lint test test-compiled test-interpreted test-package nightly fuzz soak bench experiments verify hub release clean
+.PHONY: help venv demo docs lint test test-compiled test-interpreted test-package nightly fuzz soak bench experiments verify hub release clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -34,6 +34,11 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 demo: $(STAMP) ## Train a detector for handwritten digits, evaluate and draw it (demo-output/)
 	$(RUN) examples/digits/train.py --output demo-output --require-ap50 0.8
+
+docs: $(STAMP) ## Build the site into build/site, with warnings as errors
+	$(RUN) -m pip install --quiet --no-compile $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[docs]'
+	$(RUN) -m mkdocs build
+	$(RUN) -m pytest tests/test_site.py
 
 lint: $(STAMP) ## Style and types
 	$(RUN) -m ruff check .

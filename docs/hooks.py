@@ -6,6 +6,8 @@ import html
 import json
 import posixpath
 import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -20,7 +22,9 @@ _ROLE = re.compile(r":\w+:`~?(\.*)([\w.]+)`")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Each notebook also becomes a page."""
+    """Each notebook also becomes a page; a font for formulas is for readers who have none."""
+    font = Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+    files.append(File.generated(config, f"assets/{font.name}", abs_src_path=str(font)))
     for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
         name = notebook.src_uri.replace(".ipynb", ".md")
         files.append(File.generated(config, name, content=_markdown(json.loads(notebook.content_string))))
@@ -61,6 +65,10 @@ class Roles(griffe.Extension):
         """Called for each object after it has been read."""
         if obj.docstring:
             obj.docstring.value = _ROLE.sub(lambda role: _reference(obj, role[1], role[2]), obj.docstring.value)
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """The package itself is not among these."""
+        self.on_object(obj=pkg)
 
 
 def _reference(obj: griffe.Object, dots: str, name: str) -> str:

@@ -127,7 +127,7 @@ def test_metadata(installed: Path) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
     extras = {"torchvision", "mmdet", "transformers", "metrics", "cli", "numba", "bench", "demo", "test", "frameworks"}
-    extras |= {"compare", "calibration", "monai", "ultralytics", "rfdetr"}
+    extras |= {"docs", "compare", "calibration", "monai", "ultralytics", "rfdetr"}
     assert set(metadata.get_all("Provides-Extra") or []) == extras
     requirements = [Requirement(line) for line in distribution.requires or []]
     # An extra is a marker that holds for that extra alone; triton's marker holds on Linux.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..metrics.lrp import LRPResult, lrp, optimal_lrp
+from ..metrics.measures import LRPResult, lrp, optimal_lrp
 from .fitting import Pooled, calibration_error, matches_by_class, pool
 from .maps import Calibration
 

@@ -91,7 +91,7 @@ def alrp_loss(
     r"""aLRP Loss (equation 9), exact, in O(M log P) time for M logits and P positives.
 
     With the ramp H(x) = clamp(x / (2 delta) + 1/2, 0, 1), N_FP(i) the sum of H(n_j - p_i) over negatives j, and
-    rank(i) = 1 + sum_{k != i} H(p_k - p_i) + N_FP(i), both over all levels and images of the call::
+    rank(i) = 1 + sum_{k != i} H(p_k - p_i) + N_FP(i), both over all levels and images of the call:
 
         cls = mean_i N_FP(i) / rank(i)
         loc = mean_i (E_i + sum of E_k over the positives k above i) / rank(i)

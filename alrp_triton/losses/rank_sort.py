@@ -46,7 +46,7 @@ def rank_sort_loss(
 
     Here rank+(i) is the sum of H(p_k - p_i) over all positives, including i with H(0), which is 1/2, or 1 for
     ``delta=0``, as published. With N_FP(i) the sum of H(n_j - p_i) over the negatives and t the IoUs (equations 7 and
-    8)::
+    8):
 
         ranking = mean_i N_FP(i) / (rank+(i) + N_FP(i))
         sorting = mean_i (a(i) - a*(i))

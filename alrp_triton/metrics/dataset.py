@@ -10,7 +10,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .lrp import is_number
+from .measures import is_number
 
 __all__ = ["Dataset", "read_dataset", "read_results"]
 

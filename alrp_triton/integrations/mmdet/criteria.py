@@ -26,7 +26,7 @@ __all__ = ["ALRPLoss", "APLoss", "NDCGLoss", "RankSortLoss", "RankingCriterion"]
 class RankingCriterion(nn.Module):
     """The interface of ``loss_cls`` for the heads of this package; mix it in before a loss.
 
-    For your own loss::
+    For your own loss:
 
         @MODELS.register_module()
         class LogRankLoss(RankingCriterion, RankingLoss):
