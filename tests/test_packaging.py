@@ -111,7 +111,7 @@ def test_wheel_is_the_same_by_way_of_the_sdist(artefacts: dict[str, Path]) -> No
 def test_sdist_holds_what_development_needs(artefacts: dict[str, Path]) -> None:
     with tarfile.open(artefacts["sdist"]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    expected = {"Makefile", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"}
+    expected = {"Makefile", "mkdocs.yml", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"}
     source = artefacts["source"]
     for folder in ("kernels", "tests", "benchmarks", "examples", "docs", "requirements", "tools"):
         expected |= {path.relative_to(source).as_posix() for path in (source / folder).rglob("*") if path.is_file()}
