@@ -118,11 +118,11 @@ def _text(value: object) -> str:
 
 
 def check_criterion(criterion: object) -> None:
-    if isinstance(criterion, type):
-        name = criterion.__name__
-        raise TypeError(f"criterion: expected an object, such as {name}(), got the class {name}")
     if not isinstance(criterion, nn.Module):
-        raise TypeError(f"criterion: expected a torch.nn.Module, such as ALRPLoss(), got {type(criterion).__name__}")
+        got, such = type(criterion).__name__, "ALRPLoss"
+        if isinstance(criterion, type):
+            got, such = f"the class {criterion.__name__}", criterion.__name__
+        raise TypeError(f"criterion: expected a torch.nn.Module, got {got}; write {such}()")
     parameters = signature(criterion.forward).parameters.values()
     takes_number = any(each.name == "num_positives" or each.kind is each.VAR_KEYWORD for each in parameters)
     if not takes_boxes(criterion) and not takes_number:

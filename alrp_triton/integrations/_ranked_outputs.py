@@ -95,6 +95,8 @@ class RankedOutputs:
         numbers = {each.logits.shape[2] for each in outputs}
         if len(numbers) > 1:
             raise ValueError(f"outputs: expected logits of one number of classes, got {sorted(numbers)}")
+        for each in outputs:
+            _check_objects(each, self.ranking_keys[1])
         logits = torch.cat([each.logits.flatten(0, 1) for each in outputs])
         first_rows = accumulate((each.logits.shape[:2].numel() for each in outputs), initial=0)
         rows = torch.cat([each.rows + first for first, each in zip(first_rows, outputs)])
@@ -139,13 +141,14 @@ def _matched(outputs: dict[str, Any], targets: Objects, indices: Indices, logits
     objects = torch.cat([objects + n for n, (_, objects) in zip(before, indices)])
     rows, order = rows.sort()  # the losses take positives in this order
     classes, true_boxes = (torch.cat([each[key] for each in targets]) for key in (classes_key, "boxes"))
-    _check_objects(classes, true_boxes, logits.shape[2], classes_key)
     objects = objects[order].to(true_boxes.device)
     return Matched(logits, boxes, rows.to(logits.device), classes[objects], true_boxes[objects])
 
 
-def _check_objects(classes: Tensor, boxes: Tensor, num_classes: int, name: str) -> None:
-    """On a GPU the host would wait, so there ``ALRP_TRITON_DEBUG=1`` turns the check on."""
+def _check_objects(output: Matched, name: str) -> None:
+    """Raise for wrong classes, by this name, and boxes. On a GPU the host would wait, so there
+    ``ALRP_TRITON_DEBUG=1`` turns the check on."""
+    classes, boxes, num_classes = output.classes, output.true_boxes, output.logits.shape[2]
     if not classes.numel() or (is_asynchronous(classes.device) and not debug_checks()):
         return
     lowest, highest = (int(end) for end in classes.aminmax())

@@ -59,7 +59,7 @@ def _hint_of_number(levels: Levels, found: int, given: int, name: str) -> str:
         return "; no label is positive: class indices begin with 0, and C is the background"
     if name == "num_positives":
         return ""
-    if given < found:
+    if name == "pred_boxes" and given < found:
         return "; an object counts once for each of its positives: objects[matched]"
     return "; alrp_triton.at_positives picks them from values of all labels"
 
