@@ -63,7 +63,7 @@ def sources() -> list[Path]:
 
 
 def without_numbers(printed: str) -> list[str]:
-    return re.sub(r"[-+]?\d+(\.\d+)?(e[-+]\d+)?", "0", printed).split()
+    return re.sub(r"[-+]?\d+(\.\d+)?(e[-+]\d+)?|(?<!\S)-(?!\S)", "0", printed).split()
 
 
 def stated_tables() -> dict[str, list[Fraction]]:
