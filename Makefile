@@ -1,6 +1,7 @@
 # Everything runs in .venv, which the first target that needs it creates:
 #   make test                                      with the versions in requirements/constraints.txt
 #   make test PYTHON=python3.12 CONSTRAINTS=       with another Python and the newest versions
+#   make test CONSTRAINTS=requirements/oldest.txt  with the oldest PyTorch that the package supports
 PYTHON ?= python3
 CONSTRAINTS ?= requirements/constraints.txt
 # Processes that share the tests; each takes about 1 GB.
@@ -11,7 +12,7 @@ SHELL := /bin/bash
 export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo lint test test-compiled test-interpreted test-package nightly fuzz soak bench experiments verify clean
+.PHONY: help venv demo docs lint test test-compiled test-interpreted test-package nightly fuzz soak bench experiments verify hub release clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -33,6 +34,14 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 
 demo: $(STAMP) ## Train a detector for handwritten digits, evaluate and draw it (demo-output/)
 	$(RUN) examples/digits/train.py --output demo-output --require-ap50 0.8
+
+$(STAMP)-docs: $(STAMP)
+	$(RUN) -m pip install --quiet --no-compile $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[docs]'
+	@touch $@
+
+docs: $(STAMP)-docs ## Build the site into build/site, with warnings as errors
+	$(RUN) -m mkdocs build
+	$(RUN) -m pytest tests/test_site.py
 
 lint: $(STAMP) ## Style and types
 	$(RUN) -m ruff check .
@@ -89,17 +98,41 @@ soak: $(STAMP) ## Take 100,000 steps of all losses, an hour, to see whether memo
 	$(RUN) -m benchmarks.report
 
 BENCH := cpu cpu-scale family memory step-share
-bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB); write CSVs, plots and the tables of README and docs
+bench: $(STAMP) ## Measure speed, scale and memory on the CPU (10 GB); write CSVs, plots and the tables of docs/
 	rm -f $(BENCH:%=benchmarks/results/suite-%.csv)
 	set -e; for preset in $(BENCH); do \
 		$(RUN) -m benchmarks.run --preset $$preset --output benchmarks/results/suite-$$preset.csv; done
 	$(RUN) -m benchmarks.report
 
-experiments: $(STAMP) ## Train what is missing of docs/experiments.md, which two CPU cores do in 90 minutes, and rewrite it
+experiments: $(STAMP) ## Train what is missing of docs/design/experiments.md, which two CPU cores do in 90 minutes, and rewrite it
 	$(RUN) -m benchmarks.digits
 
 verify: $(STAMP) ## Check every backend of this machine against the float64 reference
 	$(VENV)/bin/alrp-triton verify
+
+hub: $(STAMP) ## Assemble build/hub/, which Hugging Face's kernels library loads
+	rm -rf build/hub
+	$(RUN) tools/hub.py build/hub
+
+# Built is what is committed, and at the time of that commit, so that the wheel is the same whoever builds it. An empty
+# environment then has the wheel and what pip chooses for it.
+FRESH := build/fresh
+release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+release: $(STAMP) hub ## Build dist/, check it, and check the wheel in an empty environment
+	rm -rf dist build/source $(FRESH)
+	mkdir -p build/source
+	git archive HEAD | tar -x -C build/source
+	$(RUN) -m pip install --quiet 'twine>=6'
+	$(RUN) -m build --outdir dist build/source > build/release.log
+	$(RUN) -m twine check --strict dist/*
+	$(RUN) -m pytest -q tests/test_packaging.py
+	$(PYTHON) -m venv $(FRESH)
+	$(FRESH)/bin/pip install --quiet dist/*.whl
+	cd $(FRESH) && bin/alrp-triton verify
+	cd $(FRESH) && bin/python -X importtime -c 'import torch, alrp_triton' 2> import.log && grep -E '\| (torch|alrp_triton)$$' import.log
+	$(FRESH)/bin/pip install --quiet 'kernels>=0.17'
+	cd $(FRESH) && bin/python ../../tests/hub_beside.py ../hub
+	ls -l dist
 
 clean: ## Remove all that these targets make, .venv included
 	rm -rf $(VENV) demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,6 +26,7 @@ from .losses.self_balance import SelfBalance
 from .positives import at_positives
 
 __version__ = "0.1.0"
+"""Of the package, by Semantic Versioning."""
 __all__ = [
     "ALRPLoss",
     "ALRPLossOutput",

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from .engine import doubts, operators, passes
+from .engine.hints import for_no_tensor
 from .engine.inputs import plain
 from .engine.transforms import transformed
 
@@ -71,12 +72,12 @@ def box_error(pred_boxes: Tensor, target_boxes: Tensor, kind: BoxError, tau: flo
     dtype = _check(pred_boxes, target_boxes)
     errors = kind(plain(pred_boxes).to(dtype), plain(target_boxes).to(dtype))
     if not isinstance(errors, Tensor):
-        raise TypeError(f"kind: expected the callable to return a tensor [P], got {type(errors).__name__}")
+        raise TypeError(f"box_error: expected the callable to return a tensor [P], got {type(errors).__name__}")
     if errors.dtype not in _DTYPES:
-        raise TypeError(f"kind: expected the callable to return floating-point errors, got {errors.dtype}")
+        raise TypeError(f"box_error: expected the callable to return floating-point errors, got {errors.dtype}")
     if errors.shape != pred_boxes.shape[:1] or errors.device != pred_boxes.device:
         raise ValueError(
-            f"kind: expected the callable to return shape [{pred_boxes.shape[0]}] on {pred_boxes.device}, "
+            f"box_error: expected the callable to return shape [{pred_boxes.shape[0]}] on {pred_boxes.device}, "
             f"got {list(errors.shape)} on {errors.device}"
         )
     return errors
@@ -90,9 +91,11 @@ def check_box_error(kind: BoxError, tau: float) -> None:
         raise ValueError(f"tau: expected a number in [0, 1), got {tau}")
     if isinstance(kind, str):
         if kind not in _SIMILARITIES:
-            raise ValueError(f"kind: expected one of {', '.join(map(repr, _SIMILARITIES))} or a callable, got {kind!r}")
+            raise ValueError(
+                f"box_error: expected one of {', '.join(map(repr, _SIMILARITIES))} or a callable, got {kind!r}"
+            )
     elif not callable(kind):
-        raise TypeError(f"kind: expected a string or a callable, got {type(kind).__name__}")
+        raise TypeError(f"box_error: expected a string or a callable, got {type(kind).__name__}")
 
 
 def iou(pred_boxes: Tensor, target_boxes: Tensor) -> Tensor:
@@ -245,17 +248,18 @@ def _check(pred_boxes: Tensor, target_boxes: Tensor) -> torch.dtype:
     """The compute dtype, or an error that names the wrong argument. Reads values only for ``ALRP_TRITON_DEBUG=1``."""
     for name, boxes in (("pred_boxes", pred_boxes), ("target_boxes", target_boxes)):
         if not isinstance(boxes, Tensor):
-            raise TypeError(f"{name}: expected a tensor [P, 4] or [P, 6], got {type(boxes).__name__}")
+            hint = "; torch.cat puts those of images together" if isinstance(boxes, list) else for_no_tensor(boxes)
+            raise TypeError(f"{name}: expected a tensor [P, 4] or [P, 6], got {type(boxes).__name__}{hint}")
         if boxes.dtype not in _DTYPES:
-            raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {boxes.dtype}")
+            raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {boxes.dtype}; .float() them")
         if boxes.ndim != 2 or boxes.shape[1] not in (4, 6):
             dense = boxes.ndim > 2 and boxes.shape[-1] in (4, 6)
             hint = "; alrp_triton.at_positives picks those of the positives" if dense else ""
             raise ValueError(f"{name}: expected shape [P, 4] or [P, 6], got {list(boxes.shape)}{hint}")
     if pred_boxes.shape != target_boxes.shape:
-        raise ValueError(
-            f"target_boxes: expected the shape of pred_boxes, {list(pred_boxes.shape)}, got {list(target_boxes.shape)}"
-        )
+        expected, given = list(pred_boxes.shape), list(target_boxes.shape)
+        hint = "; an object counts once for each of its positives: objects[matched]"
+        raise ValueError(f"target_boxes: expected the shape of pred_boxes, {expected}, got {given}{hint}")
     if pred_boxes.device != target_boxes.device:
         raise ValueError(
             f"target_boxes: expected the device of pred_boxes, {pred_boxes.device}, got {target_boxes.device}"

@@ -2,14 +2,12 @@
 
 Replace the head's ``from ... import aLRPLoss`` by ``from alrp_triton.compat import aLRPLoss``, and likewise:
 
-======================================  ====================================================================
-names                                   published with
-======================================  ====================================================================
-``aLRPLoss``, ``APLoss``                aLRP Loss, Oksuz et al., NeurIPS 2020
-``RankSort``                            Rank & Sort Loss, Oksuz et al., ICCV 2021
-``BucketedAPLoss``, ``BucketedRankSort``  Bucketed losses, Yavuz et al., ECCV 2024: here without the error of buckets
-``RankLoss``, ``SortLoss``              RankED, edges in images, Cetinkaya et al., CVPR 2024
-======================================  ====================================================================
+| names | published with |
+| --- | --- |
+| ``aLRPLoss``, ``APLoss`` | aLRP Loss, Oksuz et al., NeurIPS 2020 |
+| ``RankSort`` | Rank & Sort Loss, Oksuz et al., ICCV 2021 |
+| ``BucketedAPLoss``, ``BucketedRankSort`` | Bucketed losses, Yavuz et al., ECCV 2024, without the error of buckets |
+| ``RankLoss``, ``SortLoss`` | RankED, edges in images, Cetinkaya et al., CVPR 2024 |
 
 All take ``logits`` of any floating-point dtype and ``targets`` of the same shape, on any device. They are exact and
 deterministic, and have no loop over positives. Without positives each loss is a scalar 0, attached to the graph.

@@ -13,7 +13,6 @@ import torch
 
 from . import __version__
 from .engine.passes import BACKENDS, choose, numba_installed, triton_installed, why_unavailable
-from .kernels import settings
 
 ENVIRONMENT = {
     "ALRP_TRITON_CACHE": "folder for the launch settings that alrp-triton bench --autotune finds",
@@ -41,11 +40,14 @@ def collect() -> dict[str, Any]:
         ``settings``: architecture, then kernel, to the settings of the package; ``autotuning``: the cache file, whether
         it exists, and the results of earlier searches; ``environment``: variable to value or None.
     """
+    # Here, so that a package without its kernels can be examined.
+    from .kernels import settings
+
     found = devices()
     architectures = {settings.architecture_of(device) for device in found if device.type == "cuda"}
     return {
-        "versions": _versions(),
-        "devices": [_describe(device) for device in found],
+        "versions": versions(),
+        "devices": [describe(device) for device in found],
         "backends": [_backend(backend, device) for device in found for backend in BACKENDS],
         "settings": {
             architecture: {kernel: settings.pinned(kernel, architecture) for kernel in settings.PINNED}
@@ -60,7 +62,8 @@ def collect() -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Of the package, and of what it runs on; None for what is not installed."""
     return {
         "alrp-triton": __version__,
         "python": platform.python_version(),
@@ -86,11 +89,14 @@ def _version_of(installed: bool, *distributions: str) -> str | None:
     return "unknown"
 
 
-def _describe(device: torch.device) -> dict[str, Any]:
+def describe(device: torch.device) -> dict[str, Any]:
+    """Name, architecture and memory in bytes, or None, of a device."""
     if device.type == "cpu":
         name, architecture, memory = platform.machine(), torch.backends.cpu.get_cpu_capability(), _host_memory()
         return {"device": "cpu", "name": name, "architecture": architecture, "memory": memory}
     # The driver gives the properties; free memory would need a context, which takes memory itself.
+    from .kernels import settings
+
     properties = torch.cuda.get_device_properties(device)
     architecture, memory = settings.architecture_of(device), properties.total_memory
     return {"device": str(device), "name": properties.name, "architecture": architecture, "memory": memory}

@@ -67,6 +67,7 @@ class Row(NamedTuple):
 
 
 ERRORS = ("score_gradient", "worst", "cls", "loc", "rank", "loc_gradient")
+"""The fields of a :class:`Row` that are errors."""
 
 
 class Check(NamedTuple):

@@ -1,2 +1,2 @@
 """Benchmarks, installed as ``alrp_triton.benchmarks`` and run by ``alrp-triton bench``, or from the repository root:
-``python -m benchmarks.run``; docs/performance.md lists all commands."""
+``python -m benchmarks.run``; docs/design/performance.md lists all commands."""

@@ -82,14 +82,19 @@ def measure(make: Callable[..., nn.Module], together: bool, options: argparse.Na
     return [str(kernels), str(counts.total()), f"{1e3 * statistics.median(times[3:]):.1f}"]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.layers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, value in {**SHAPE, "repetitions": 20}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    options = parse(arguments)
     torch.set_num_threads(1)
     rows = []
     for name, make in CRITERIA.items():

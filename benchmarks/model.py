@@ -143,7 +143,7 @@ PROBLEM = Problem(31_426_560, 1000, "float32")
 
 
 def table(problem: Problem) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table of docs/performance.md: time over the floor, and what limits both passes."""
+    """Columns and rows of the table of docs/design/performance.md: time over the floor, and what limits both passes."""
     rows, counted = [], recorded()[1]
     for name, gpu in GPUS.items():
         row, limits, least = [name], [], floor(gpu, problem.num_logits, problem.dtype)

@@ -1,4 +1,4 @@
-"""All that is shown of results: tables on the terminal, tables of README.md and docs/, and plots.
+"""All that is shown of results: tables on the terminal, tables of docs/, and plots.
 
     python -m benchmarks.report                rewrite the tables and draw the plots from benchmarks/results
     python -m benchmarks.report --check        write nothing; exit status 1 if a table differs

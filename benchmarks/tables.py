@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/, from the results."""
+"""The tables of docs/, from the results."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _COMPARED = {
 }
 
 
-def readme(rows: Sequence[Row]) -> str:
+def costs(rows: Sequence[Row]) -> str:
     """A table for each device that has cases in several regimes."""
     tables = []
     for device, of in by_device(row for row in rows if not HEADS[row.head].model).items():
@@ -188,9 +188,9 @@ def between(rows: Sequence[Row]) -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[Sequence[Row]], str]]] = {
-    "README.md": {"benchmarks": readme},
     "docs/losses.md": {"family": family},
-    "docs/performance.md": {
+    "docs/design/performance.md": {
+        "benchmarks": costs,
         "executed": executed,
         "instructions": instructions,
         "between": between,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from alrp_triton.benchmarks import gate, model, peers, report, rows, run, step_share, tables
+from alrp_triton.benchmarks import gate, layers, model, peers, report, rows, run, step_share, tables
 from alrp_triton.benchmarks.accuracy import LARGEST_ERROR, Judge, reduced
 from alrp_triton.benchmarks.claims import claims
 from alrp_triton.benchmarks.measure import Setting, measure
@@ -155,11 +155,11 @@ def test_bench_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_documents_show_what_the_results_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main(["--check", "--root", str(ROOT)]) == 0, "python -m benchmarks.report rewrites the tables"
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "design").mkdir(parents=True)
     for page in tables.TABLES:
         (tmp_path / page).write_text((ROOT / page).read_text(encoding="utf-8"), encoding="utf-8")
-    path = tmp_path / "README.md"
-    path.write_text(path.read_text(encoding="utf-8").replace("| late |", "| later |"), encoding="utf-8")
+    path = tmp_path / "docs" / "design" / "performance.md"
+    path.write_text(path.read_text(encoding="utf-8").replace("500 | late |", "500 | later |"), encoding="utf-8")
     assert report.main(["--check", "--root", str(tmp_path), *map(str, (ROOT / "benchmarks").rglob("suite-*.csv"))]) == 1
     assert (
         report.replaced("a <!-- x:begin -->\nold\n<!-- x:end --> b", "x", "new")
@@ -187,7 +187,7 @@ def test_ratios_and_claims_by_hand() -> None:
     assert by_name[f"{ON_CPU.name}: ours + GIoU / focal + GIoU"] == (48 / 40, "<=", 1.5)
     assert by_name[f"{LARGE.name}: floor ratio"] == (pytest.approx(1.8), "<=", 2)
     assert by_name[f"{LARGE.name}: published loop / ours, triton"] == (2000, ">=", 1000)
-    shown = tables.readme(found)
+    shown = tables.costs(found)
     assert "| atss" not in shown
     assert "| retinanet, float32, 31.4 M, 1,000 | late | 0.200 | 2,000 |" in shown, shown
     assert "| NDCG | 0.500 | 0.500 | 0.500 |" in tables.family(found[:4] + [r for r in found if r.kind == "cpu"])
@@ -195,13 +195,14 @@ def test_ratios_and_claims_by_hand() -> None:
 
 def test_presets_fit_and_commands_of_documents_parse() -> None:
     pages = [ROOT / name for name in ("README.md", "Makefile", "CHANGELOG.md")]
-    text = "\n".join(page.read_text(encoding="utf-8") for page in (*pages, *(ROOT / "docs").glob("*.md")))
+    pages += [page for page in (ROOT / "docs").rglob("*.md") if page.name != "cli.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     found = re.findall(r"(?:-m (benchmarks\.[\w.]+)|(alrp-triton bench\b))([^`#|\n]*)", text)
     assert len(found) > 15
     for case in (case for preset in PRESETS.values() for cases in preset.parts.values() for case in cases):
         assert 1 <= case.positives <= case.rows
         assert 1 <= reduced(case, 3e7).positives <= reduced(case, 3e7).rows
-    parsers = {"report": report.parse, "gate": gate.parse, "model": model.parse}
+    parsers = {"report": report.parse, "gate": gate.parse, "model": model.parse, "layers": layers.parse}
     for module, bench, options in found:
         name = "run" if bench else module.removeprefix("benchmarks.")
         arguments = shlex.split(re.sub(r"\$\$?\w+", "smoke", options).partition(";")[0])

@@ -31,7 +31,7 @@ TYPES = [
     ("logits", {"logits": None}),
     ("logits", {"logits": 3.0}),
     ("logits", {"logits": "scores"}),
-    (r"logits\[0\]", {"logits": LOGITS.numpy()}),
+    ("logits", {"logits": LOGITS.numpy()}),
     (r"logits\[1\]", {"logits": [LOGITS, [0.0]], "labels": [LABELS, LABELS]}),
     ("logits", {"logits": LOGITS.long()}),
     ("logits", {"logits": LOGITS.to(torch.complex64)}),

@@ -67,7 +67,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert stopped.value.code == 0
     output = capsys.readouterr().out
     assert output.endswith(f"alrp-triton {alrp_triton.__version__}\n")
-    for word in ("verify", "info", "--interpret", "--quick", "--json"):
+    for word in ("doctor", "verify", "info", "--interpret", "--quick", "--json"):
         assert word in output
 
 

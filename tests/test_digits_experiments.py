@@ -253,7 +253,8 @@ def test_the_command_reports_into_the_document_and_draws(store, tmp_path, capsys
     schedule = Schedule(store, list(SETTINGS), range(2), ITERATIONS)
     complete(schedule)
     places = "\n".join(f"<!-- {t.name}:begin -->\nold\n<!-- {t.name}:end -->" for t in tables.tables(schedule))
-    page = tmp_path / "experiments.md"
+    page = tmp_path / "design" / "experiments.md"
+    page.parent.mkdir()
     page.write_text(f"before\n{places}\nafter\n")
     options = ["--report", "--seeds", "2", "--iterations", str(ITERATIONS)]
     assert command.main([*options, "--results", str(store.path), "--docs", str(tmp_path)]) == 0
@@ -282,7 +283,7 @@ def test_the_page_shows_the_results_that_are_committed():
     options = command.parse_arguments(["--report"])
     schedule = command.schedule_of(options)
     assert schedule.missing() == []
-    page = (digits.ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    page = (digits.ROOT / "docs" / "design" / "experiments.md").read_text(encoding="utf-8")
     assert report.fill(page, tables.tables(schedule)) == page
 
 

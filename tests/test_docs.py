@@ -22,6 +22,7 @@ from alrp_triton import (
     RankSortLoss,
     alrp_loss,
     ap_loss,
+    doctor,
     ndcg_loss,
     rank_sort_loss,
 )
@@ -39,6 +40,7 @@ TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PATHS = {path.name: path for path in TOP}
 PATHS |= {path.relative_to(ROOT / "docs").as_posix(): path for path in sorted((ROOT / "docs").rglob("*.md"))}
 PAGES = {page: path.read_text(encoding="utf-8") for page, path in PATHS.items()}
+NEWCOMERS = {page for page in PAGES if page.startswith("tutorials/")} | {"index.md", "README.md"}
 TEXT = PAGES["mathematics.md"]
 EXAMPLE = TEXT[TEXT.index("### 4.5") : TEXT.index("## 5.")]
 FAMILY = TEXT[TEXT.index("### 8.9") : TEXT.index("## 9.")]
@@ -54,6 +56,14 @@ TOLERANCE = 1e-10
 
 def blocks(kind: str, text: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def sources() -> list[Path]:
+    return [path for folder in ("alrp_triton", "kernels", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+
+
+def without_numbers(printed: str) -> list[str]:
+    return re.sub(r"[-+]?\d+(\.\d+)?(e[-+]\d+)?|(?<!\S)-(?!\S)", "0", printed).split()
 
 
 def stated_tables() -> dict[str, list[Fraction]]:
@@ -292,9 +302,10 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_code_blocks_run(page, tmp_path, monkeypatch):
+def test_code_blocks_run(page, tmp_path, monkeypatch, capsys):
     """In order, each with the names of those before it; without those that load pretrained weights, or that name a
-    framework that is not installed here, and without those that need names of these."""
+    framework that is not installed here, and without those that need names of these. Pages for newcomers show what
+    blocks print, but for its numbers, which depend on the machine."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": Path(page).stem}
     torch.manual_seed(0)
@@ -313,10 +324,27 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
         except NameError:
             if not lacking:
                 raise
+    if page in NEWCOMERS and not lacking:
+        assert without_numbers(capsys.readouterr().out) == without_numbers("".join(blocks("text", PAGES[page])))
     for name in [name for name in names if name.startswith("test_")]:
         names[name]()
     if lacking and all(any(name in block for name in lacking) for block in code):
         pytest.skip(f"all blocks need {', '.join(sorted(lacking))}")
+
+
+def test_messages_that_are_headings_are_those_of_the_code():
+    messages = re.findall(r"^### `([^`]+ [^`]+)`$", PAGES["troubleshooting.md"], re.MULTILINE)
+    assert len(messages) >= 7
+    code = "".join(path.read_text(encoding="utf-8") for path in sources())
+    for message in messages:
+        # Not where Python itself says it.
+        assert message in code or message == "No module named 'alrp_triton.kernels'", message
+
+
+def test_environment_variables_are_those_that_the_code_reads():
+    code = "".join(path.read_text(encoding="utf-8") for path in sources())
+    read = re.findall(r"""environ(?:\.\w+\(|\[)["'](\w+)""", code) + list(doctor._ENVIRONMENT)
+    assert sorted(re.findall(r"^\| `(\w+)` \|", PAGES["environment.md"], re.MULTILINE)) == sorted(set(read))
 
 
 def test_members_of_the_torchvision_integration_are_listed():

@@ -61,8 +61,12 @@ def test_finds_the_same_positives(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64])
 @pytest.mark.parametrize("columns", [1, 80, 300])
-def test_positives_among_labels_of_any_dtype(columns: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("numpy", [True, False])
+def test_positives_among_labels_of_any_dtype(
+    columns: int, dtype: torch.dtype, numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where the label of the background is no number of the dtype."""
+    monkeypatch.setattr("alrp_triton.engine.labels._NUMPY_INSTALLED", numpy)
     for size in (0, 1, 2047, 2048, 2049, 5000):
         for places in ([], [0], [-1], [0, 2046, 2047, 2048, -1]):
             for label in (-2, 0, 1, 100, columns):

@@ -97,6 +97,7 @@ def test_wheel_holds_the_package_and_nothing_else(artefacts: dict[str, Path]) ->
     assert {f"alrp_triton/{name}" for name in ("kernels/__init__.py", "benchmarks/run.py", "py.typed")} <= names
     assert {name.split("/")[0] for name in names - info} == {"alrp_triton"}  # no top-level "kernels", "benchmarks"
     assert any(name.endswith("/licenses/LICENSE") for name in info)
+    assert artefacts["wheel"].stat().st_size < 1_000_000
 
 
 def test_wheel_is_the_same_by_way_of_the_sdist(artefacts: dict[str, Path]) -> None:
@@ -110,9 +111,9 @@ def test_wheel_is_the_same_by_way_of_the_sdist(artefacts: dict[str, Path]) -> No
 def test_sdist_holds_what_development_needs(artefacts: dict[str, Path]) -> None:
     with tarfile.open(artefacts["sdist"]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    expected = {"Makefile", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"}
+    expected = {"Makefile", "mkdocs.yml", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"}
     source = artefacts["source"]
-    for folder in ("kernels", "tests", "benchmarks", "examples", "docs", "requirements"):
+    for folder in ("kernels", "tests", "benchmarks", "examples", "docs", "requirements", "tools"):
         expected |= {path.relative_to(source).as_posix() for path in (source / folder).rglob("*") if path.is_file()}
     assert expected <= names
     assert not [name for name in names if name.endswith(".pyc")]
@@ -126,7 +127,7 @@ def test_metadata(installed: Path) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
     extras = {"torchvision", "mmdet", "transformers", "metrics", "cli", "numba", "bench", "demo", "test", "frameworks"}
-    extras |= {"compare", "calibration", "monai", "ultralytics", "rfdetr"}
+    extras |= {"docs", "compare", "calibration", "monai", "ultralytics", "rfdetr"}
     assert set(metadata.get_all("Provides-Extra") or []) == extras
     requirements = [Requirement(line) for line in distribution.requires or []]
     # An extra is a marker that holds for that extra alone; triton's marker holds on Linux.
@@ -195,16 +196,32 @@ def test_tests_of_a_group_share_a_worker(request: pytest.FixtureRequest) -> None
     assert request.node.nodeid.endswith("@packaging")
 
 
-def test_changelog_tells_of_this_version() -> None:
-    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert versions[0] == alrp_triton.__version__
+def git(*arguments: str) -> str:
+    # "safe.directory" lets git read a checkout that belongs to another user, as in containers.
+    command = ["git", "-c", "safe.directory=*", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_changelog_and_citation_tell_of_this_version() -> None:
+    for name, line in (("CHANGELOG.md", r"^## \[(\S+)\]"), ("CITATION.cff", r"^version: (\S+)$")):
+        versions = re.findall(line, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        assert versions[:1] == [alrp_triton.__version__], name
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="asks git for tags")
+def test_a_tag_names_this_version_and_the_changelog_its_day() -> None:
+    tags = git("tag", "--points-at", "HEAD", "--list", "v*").split()
+    if not tags:
+        pytest.skip("this commit is no release")
+    version = alrp_triton.__version__
+    assert tags == [f"v{version}"]
+    day = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
+    assert re.search(day, (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="asks git which files are tracked")
 def test_no_file_names_a_developer_s_folders() -> None:
-    # "safe.directory" lets git read a checkout that belongs to another user, as in containers.
-    command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
-    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    tracked = git("ls-files", "-z").split("\0")
     # An absolute path, not a part of a longer one or of an address.
     path = re.compile(r"(?<![\w.~-])/(?:home|root|work|Users)/|\b[A-Z]:\\Users\\")
     found = []

@@ -84,7 +84,7 @@ def test_other_labels_to_ignore_and_no_positives(looking):
     labels = [y.masked_fill(y == 0, 255) for y in LABELS]
     values = beside()
     expected = torch.cat([value[(y > 0) & (y < COLUMNS)] for value, y in zip(values, labels)])
-    with pytest.raises(ValueError, match=r"^labels: expected"):
+    with pytest.raises(ValueError, match=r"^labels\[0\]: expected"):
         at_positives(LOGITS, labels, values, ignore_index=255)
     labels = [y.masked_fill(y == -1, 255) for y in labels]
     assert_same_bits("values", at_positives(LOGITS, labels, values, ignore_index=255), expected)
@@ -107,7 +107,7 @@ WRONG = [
     (TypeError, r"values\[1\]", {"values": [beside()[0], *beside(dtype=torch.float64)[1:]]}),
     (ValueError, r"values\[2\]", {"values": [*beside()[:2], beside()[2].to("meta")]}),
     (TypeError, "labels", {"labels": LABELS[0].float(), "logits": LOGITS[0]}),
-    (ValueError, "labels", {"labels": [y + 1 for y in LABELS]}),
+    (ValueError, r"labels\[0\]", {"labels": [y + 1 for y in LABELS]}),
     (ValueError, "num_positives", {"num_positives": NUM_POSITIVES + 1}),
     (TypeError, "num_positives", {"num_positives": 7.0}),
     (TypeError, "ignore_index", {"ignore_index": None}),

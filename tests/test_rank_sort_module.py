@@ -272,7 +272,7 @@ def test_wrong_arguments_of_the_module(looking):
     for wrong in ({"delta": -1.0}, {"delta": "1"}, {"ignore_index": 0.5}, {"backend": "cuda"}):
         with pytest.raises((TypeError, ValueError), match=f"^{next(iter(wrong))}: expected"):
             RankSortLoss(**wrong)(logits, labels, pred, target)
-    with pytest.raises(ValueError, match=r"^ious: expected one for each positive"):
+    with pytest.raises(ValueError, match=r"^pred_boxes: expected one for each positive"):
         RankSortLoss()(logits, labels, pred[1:], target[1:])
     with pytest.raises(ValueError, match=r"^groups: expected"):
         RankSortLoss()(logits, labels, pred, target, torch.zeros(3, dtype=torch.int64))

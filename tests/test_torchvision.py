@@ -240,7 +240,7 @@ TYPE_ERRORS = [
     (with_identity("faster_rcnn", "rpn"), ALRP, {}, r"model\.rpn: expected a torchvision RegionPro.*, got Identity"),
     (with_identity("faster_rcnn", "roi_heads"), ALRP, {}, r"model\.roi_heads: expected .* RoIHeads, got Identity"),
     ("retinanet", None, {}, "criterion: expected a torch.nn.Module, got NoneType"),
-    ("fcos", ALRPLoss, {}, "criterion: expected a torch.nn.Module, got type"),
+    ("fcos", ALRPLoss, {}, "criterion: expected a torch.nn.Module, got the class ALRPLoss; write ALRPLoss\\(\\)"),
     ("retinanet", ALRP, {"per_image": 1}, "per_image: expected a bool, got int"),
     ("retinanet", ALRP, {"centerness": "keep"}, "centerness: expected None for a RetinaNet.* to FCOS, got 'keep'"),
     ("retinanet", ALRP, {"rpn_weight": 0.2}, "rpn_weight: expected None .* applies to FasterRCNN, got 0.2"),

@@ -357,7 +357,7 @@ def test_mistakes(tmp_path):
         (lambda: use_rank_sort(yolo.model), TypeError, "yolo: expected an ultralytics.YOLO .*, got DetectionModel"),
         (lambda: use_rank_sort(YOLO("yolo11n-cls.yaml")), ValueError, "yolo: expected a task of .*, got 'classify'"),
         (lambda: use_rank_sort(YOLO("yolo11n-pose.yaml")), ValueError, "yolo: expected a task of .*, got 'pose'"),
-        (lambda: use_loss(yolo, APLoss), TypeError, "criterion: expected a torch.nn.Module, got type"),
+        (lambda: use_loss(yolo, APLoss), TypeError, "criterion: expected a torch.nn.Module, got the class APLoss"),
         (lambda: use_loss(yolo, ALRPLoss()), TypeError, "criterion: expected one without state.*self_balance=None"),
         (lambda: use_ap(yolo, cls=-1), ValueError, "cls: expected a finite number >= 0, got -1"),
         (lambda: use_ap(yolo, per_image=1), TypeError, "per_image: expected a bool, got int"),

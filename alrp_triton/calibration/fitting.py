@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..metrics.dataset import read_dataset
 from ..metrics.evaluation import EVERYTHING, check_settings, matcher
-from ..metrics.lrp import is_number
+from ..metrics.measures import is_number
 from .maps import Affine, Calibration, Floats, Isotonic, check_results, logit, sigmoid
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _PRIOR = 0.01
 
 
 class Pooled(NamedTuple):
-    """The detections of several classes, as the functions of :mod:`alrp_triton.metrics.lrp` take them."""
+    """The detections of several classes, as the functions of :mod:`alrp_triton.metrics` take them."""
 
     scores: Floats
     is_true_positive: NDArray[np.bool_]

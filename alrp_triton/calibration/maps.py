@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..metrics.dataset import Record, read_results
-from ..metrics.lrp import is_number
+from ..metrics.measures import is_number
 
 __all__ = ["Affine", "Calibration", "Floats", "Isotonic", "check_range", "logit"]
 

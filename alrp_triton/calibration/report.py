@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..metrics.lrp import LRPResult, lrp, optimal_lrp
+from ..metrics.measures import LRPResult, lrp, optimal_lrp
 from .fitting import Pooled, calibration_error, matches_by_class, pool
 from .maps import Calibration
 
 if TYPE_CHECKING:
     from ..metrics.matching import Matches
 
-__all__ = ["CalibrationReport", "before_and_after", "best_thresholds", "by_class", "overall", "report_of"]
+__all__ = [
+    "CalibrationReport",
+    "before_and_after",
+    "best_thresholds",
+    "by_class",
+    "check_matches",
+    "overall",
+    "report_of",
+]
 
 Found: TypeAlias = "Mapping[int, Matches | Pooled]"
 Table: TypeAlias = tuple[list[str], list[list[str]]]
@@ -35,6 +44,26 @@ class CalibrationReport:
 
     def __str__(self) -> str:
         return "\n\n".join([str(self.calibration), _aligned(*self.overall), _aligned(*self.by_class)])
+
+
+def check_matches(found: Found, iou: float) -> None:
+    """Whether a model's detections can be calibrated.
+
+    Raises:
+        ValueError: there are no objects.
+
+    Warns:
+        UserWarning: no detection is one of them.
+    """
+    together = pool(found.values())
+    if not together.num_ground_truth:
+        raise ValueError("data: expected at least one object, got none")
+    if not together.is_true_positive.any():
+        warnings.warn(
+            f"data: expected detections of its objects, got none of IoU {iou} or more among {len(together.scores)}: "
+            "is the model trained, and do labels and boxes fit it?",
+            stacklevel=4,
+        )
 
 
 def report_of(calibration: Calibration, before: Found, after: Found, iou: float) -> CalibrationReport:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from . import hints
 from .named_groups import named_groups
 from .processes import Processes, processes_of
 from .transforms import refuse_transforms
@@ -93,6 +94,13 @@ def check_inputs(
         TypeError, ValueError: naming the argument, what was expected and what was given.
         RuntimeError: within a transform of ``torch.func`` or forward-mode differentiation.
     """
+    if num_positives is not None and (isinstance(num_positives, bool) or not isinstance(num_positives, int)):
+        hint = (
+            "; ALRPLoss and RankSortLoss take boxes"
+            if isinstance(num_positives, Tensor) and num_positives.dim()
+            else ""
+        )
+        raise TypeError(f"num_positives: expected an int or None, got {type(num_positives).__name__}{hint}")
     processes = None if process_group is None else processes_of(process_group)
     scores = check_tensors("logits", logits)
     if isinstance(groups, str):
@@ -112,11 +120,12 @@ def check_inputs(
     for i, (x, y, z) in enumerate(levels.each()):
         at = f"[{i}]" if len(levels.logits) > 1 else ""
         if x.dtype not in FLOAT_DTYPES:
-            raise TypeError(f"logits{at}: expected float16, bfloat16, float32 or float64, got {x.dtype}")
+            hint = hints.for_dtype_of_logits(x, y)
+            raise TypeError(f"logits{at}: expected float16, bfloat16, float32 or float64, got {x.dtype}{hint}")
         if y.dtype not in LABEL_DTYPES and (y.dtype not in TRUTH_DTYPES or y.shape != x.shape):
             raise TypeError(
                 f"labels{at}: expected integers, or bools or floats of 0, 1 and ignore_index in the shape of the "
-                f"logits, {list(x.shape)}; got {y.dtype} of shape {list(y.shape)}"
+                f"logits, {list(x.shape)}; got {y.dtype} of shape {list(y.shape)}{hints.for_dtype_of_labels(x, y)}"
             )
         if x.dtype != first.dtype:
             raise TypeError(f"logits{at}: expected the dtype of the first level, {first.dtype}, got {x.dtype}")
@@ -125,7 +134,7 @@ def check_inputs(
         if y.shape != x.shape and y.shape != x.shape[:-1]:
             raise ValueError(
                 f"labels{at}: expected shape {list(x.shape)} (a label for each logit) or {list(x.shape[:-1])} "
-                f"(a class index for each row), got {list(y.shape)}"
+                f"(a class index for each row), got {list(y.shape)}{hints.for_shape_of_labels(x, y)}"
             )
         if z is not None and z.dtype not in LABEL_DTYPES:
             raise TypeError(f"groups{at}: expected an integer dtype, got {z.dtype}")
@@ -142,8 +151,6 @@ def check_inputs(
                 raise ValueError(
                     f"{what}{at}: expected device {first.device}, as the first logits, got {tensor.device}"
                 )
-    if num_positives is not None and (isinstance(num_positives, bool) or not isinstance(num_positives, int)):
-        raise TypeError(f"num_positives: expected an int or None, got {type(num_positives).__name__}")
     if num_positives is not None and num_positives < 0:
         raise ValueError(f"num_positives: expected an int >= 0 or None, got {num_positives}")
     num_logits = sum(level.numel() for level in levels.logits)
@@ -189,15 +196,14 @@ def _as_integers(labels: Tensor, ignore_index: int) -> Tensor:
 def _check_per_positive(name: str, values: Tensor, device: torch.device) -> None:
     """Check a ``[P]`` float tensor that holds one number for each positive."""
     if not isinstance(values, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")
+        raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}{hints.for_no_tensor(values)}")
     refuse_transforms(name, [values])
     if values.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: expected a floating-point dtype, got {values.dtype}")
     _check_layout(name, values)
     if values.dim() != 1:
         raise ValueError(
-            f"{name}: expected shape [P], one for each positive, got {list(values.shape)}; alrp_triton.at_positives "
-            "picks them from values of all labels"
+            f"{name}: expected shape [P], one for each positive, got {list(values.shape)}{hints.for_values(values)}"
         )
     if values.device != device:
         raise ValueError(f"{name}: expected device {device}, as the logits, got {values.device}")
@@ -212,12 +218,14 @@ def check_tensors(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """A tensor, or each of a sequence of tensors, as a list; without what subclasses carry with their data."""
     if isinstance(value, Tensor):
         return [plain(value)]
-    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, dict)):
-        raise TypeError(f"{name}: expected a tensor or a sequence of tensors, got {type(value).__name__}")
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, dict)) or hasattr(value, "__array__"):
+        kind = type(value).__name__
+        raise TypeError(f"{name}: expected a tensor or a sequence of tensors, got {kind}{hints.for_no_tensor(value)}")
     tensors = list(value)
     for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}[{i}]: expected a tensor, got {type(tensor).__name__}")
+            hint = hints.for_no_tensor(tensor)
+            raise TypeError(f"{name}[{i}]: expected a tensor, got {type(tensor).__name__}{hint}")
     return [plain(tensor) for tensor in tensors]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from .inputs import Levels
+
+# PyTorch works without it, and so do copies of the package (tools/hub.py).
+_NUMPY_INSTALLED = importlib.util.find_spec("numpy") is not None
 
 
 def equals(labels: Tensor, value: int) -> Tensor:
@@ -38,15 +42,20 @@ class LabelKinds:
         self.invalid = ~(self.positive | negative | self.ignored)
 
 
+def _others(labels: Tensor, background: int) -> Tensor:
+    """The places of labels other than the background, which most are; NumPy finds them fastest."""
+    if _NUMPY_INSTALLED:
+        return torch.from_numpy((labels.numpy() != background).nonzero()[0])
+    return (~equals(labels, background)).nonzero().squeeze(1)
+
+
 def positions(labels: Tensor, columns: int, per_class: bool, ignore_index: int) -> tuple[Tensor, bool]:
     """Flat positions of the positives in one piece, and whether any label is out of range; on the CPU.
 
     Args:
         labels, columns, per_class, ignore_index: as :class:`LabelKinds` takes them.
     """
-    # Most are background, which NumPy finds fastest.
-    background = columns if per_class else 0
-    others = torch.from_numpy((labels.numpy() != background).nonzero()[0])
+    others = _others(labels, columns if per_class else 0)
     labels = labels[others]
     kinds = LabelKinds(labels, columns, per_class, ignore_index)
     found = labels[kinds.positive].long() if per_class else 0

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .transforms import refuse_twice, refuse_vmap
 
-_NAMESPACE = "alrp_triton"
+# "alrp_triton", or the other name that the package is loaded under: both can then be loaded in one process.
+_NAMESPACE = __name__.rpartition(".engine.")[0].replace(".", "_")
 # By operator: what a library has registered ends with it.
 _libraries: dict[str, torch.library.Library] = {}
 FUNCTIONS: dict[str, Callable[..., Any]] = {}

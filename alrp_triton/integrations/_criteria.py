@@ -119,7 +119,15 @@ def _text(value: object) -> str:
 
 def check_criterion(criterion: object) -> None:
     if not isinstance(criterion, nn.Module):
-        raise TypeError(f"criterion: expected a torch.nn.Module, got {type(criterion).__name__}")
+        got, such = type(criterion).__name__, "ALRPLoss"
+        if isinstance(criterion, type):
+            got, such = f"the class {criterion.__name__}", criterion.__name__
+        raise TypeError(f"criterion: expected a torch.nn.Module, got {got}; write {such}()")
+    parameters = signature(criterion.forward).parameters.values()
+    takes_number = any(each.name == "num_positives" or each.kind is each.VAR_KEYWORD for each in parameters)
+    if not takes_boxes(criterion) and not takes_number:
+        wanted = "a ranking loss, such as ALRPLoss(); your own takes num_positives, or has takes_boxes = True"
+        raise TypeError(f"criterion: expected {wanted}, got {type(criterion).__name__}")
 
 
 def check_flag(name: str, value: object) -> None:

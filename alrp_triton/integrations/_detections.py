@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..calibration import Calibration, fit
 from ..calibration.fitting import matches_by_class
-from ..calibration.report import CalibrationReport, before_and_after, best_thresholds, report_of
+from ..calibration.report import CalibrationReport, before_and_after, best_thresholds, check_matches, report_of
 
-__all__ = ["Scene", "calibrate_by", "collected", "evaluating", "thresholds_of"]
+__all__ = ["Scene", "batches_of", "calibrate_by", "collected", "evaluating", "thresholds_of"]
 
 Record = dict[str, Any]
 Collected = tuple[Record, list[Record]]
@@ -64,6 +64,31 @@ def collected(scenes: Iterable[Scene], num_classes: int, most: int) -> Collected
     return truth, found
 
 
+def batches_of(data: Iterable[Any]) -> Iterator[tuple[Sequence[Tensor], Sequence[dict[str, Tensor]]]]:
+    """Images and targets of each batch, where a model takes a list of each.
+
+    Raises:
+        TypeError: a batch is something else.
+        ValueError: there are not as many targets as images, or no images at all.
+    """
+    num_images = 0
+    for batch in data:
+        targets = batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
+        if not isinstance(targets, (tuple, list)) or not all(isinstance(each, Mapping) for each in targets):
+            wanted = "batches (images, targets), lists of tensors and of dicts, as the model takes them in training"
+            how = "DataLoader(dataset, batch_size, collate_fn=lambda batch: tuple(zip(*batch)))"
+            raise TypeError(f"data: expected {wanted}, got {type(batch).__name__}; of a dataset: {how}")
+        images = batch[0]
+        if len(images) != len(targets):
+            raise ValueError(f"data: expected a target for each of {len(images)} images, got {len(targets)}")
+        num_images += len(images)
+        yield images, targets
+    if not num_images:
+        raise ValueError(
+            "data: expected batches of images and targets, got none (an iterator is empty the second time)"
+        )
+
+
 def calibrate_by(
     collected: Collected,
     fold: Callable[[Calibration], None],
@@ -77,6 +102,7 @@ def calibrate_by(
     matching: dict[str, Any] = {"iou": iou, "iou_type": "bbox", "max_detections": max_detections}
     calibration = fit(*collected, per_class=per_class, min_per_class=min_per_class, **matching)
     before, after = before_and_after(*collected, calibration, **matching)
+    check_matches(before, iou)
     fold(calibration)
     return report_of(calibration, before, after, iou)
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..engine.devices import is_asynchronous
+from ..engine.inputs import debug_checks
 from ._criteria import losses_of, of_this_process, takes_boxes
 
 __all__ = ["Matched", "RankedOutputs", "ranked_class"]
@@ -20,6 +22,8 @@ Indices = Sequence[tuple[Tensor, Tensor]]
 
 _CLASSIFICATION = frozenset({"labels", "focal", "bce", "vfl", "mal"})
 """What criteria of the family call the loss that is replaced."""
+# Sides in units of the image are not as long, even if boxes reach beyond it.
+_MOST = 4.0
 
 
 class Matched(NamedTuple):
@@ -91,6 +95,8 @@ class RankedOutputs:
         numbers = {each.logits.shape[2] for each in outputs}
         if len(numbers) > 1:
             raise ValueError(f"outputs: expected logits of one number of classes, got {sorted(numbers)}")
+        for each in outputs:
+            _check_objects(each, self.ranking_keys[1])
         logits = torch.cat([each.logits.flatten(0, 1) for each in outputs])
         first_rows = accumulate((each.logits.shape[:2].numel() for each in outputs), initial=0)
         rows = torch.cat([each.rows + first for first, each in zip(first_rows, outputs)])
@@ -137,6 +143,23 @@ def _matched(outputs: dict[str, Any], targets: Objects, indices: Indices, logits
     classes, true_boxes = (torch.cat([each[key] for each in targets]) for key in (classes_key, "boxes"))
     objects = objects[order].to(true_boxes.device)
     return Matched(logits, boxes, rows.to(logits.device), classes[objects], true_boxes[objects])
+
+
+def _check_objects(output: Matched, name: str) -> None:
+    """Raise for wrong classes, by this name, and boxes. On a GPU the host would wait, so there
+    ``ALRP_TRITON_DEBUG=1`` turns the check on."""
+    classes, boxes, num_classes = output.classes, output.true_boxes, output.logits.shape[2]
+    if not classes.numel() or (is_asynchronous(classes.device) and not debug_checks()):
+        return
+    lowest, highest = (int(end) for end in classes.aminmax())
+    if lowest < 0 or highest >= num_classes:
+        got = lowest if lowest < 0 else highest
+        raise ValueError(f"{name}: expected classes from 0 to {num_classes - 1}, got {got}")
+    if boxes.max() > _MOST:
+        wanted = "(centre x, centre y, width, height) in units of the image, in [0, 1]"
+        raise ValueError(
+            f"boxes: expected {wanted}, got up to {float(boxes.max()):g}; divide pixels by the image's size"
+        )
 
 
 def _groups(outputs: Sequence[Matched], parts: int, per_image: bool) -> Tensor | None:

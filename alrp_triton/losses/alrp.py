@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import reference
 from ..boxes import BoxError, box_error, check_box_error
-from ..engine import Evaluated, Ranking, Statistics, check_inputs
+from ..engine import Evaluated, Ranking, Statistics, check_inputs, doubts
 from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
 from .framework import Criterion, Definition, Exact, Loss, evaluate
 from .monitor import statistics
@@ -91,7 +91,7 @@ def alrp_loss(
     r"""aLRP Loss (equation 9), exact, in O(M log P) time for M logits and P positives.
 
     With the ramp H(x) = clamp(x / (2 delta) + 1/2, 0, 1), N_FP(i) the sum of H(n_j - p_i) over negatives j, and
-    rank(i) = 1 + sum_{k != i} H(p_k - p_i) + N_FP(i), both over all levels and images of the call::
+    rank(i) = 1 + sum_{k != i} H(p_k - p_i) + N_FP(i), both over all levels and images of the call:
 
         cls = mean_i N_FP(i) / rank(i)
         loc = mean_i (E_i + sum of E_k over the positives k above i) / rank(i)
@@ -153,6 +153,7 @@ def _alrp(
     ignore_index: int,
     backend: str,
     process_group: Any,
+    name: str = "loc_errors",
 ) -> Loss:
     levels = check_inputs(
         logits,
@@ -160,10 +161,12 @@ def _alrp(
         delta=delta,
         ignore_index=ignore_index,
         groups=groups,
-        per_positive={"loc_errors": loc_errors},
+        per_positive={name: loc_errors},
         eps=eps,
         process_group=process_group,
     )
+    if doubts.asked():
+        doubts.warn_of_errors(loc_errors)
     if loc_ranking not in LOC_RANKINGS:
         raise ValueError(f"loc_ranking: expected one of {LOC_RANKINGS}, got {loc_ranking!r}")
     definition = Definition(
@@ -173,7 +176,7 @@ def _alrp(
         in_kernels=f"alrp_{loc_ranking}",
     )
     values = {"loc_errors": loc_errors}
-    return evaluate(definition, levels, values, loc_errors.shape[0], delta=delta, backend=backend)
+    return evaluate(definition, levels, values, loc_errors.shape[0], delta=delta, backend=backend, name=name)
 
 
 class ALRPLoss(Criterion):
@@ -257,8 +260,8 @@ class ALRPLoss(Criterion):
         with telling_failure(processes):
             errors = box_error(pred_boxes, target_boxes, self.box_error, self.tau)
             settings = self.delta, self.eps, self.loc_ranking, groups, self.ignore_index, self.backend, processes
-            loss = _alrp(logits, labels, errors, *settings)
-        self._look_once(loss, target_boxes)
+            loss = _alrp(logits, labels, errors, *settings, "pred_boxes")
+        self._look_once(loss, (pred_boxes, target_boxes))
         cls, loc = loss.scalars
         # Another process may have positives; if none has, there is no ratio to count.
         has_positives = errors.shape[0] > 0 or processes is not None

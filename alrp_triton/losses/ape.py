@@ -41,7 +41,7 @@ def ape_loss(
     r"""APE Loss, exact, in the time of :func:`rank_sort_loss`.
 
     With rank(i) the sum of H(s_j - p_i) over all logits, positive i itself included with H(0), N_FP(i) its part of the
-    negatives and t the IoUs::
+    negatives and t the IoUs:
 
         ranking = mean_i t_i N_FP(i) / rank(i)
         sorting = mean_i t_i (sum of H(p_k - p_i) over the positives k with t_k < t_i) / rank(i)

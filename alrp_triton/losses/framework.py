@@ -77,6 +77,7 @@ def evaluate(
     *,
     delta: float,
     backend: str,
+    name: str = "",
 ) -> Loss:
     """The loss of a definition.
 
@@ -86,6 +87,7 @@ def evaluate(
         values: arguments of the formula by name, ``[P]`` each.
         num_positives: P, known on the host if there are values; None to count the positives.
         delta, backend: see :func:`alrp_triton.alrp_loss`.
+        name: the caller's name for the values, by which errors call them.
     """
     if doubts.asked():
         doubts.warn_of_scores(levels)
@@ -95,7 +97,7 @@ def evaluate(
     backend = choose(backend, levels.logits[0].device, levels.processes is None)
     if definition.descends and passes.looks_at_pairs(backend):
         raise ValueError(f"backend: expected one that has tables with gradient='true', got {backend!r}")
-    name = next(iter(values), "num_positives")
+    name = name or next(iter(values), "num_positives")
     if not passes.has_passes(backend):
         return _exactly(definition, levels, values, num_positives, name, delta)
     counted = Counted(
@@ -133,7 +135,7 @@ def _exactly(
     logits, labels, groups = flatten_levels(levels)
     index = (labels == 1).nonzero().squeeze(1)
     expected = len(index) if num_positives is None else num_positives
-    raise_on_mistakes(len(index), bool((labels == -2).any()), expected, name)
+    raise_on_mistakes(levels, len(index), bool((labels == -2).any()), expected, name)
     detached = {key: value.detach() for key, value in values.items()}
     exact = definition.reference(logits, labels, detached, delta=delta, groups=groups)
     given = torch.cat([values[key].double() for key in exact.of_values]) if exact.of_values else None
@@ -179,18 +181,20 @@ class Criterion(nn.Module):
         """The settings by name."""
         return {name: getattr(self, name) for name in self._names}
 
-    def _look_once(self, loss: Loss, target_boxes: Tensor | None = None) -> None:
-        """Warn of doubtful arguments of the first ``forward``, unless the host would wait for their values. With
-        ``ALRP_TRITON_DEBUG=1`` every call has done that already."""
+    def _look_once(self, loss: Loss, boxes: tuple[Tensor, Tensor] | None = None) -> None:
+        """Warn of doubtful arguments of the first ``forward``; of values unless the host would wait for them. With
+        ``ALRP_TRITON_DEBUG=1`` every call has looked at the values already."""
         if torch.compiler.is_compiling() or self._looked:
             return
         self._looked, logits = True, loss.levels.logits
+        if boxes is not None and self.training and torch.is_grad_enabled():
+            doubts.warn_of_gradients(logits, *boxes)
         # Fake tensors have no values.
         plain = all(type(level) is Tensor for level in logits)
         if plain and not is_asynchronous(logits[0].device) and not doubts.asked():
             doubts.warn_of_scores(loss.levels)
-            if target_boxes is not None:
-                doubts.warn_of_boxes(target_boxes)
+            if boxes is not None:
+                doubts.warn_of_boxes(boxes[1])
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them."""

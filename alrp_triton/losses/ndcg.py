@@ -78,7 +78,7 @@ def ndcg_loss(
 ) -> Tensor:
     r"""NDCG Loss, exact, in O(M log P) time for M logits and P positives.
 
-    With ``rank(i)`` and ``rank+(i)`` of :func:`ap_loss`::
+    With ``rank(i)`` and ``rank+(i)`` of :func:`ap_loss`:
 
         loss = 1 - sum_i 1 / log2(1 + rank(i)) / Z,    Z = sum_{r = 1..P} 1 / log2(1 + r)
 

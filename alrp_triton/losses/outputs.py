@@ -9,13 +9,6 @@ from torch import Tensor
 __all__ = ["ALRPLossOutput", "RankSortLossOutput", "RankSortOutput"]
 
 
-def _no_backward(output: tuple[Tensor, ...]) -> NoReturn:
-    # An AttributeError, so that hasattr() is False as for any tuple.
-    raise AttributeError(
-        f"{type(output).__name__} has no backward(): use .total.backward() for the whole loss, or that of one component"
-    )
-
-
 class ALRPLossOutput(NamedTuple):
     """The two components of aLRP Loss, and the ranks behind them. ``cls + loc`` is the loss."""
 
@@ -31,11 +24,6 @@ class ALRPLossOutput(NamedTuple):
         """The loss, ``cls + loc``. (A sum over this tuple would add the ranks.)"""
         return self.cls + self.loc
 
-    @property
-    def backward(self) -> NoReturn:
-        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
-        _no_backward(self)
-
 
 class RankSortOutput(NamedTuple):
     """The two errors of Rank & Sort Loss, scalars. ``ranking + sorting`` is the loss."""
@@ -49,11 +37,6 @@ class RankSortOutput(NamedTuple):
     def total(self) -> Tensor:
         """The loss, ``ranking + sorting``."""
         return self.ranking + self.sorting
-
-    @property
-    def backward(self) -> NoReturn:
-        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
-        _no_backward(self)
 
 
 class RankSortLossOutput(NamedTuple):
@@ -74,7 +57,20 @@ class RankSortLossOutput(NamedTuple):
         """The loss, ``cls + loc``."""
         return self.cls + self.loc
 
-    @property
-    def backward(self) -> NoReturn:
-        """No tensor: raises an ``AttributeError`` that says what to differentiate."""
-        _no_backward(self)
+
+def _no_attribute(output: tuple[Tensor, ...], name: str) -> NoReturn:
+    # An AttributeError, so that hasattr() is False as for any tuple.
+    hint = f": use .total.{name}() for the whole loss, or that of one component" if hasattr(Tensor, name) else ""
+    raise AttributeError(f"{type(output).__name__} has no {name}{hint}")
+
+
+def _no_arithmetic(output: tuple[Tensor, ...], other: object) -> NoReturn:
+    # A tuple would repeat itself, or append the other.
+    raise TypeError(f"expected a tensor to add or multiply, got {type(output).__name__}: use .total, the whole loss")
+
+
+# Not within the classes, where type checkers would take any name for an attribute.
+for _kind in (ALRPLossOutput, RankSortOutput, RankSortLossOutput):
+    setattr(_kind, "__getattr__", _no_attribute)  # noqa: B010
+    for _name in ("add", "radd", "mul", "rmul", "sub", "rsub", "truediv"):
+        setattr(_kind, f"__{_name}__", _no_arithmetic)

@@ -46,7 +46,7 @@ def rank_sort_loss(
 
     Here rank+(i) is the sum of H(p_k - p_i) over all positives, including i with H(0), which is 1/2, or 1 for
     ``delta=0``, as published. With N_FP(i) the sum of H(n_j - p_i) over the negatives and t the IoUs (equations 7 and
-    8)::
+    8):
 
         ranking = mean_i N_FP(i) / (rank+(i) + N_FP(i))
         sorting = mean_i (a(i) - a*(i))
@@ -105,6 +105,7 @@ def rank_by_quality(
     ignore_index: int,
     backend: str,
     process_group: Any,
+    name: str = "ious",
 ) -> Loss:
     """A loss of two errors whose formula takes the IoUs of the positives."""
     levels = check_inputs(
@@ -113,7 +114,7 @@ def rank_by_quality(
         delta=delta,
         ignore_index=ignore_index,
         groups=groups,
-        per_positive={"ious": ious},
+        per_positive={name: ious},
         process_group=process_group,
     )
     # A little more may be rounding.
@@ -121,7 +122,7 @@ def rank_by_quality(
         raise ValueError(f"ious: expected IoUs, at most 1, got {float(ious.detach().max()):g}")
     # IoUs are constants, compared in the dtype of the scores.
     values = {"ious": ious.detach().to(levels.compute_dtype())}
-    return evaluate(definition, levels, values, ious.shape[0], delta=delta, backend=backend)
+    return evaluate(definition, levels, values, ious.shape[0], delta=delta, backend=backend, name=name)
 
 
 class RankSortLoss(Criterion):
@@ -192,8 +193,8 @@ class RankSortLoss(Criterion):
             errors = box_error(pred_boxes, target_boxes, self.box_error, 0.0)
             ious = boxes.iou(pred_boxes.detach(), target_boxes.detach())
             settings = self.delta, groups, self.ignore_index, self.backend, processes
-            loss = rank_by_quality(self._definition, logits, labels, ious, *settings)
-        self._look_once(loss, target_boxes)
+            loss = rank_by_quality(self._definition, logits, labels, ious, *settings, "pred_boxes")
+        self._look_once(loss, (pred_boxes, target_boxes))
         (ranking, sorting), levels = loss.scalars, loss.levels
         detached = [level.detach() for level in levels.logits]
         scores = highest_in_row(detached, levels.labels, levels.ignore_index, loss.indices).sigmoid().to(errors.dtype)

@@ -1,7 +1,7 @@
 """LRP, the errors of a detector, from COCO-format ground truth and detections."""
 
 from .evaluation import COCO_AREA_RANGES, evaluate
-from .lrp import LRPResult, average_precision, lrp, optimal_lrp, rank_correlation
+from .measures import LRPResult, average_precision, lrp, optimal_lrp, rank_correlation
 from .results import ClassMetrics, DetectionMetrics, Scores
 
 __all__ = [

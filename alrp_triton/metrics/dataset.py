@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .lrp import is_number
+from .measures import is_number
 
 __all__ = ["Dataset", "read_dataset", "read_results"]
 
@@ -31,7 +32,8 @@ def read_dataset(ground_truth: Any, detections: Any, iou_type: str) -> Dataset:
     """Both inputs of :func:`alrp_triton.metrics.evaluate`; its docstring describes them and the errors."""
     truth = _load("ground_truth", ground_truth)
     if not isinstance(truth, Mapping):
-        raise TypeError(f"ground_truth: expected a COCO dataset, which is a dict, got {type(truth).__name__}")
+        hint = "; detections come second" if isinstance(truth, list) else ""
+        raise TypeError(f"ground_truth: expected a COCO dataset, which is a dict, got {type(truth).__name__}{hint}")
     for key in ("images", "annotations"):
         if key not in truth:
             raise ValueError(f"ground_truth: expected the key {key!r}, got {', '.join(map(repr, truth)) or 'none'}")
@@ -62,7 +64,19 @@ def read_dataset(ground_truth: Any, detections: Any, iou_type: str) -> Dataset:
     categories = _records("ground_truth['categories']", listed, ("id",))
     for i, category in enumerate(categories):
         _check_id(f"ground_truth['categories'][{i}]['id']", category["id"])
+    known = {category["id"] for category in categories}
+    if results and known.isdisjoint(record["category_id"] for record in results):
+        warnings.warn(
+            f"detections: expected some of the category ids of ground_truth, {_few(known)}, got "
+            f"{_few({record['category_id'] for record in results})}, so that none can be right",
+            stacklevel=3,
+        )
     return Dataset(images, categories, objects, results)
+
+
+def _few(ids: set[int]) -> str:
+    first = sorted(ids)[:5]
+    return ", ".join(map(str, first)) + (", ..." if len(ids) > len(first) else "")
 
 
 def read_results(detections: Any, keys: tuple[str, ...]) -> list[Record]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dataset import read_dataset
-from .lrp import LRPResult, is_number, lrp, optimal_lrp, rank_correlation
+from .measures import LRPResult, is_number, lrp, optimal_lrp, rank_correlation
 from .results import ClassMetrics, DetectionMetrics, Scores
 
 if TYPE_CHECKING:

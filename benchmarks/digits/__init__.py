@@ -5,8 +5,8 @@
 
 Needs the extras ``bench`` and ``demo``, and a source tree: the scenes and the detector are those of
 ``examples/digits``. :mod:`.settings` says what is compared, :mod:`.run` trains and evaluates one model,
-:mod:`.schedule` decides which runs are missing, :mod:`.report` writes docs/experiments.md's tables and figures. Stores,
-workers and tables are those of :mod:`benchmarks.training`.
+:mod:`.schedule` decides which runs are missing, :mod:`.report` writes tables and figures of docs/design/experiments.md.
+Stores, workers and tables are those of :mod:`benchmarks.training`.
 """
 
 import sys

@@ -36,7 +36,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where finished runs are kept")
     parser.add_argument("--report", action="store_true", help="train nothing: tables and figures of what there is")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of experiments.md and images/")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of design/experiments.md and images/")
     return parser.parse_args(arguments)
 
 

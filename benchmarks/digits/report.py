@@ -1,4 +1,4 @@
-"""Tables on the terminal and in docs/experiments.md, figures in docs/images."""
+"""Tables on the terminal and in docs/design/experiments.md, figures in docs/images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tables import tables
 
 
 def write(schedule: Schedule, docs: Path, console: Console) -> None:
-    """Print the tables of what has been run, put them into ``docs``/experiments.md, and draw the figures.
+    """Print the tables of what has been run, put them into ``docs``/design/experiments.md, and draw the figures.
 
     In the document a table stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``; what stood there goes.
     """
@@ -24,7 +24,7 @@ def write(schedule: Schedule, docs: Path, console: Console) -> None:
     missing = schedule.missing()
     if missing:
         console.print(f"{len(missing)} runs are missing, {missing[0].key} the first of them")
-    page = docs / "experiments.md"
+    page = docs / "design" / "experiments.md"
     if page.exists():
         page.write_text(fill(page.read_text(encoding="utf-8"), found), encoding="utf-8")
         console.print(f"written: {page}")

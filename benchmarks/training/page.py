@@ -1,4 +1,4 @@
-"""``python -m benchmarks.training.page``: tables and curves of docs/photographs.md, from the results that are kept."""
+"""``python -m benchmarks.training.page``: tables and curves of docs/design/photographs.md, from the kept results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tables import Table, findings, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "training"
-PAGE = ROOT / "docs" / "photographs.md"
+PAGE = ROOT / "docs" / "design" / "photographs.md"
 LOSSES = [name for name, contender in CONTENDERS.items() if contender.rate_of is None]
 VARIANTS = ["alrp", *(name for name, contender in CONTENDERS.items() if contender.rate_of == "alrp")]
 # Learning rates of a backbone whose upper half is trained, for one of neck and head.

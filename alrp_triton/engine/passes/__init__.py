@@ -38,7 +38,8 @@ _OF_TRITON = ("triton", "pairwise")
 
 # Evaluated once, because torch.compile cannot do it. This does not import the packages.
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
-_NUMBA_INSTALLED = importlib.util.find_spec("numba") is not None
+# The second is our module, which a copy of the package without NumPy (tools/hub.py) does not have.
+_NUMBA_INSTALLED = all(importlib.util.find_spec(name, __name__) for name in ("numba", ".numba"))
 
 
 def passes_of(backend: str) -> Passes:

@@ -28,28 +28,62 @@ def find(levels: Levels, num_positives: int | None, name: str) -> Found:
     if not is_asynchronous(levels.logits[0].device):
         index, invalid = _collect(levels)
         expected = len(index) if num_positives is None else num_positives
-        raise_on_mistakes(len(index), invalid, expected, name)
+        raise_on_mistakes(levels, len(index), invalid, expected, name)
         return Found(index, _gather_logits(levels, index), _gather_groups(levels, index))
     if num_positives is None:
         num_positives = int(_collect_without_sync(levels, 0)[1])
     index, found, invalid_ = _collect_without_sync(levels, num_positives)
     if debug_checks():
-        raise_on_mistakes(int(found), bool(invalid_), num_positives, name)
+        raise_on_mistakes(levels, int(found), bool(invalid_), num_positives, name)
     mistaken = (found != num_positives) | invalid_
     logits = _gather_logits(levels, index).masked_fill(mistaken, torch.nan)
     return Found(index, logits, _gather_groups(levels, index))
 
 
-def raise_on_mistakes(found: int, invalid: bool, expected: int, name: str) -> None:
+def raise_on_mistakes(levels: Levels, found: int, invalid: bool, expected: int, name: str) -> None:
     """What a wrong number of positives or a label out of range raises."""
     if invalid:
-        raise ValueError(
-            "labels: expected 0, 1 or ignore_index (a label for each logit), or 0..C or ignore_index (a class index "
-            "for each row, C for background); got a value outside that"
-        )
+        raise ValueError(f"labels{_wrong_label(levels)}")
     if found != expected:
-        hint = "" if name == "num_positives" else "; alrp_triton.at_positives picks them from values of all labels"
+        hint = _hint_of_number(levels, found, expected, name)
         raise ValueError(f"{name}: expected one for each positive label, {found}, got {expected}{hint}")
+
+
+def _hint_of_number(levels: Levels, found: int, given: int, name: str) -> str:
+    """What to write instead, where ``given`` values stand for the ``found`` positives."""
+    rows = sum(labels.numel() for x, labels in zip(levels.logits, levels.labels) if x.dim() > labels.dim())
+    if rows and 2 * found > rows:
+        background = levels.logits[0].shape[-1]
+        return f"; {found} of {rows} labels are positive: the background is C, {background}, and classes are below it"
+    if not found:
+        return "; no label is positive: class indices begin with 0, and C is the background"
+    if name == "num_positives":
+        return ""
+    if name == "pred_boxes" and given < found:
+        return "; an object counts once for each of its positives: objects[matched]"
+    return "; alrp_triton.at_positives picks them from values of all labels"
+
+
+def _wrong_label(levels: Levels) -> str:
+    """What was expected, and the first label that is none of it."""
+    for i, (logits, labels, _) in enumerate(levels.each()):
+        columns, per_class = logits.shape[-1], logits.dim() != labels.dim()
+        flat = labels.reshape(-1)
+        wrong = flat[LabelKinds(flat, columns, per_class, levels.ignore_index).invalid]
+        if not wrong.numel() or not logits.numel():
+            continue
+        at = f"[{i}]" if len(levels.logits) > 1 else ""
+        ignored = f"ignore_index, {levels.ignore_index}"
+        if not per_class:
+            # Floats that are none of them have become a number that is none of them.
+            hint = "qualities are the ious of rank_sort_loss"
+            return f"{at}: expected 1 (positive), 0 (negative) or {ignored}, got {wrong.numel()} others; {hint}"
+        value = int(wrong[0])
+        from_1 = value == columns + 1
+        hint = "are classes counted from 1?" if from_1 else f"ignore_index={value} ignores it"
+        classes = "0 (the class)" if columns == 1 else f"0 to {columns - 1} (a class)"
+        return f"{at}: expected {classes}, {columns} (background) or {ignored}, got {value}; {hint}"
+    return f": expected class indices up to C, the background, or ignore_index, {levels.ignore_index}; got another"
 
 
 def _collect(levels: Levels) -> tuple[Tensor, bool]:

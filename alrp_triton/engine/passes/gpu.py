@@ -32,7 +32,7 @@ class Linear:
         index, logits, groups, numbers = find.find(_walks(levels), num_positives, *arguments)
         if debug_checks() or not is_asynchronous(numbers.device):
             number, num_invalid = numbers.tolist()
-            raise_on_mistakes(number, num_invalid > 0, num_positives, name)
+            raise_on_mistakes(levels, number, num_invalid > 0, num_positives, name)
         return Found(index, logits, groups, numbers)
 
     def count(self, levels: Levels, table: Table, own: Found, totals: Tensor, delta: float, num_logits: int) -> None:

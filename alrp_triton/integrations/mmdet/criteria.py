@@ -26,7 +26,7 @@ __all__ = ["ALRPLoss", "APLoss", "NDCGLoss", "RankSortLoss", "RankingCriterion"]
 class RankingCriterion(nn.Module):
     """The interface of ``loss_cls`` for the heads of this package; mix it in before a loss.
 
-    For your own loss::
+    For your own loss:
 
         @MODELS.register_module()
         class LogRankLoss(RankingCriterion, RankingLoss):
@@ -62,6 +62,13 @@ class RankingCriterion(nn.Module):
             raise ValueError(f"use_sigmoid: expected True for a ranking, got {use_sigmoid!r}")
         super().__init__(*args, **settings)
         self.loss_weight, self.per_image = loss_weight, per_image
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """The loss itself; see there."""
+        if "avg_factor" in options:
+            wanted = "a head that ranks, such as RankingRetinaHead instead of RetinaHead"
+            raise TypeError(f"loss_cls: expected {wanted}, got one that asks for the loss of each level")
+        return super().forward(*args, **options)
 
     def get_cls_channels(self, num_classes: int) -> int:
         """The number of scores of a second stage, without one for the background."""

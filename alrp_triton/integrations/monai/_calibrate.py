@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...calibration import fit_matched, fold
 from ...calibration.fitting import Pooled, check_iou, match, pool
-from ...calibration.report import CalibrationReport, best_thresholds, report_of
+from ...calibration.report import CalibrationReport, best_thresholds, check_matches, report_of
 from ...metrics.evaluation import check_settings
-from .._detections import evaluating
+from .._detections import batches_of, evaluating
 from ..torchvision._parts import Targets, check_labels
 from ._detector import check_detector, plain, plain_targets
 
@@ -58,6 +58,7 @@ def calibrate(
             f"{type(detector.network).__name__}; alrp_triton.calibration has fit_matched and fold for other layers"
         )
     before = _matches(detector, data, iou, max_detections)
+    check_matches(before, iou)
     together = pool(before.values())
     categories = np.repeat(list(before), [len(one.scores) for one in before.values()]) if per_class else None
     calibration = fit_matched(together.scores, together.is_true_positive, categories, min_per_class=min_per_class)
@@ -82,10 +83,8 @@ def _matches(detector: Any, data: Batches, iou: float, max_detections: int) -> d
     check_settings("bbox", max_detections)
     device, found = next(detector.parameters()).device, defaultdict[int, list[Pooled]](list)
     with evaluating(detector, detector.box_selector, score_thresh=0.0):
-        for images, targets in data:
+        for images, targets in batches_of(data):
             own = plain_targets(detector, targets, "cpu")
-            if len(own) != len(images):
-                raise ValueError(f"data: expected a target for each of {len(images)} images, got {len(own)}")
             check_labels(own, detector.num_classes)
             detections = detector([image.to(device) for image in images], use_inferer=detector.inferer is not None)
             for detected, target in zip(detections, own):
@@ -97,8 +96,4 @@ def _matches(detector: Any, data: Batches, iou: float, max_detections: int) -> d
                     mine, true = labels == label, target["boxes"][target["labels"] == label]
                     ious = box_iou(true.float(), boxes[mine].float()).numpy()
                     found[label].append(match(scores[mine].double().numpy(), ious, iou, max_detections))
-    if not found:
-        raise ValueError(
-            "data: expected batches of images and targets, got none (an iterator is empty the second time)"
-        )
     return {label: pool(of_images) for label, of_images in found.items()}

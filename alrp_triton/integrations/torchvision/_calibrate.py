@@ -11,7 +11,7 @@ from torchvision.models.detection import FCOS, FasterRCNN
 
 from ...calibration import Calibration, fold
 from ...calibration.report import CalibrationReport
-from .._detections import calibrate_by, evaluating, thresholds_of
+from .._detections import batches_of, calibrate_by, evaluating, thresholds_of
 from ._parts import Targets, check_labels
 from ._restore import check_model
 from .faster_rcnn import RankingRoIHeads, class_layer
@@ -93,7 +93,7 @@ def collect(model: nn.Module, data: Batches) -> tuple[Record, list[Record]]:
         A COCO dataset and COCO results, as :func:`alrp_triton.metrics.evaluate` takes them.
 
     Raises:
-        TypeError: ``model`` is none of these.
+        TypeError: ``model`` is none of these, or ``data`` has no batches.
         ValueError: ``data`` has no image, or a label that the model does not have.
     """
     check_model(model)
@@ -101,10 +101,8 @@ def collect(model: nn.Module, data: Batches) -> tuple[Record, list[Record]]:
     truth: dict[str, list[Record]] = {"images": [], "annotations": [], "categories": [{"id": each} for each in labels]}
     found: list[Record] = []
     with evaluating(model, model.roi_heads if isinstance(model, FasterRCNN) else model, score_thresh=0.0):
-        for images, targets in data:
+        for images, targets in batches_of(data):
             own = [{key: value.cpu() for key, value in target.items() if key in _KEYS} for target in targets]
-            if len(own) != len(images):
-                raise ValueError(f"data: expected a target for each of {len(images)} images, got {len(own)}")
             check_labels(own, labels.stop)
             for image, target, detected in zip(images, own, model([image.to(device) for image in images])):
                 place = {"image_id": len(truth["images"])}
@@ -112,10 +110,6 @@ def collect(model: nn.Module, data: Batches) -> tuple[Record, list[Record]]:
                 truth["images"].append({"id": place["image_id"], "height": height, "width": width})
                 truth["annotations"] += [{**place, **one} for one in _records(target, iscrowd="iscrowd")]
                 found += [{**place, **one} for one in _records(detected, score="scores")]
-    if not truth["images"]:
-        raise ValueError(
-            "data: expected batches of images and targets, got none (an iterator is empty the second time)"
-        )
     return truth, found
 
 

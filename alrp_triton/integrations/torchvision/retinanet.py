@@ -27,8 +27,9 @@ _SIZES = "num_anchors_per_level"
 def use_criterion(model: RetinaNet, criterion: nn.Module, per_image: bool, assigner: Assigner | None) -> None:
     """Give a RetinaNet the criterion, in place; see ``use_loss``."""
     check_part(model, "head", RetinaNetHead)
-    if assigner is not None and not callable(assigner):
-        raise TypeError(f"assigner: expected a callable such as ATSS(), got {type(assigner).__name__}")
+    if assigner is not None and (isinstance(assigner, type) or not callable(assigner)):
+        given = f"the class {assigner.__name__}" if isinstance(assigner, type) else type(assigner).__name__
+        raise TypeError(f"assigner: expected a callable such as ATSS(), got {given}")
     mix_in(model.head, RankingRetinaNetHead, criterion, per_image, assigner=assigner)
 
 

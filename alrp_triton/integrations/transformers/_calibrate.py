@@ -98,6 +98,10 @@ def collect(model: nn.Module, data: Batches) -> tuple[Record, list[Record]]:
 def _scenes(model: nn.Module, data: Batches) -> Iterator[Scene]:
     device = next(model.parameters()).device
     for batch in data:
+        if not isinstance(batch, Mapping) or "labels" not in batch:
+            got = f"the keys {', '.join(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
+            wanted = "batches as the model takes them in training, mappings with 'pixel_values' and 'labels'"
+            raise TypeError(f"data: expected {wanted}, got {got}")
         given = {name: value for name, value in batch.items() if name != "labels"}
         outputs = model(**{n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in given.items()})
         height, width = given["pixel_values"].shape[-2:]
