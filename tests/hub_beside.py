@@ -2,8 +2,8 @@
 
     python tests/hub_beside.py build/hub [backend]
 
-Without a backend the loaded package chooses one. Hugging Face's ``kernels`` loads it if that is installed; otherwise the
-same import does.
+Without a backend the loaded package chooses one. Hugging Face's ``kernels`` loads it if that is installed; otherwise
+the same import does.
 """
 
 from __future__ import annotations
