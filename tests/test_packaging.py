@@ -42,7 +42,7 @@ def not_source(folder: str, names: list[str]) -> set[str]:
         for name in names
         if name.startswith(".")
         or name in NOT_SOURCE
-        or name.endswith((".egg-info", ".pyc"))
+        or name.endswith((".egg-info", ".pyc", ".pt"))
         or (Path(folder) / name / "pyvenv.cfg").exists()
     }
 
