@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from unittest.mock import patch
 
 import pytest
@@ -31,7 +32,7 @@ def test_sums_of_columns_before_a_place_by_rank(data: st.DataObject) -> None:
     at = torch.tensor(data.draw(st.lists(st.lists(st.integers(0, m), min_size=n, max_size=n), min_size=3, max_size=3)))
     least = torch.tensor(data.draw(st.lists(st.integers(0, int(ranks.max()) + 1), min_size=n, max_size=n)))
     rows = torch.tensor(data.draw(st.lists(st.integers(-9, 9), min_size=2 * m, max_size=2 * m))).double().view(2, m)
-    higher, lower = dominance_sums(rows, ranks, at, least)
+    higher, lower = dominance_sums(rows, ranks, at, least, None, torch.zeros_like(least))
     for found, chosen in ((higher, ranks[:, None] >= least), (lower, ranks[:, None] < least)):
         for q in range(3):
             before = torch.arange(m)[:, None] < at[q]
@@ -58,6 +59,12 @@ def by_pairs(
     return errors, received - torch.where(others.sum(1) > eps, errors, 0.0)
 
 
+def path_of(few: int, on_device: bool) -> AbstractContextManager[object]:
+    """Pairs up to so many; groups together, as where the host does not know them."""
+    names = {"_FEW": few, "_FEW_OF_GROUPS_ON_DEVICE": few}
+    return patch.multiple(sorting, **names, is_asynchronous=lambda device: on_device)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.tuples(SCORES, st.integers(0, 6), st.integers(-1, 1)), max_size=14), st.sampled_from([0.0, 0.5, 1.0])
@@ -69,8 +76,8 @@ def test_errors_and_gradients_are_those_of_all_pairs(drawn: list[tuple[float, in
     groups = torch.tensor([group for *_, group in drawn], dtype=torch.int64)
     share = torch.ones(len(drawn), dtype=torch.float64)
     for of in (None, groups):
-        for few in (0, 512):
-            with patch.object(sorting, "_FEW", few):
+        for few, on_device in ((0, False), (512, False), (0, True)):
+            with path_of(few, on_device):
                 found = sort_by_value(logits, values, of, share, delta, 1e-10)
             for one, other in zip(found, by_pairs(logits, values, of, delta, 1e-10)):
                 torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
@@ -97,13 +104,31 @@ def test_large_and_small_groups() -> None:
     groups = groups[torch.randperm(len(groups), generator=generator)]
     logits, values = 2 * torch.randn(len(groups), generator=generator), torch.rand(len(groups), generator=generator)
     share = torch.ones(len(groups), dtype=torch.float64)
-    found = sort_by_value(logits, values, groups, share, 0.5, 1e-10)
-    for one, other in zip(found, by_pairs(logits, values, groups, 0.5, 1e-10)):
+    expected = by_pairs(logits, values, groups, 0.5, 1e-10)
+    for on_device in (False, True):
+        with path_of(0 if on_device else 512, on_device):
+            found = sort_by_value(logits, values, groups, share, 0.5, 1e-10)
+            far = sort_by_value(logits.masked_fill(groups == 0, 1e30), values, groups, share, 0.5, 1e-10)
+        for one, other, wanted in zip(found, far, expected):
+            assert (one - wanted).abs().max() <= 1e-7 * wanted.abs().max()
+            assert_same_bits("groups beside a far one", other[groups != 0], one[groups != 0])
+        if not on_device:
+            own = groups == 7
+            alone = sort_by_value(logits[own], values[own], None, share[own], 0.5, 1e-10)
+            for one, other in zip(found, alone):
+                assert_same_bits("group", one[own], other)
+
+
+def test_groups_on_a_device_need_no_pairs() -> None:
+    """All pairs of 70,000 positives would take 39 GB and a minute."""
+    generator = torch.Generator().manual_seed(4)
+    logits, values = torch.randn(2, 70_000, generator=generator).unbind()
+    groups, share = torch.arange(70_000) % 9, torch.ones(70_000, dtype=torch.float64)
+    expected = sort_by_value(logits, values, groups, share, 0.5, 1e-10)
+    with patch.object(sorting, "is_asynchronous", lambda device: True), patch.object(sorting, "_Pairs", None):
+        found = sort_by_value(logits, values, groups, share, 0.5, 1e-10)
+    for one, other in zip(found, expected):
         assert (one - other).abs().max() <= 1e-7 * other.abs().max()
-    own = groups == 7
-    alone = sort_by_value(logits[own], values[own], None, share[own], 0.5, 1e-10)
-    for one, other in zip(found, alone):
-        assert_same_bits("group", one[own], other)
 
 
 def test_the_same_bits_for_any_flat_order_and_number_of_threads() -> None:

@@ -5,9 +5,9 @@ For both, :func:`dominance_sums` sorts the positives by value bit by bit, and fo
 O(P log P) work for each bit of the ranks of the values, and O(P) memory. The structure is the wavelet matrix of
 F. Claude, G. Navarro and A. Ordóñez, "The Wavelet Matrix", Information Systems 47, 2015.
 
-Few positives are compared in pairs, which is faster. Groups are sorted one by one, or some small ones in pairs: the
-differences of sums over several groups would be rounded, and a group must not feel the others. Where the host does not
-know the groups without waiting, all positives are compared in pairs.
+Few positives are compared in pairs, which is faster. The differences of sums over several groups would be rounded, and
+a group must not feel the others. So groups are sorted one by one, or some small ones in pairs. Where the host does not
+know the groups without waiting, they are sorted together, and each sum ends with its group, which takes O(log P) more.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from .knots import Knots, inverse_width, make_knots, ramp_steps, sort_by_group
 from .scans import prefix_sums
 
 _FEW = 512
+# Where groups are sorted together: below it, launches would cost more than pairs, by counting both.
+_FEW_OF_GROUPS_ON_DEVICE = 1 << 15
 # Pairs in one block: on the CPU they and their temporaries stay in the cache; on a GPU they hide the launch overhead.
 _PAIRS_PER_BLOCK, _PAIRS_PER_BLOCK_ON_DEVICE = 1 << 16, 1 << 22
 
@@ -81,9 +83,12 @@ def sorting_sums(logits: Tensor, values: Tensor, groups: Tensor | None, delta: f
 
 
 def _sums_of(logits: Tensor, values: Tensor, groups: Tensor | None, delta: float) -> _Pairs | _Dominance | _Parts:
-    if len(logits) <= _FEW or (groups is not None and is_asynchronous(logits.device)):
+    together = groups is not None and is_asynchronous(logits.device)
+    if len(logits) <= (_FEW_OF_GROUPS_ON_DEVICE if together else _FEW):
         return _Pairs(logits, values, groups, delta)
-    return _Dominance(logits, values, delta) if groups is None else _Parts(logits, values, groups, delta)
+    if groups is None or together:
+        return _Dominance(logits, values, delta, groups)
+    return _Parts(logits, values, groups, delta)
 
 
 class _Pairs:
@@ -160,21 +165,24 @@ def _together(sizes: list[int]) -> list[int]:
 
 
 class _Dominance:
-    """The sums without pairs, of one ranking."""
+    """The sums without pairs, of one ranking, or of groups in ascending order."""
 
-    def __init__(self, logits: Tensor, values: Tensor, delta: float) -> None:
-        self._knots, self._values = make_knots(logits, delta), values
-        ordered, order = values.sort(stable=True)
+    def __init__(self, logits: Tensor, values: Tensor, delta: float, groups: Tensor | None = None) -> None:
+        self._knots, self._values, self._groups = make_knots(logits, delta, groups), values, groups
+        ordered, order, grouped = sort_by_group(values, groups)
         rank = F.pad((ordered[1:] != ordered[:-1]).cumsum(0), (1, 0))
-        # The number of different values below each.
+        self._first, self._end = torch.zeros_like(rank), torch.full_like(rank, len(rank))
+        if grouped is not None:
+            self._first, self._end = (torch.searchsorted(grouped, grouped, right=right) for right in (False, True))
+            rank = rank - rank[self._first]
+        # The number of different values below each, in its group.
         self._ranks = torch.empty_like(rank).scatter_(0, order, rank)
 
     def above(self) -> Tensor:
         """See :func:`sorting_sums`."""
         knots: Knots = self._knots
         # The places of the first positive on each ramp, of the first one beyond it, and of the end.
-        end = torch.full_like(knots.below_end, len(self._ranks))
-        at = torch.stack([knots.below_begin, knots.below_end, end])
+        at = torch.stack([knots.below_begin, torch.minimum(knots.below_end, self._end), self._end])
         masses = torch.stack([torch.ones_like(knots.place), 1 - self._values.double()])
         rows = torch.cat([masses, masses * knots.place])[:, knots.order]
 
@@ -183,22 +191,36 @@ class _Dominance:
             mass, moment = inside.chunk(2)
             return beyond[:2] + (moment - knots.ramp_begin * mass) * knots.inverse_width
 
-        proper, others = dominance_sums(rows, self._ranks[knots.order], at, self._ranks)
-        return torch.cat([ramp_sums(prefix_sums(rows)[:, at]), ramp_sums(proper), ramp_sums(others)[:1]])
+        ranks, bounds = self._ranks, (knots.order_groups, self._first)
+        proper, others = dominance_sums(rows, ranks[knots.order], at, ranks, *bounds)
+        everything = _sums_before(rows, at, *bounds)
+        return torch.cat([ramp_sums(everything), ramp_sums(proper), ramp_sums(others)[:1]])
 
     def received(self, weights: Tensor) -> Tensor:
         """As :meth:`_Pairs.received`."""
         knots, ranks = self._knots, self._ranks
         by_threshold = torch.empty(2 * len(ranks), dtype=torch.int64, device=ranks.device)
         by_threshold[knots.begin - 1] = by_threshold[knots.end - 1] = ranks
-        at = torch.stack([torch.zeros_like(knots.bucket), knots.bucket])
-        found, _ = dominance_sums(ramp_steps(knots, weights), by_threshold, at, ranks + 1)
+        first = 2 * self._first
+        at = torch.stack([first, knots.bucket])
+        found, _ = dominance_sums(
+            ramp_steps(knots, weights), by_threshold, at, ranks + 1, knots.threshold_groups, first
+        )
         ended, active, active_begin = found[:, 1] - found[:, 0]
         received: Tensor = ended + (knots.place * active - active_begin) * knots.inverse_width
         return received
 
 
-def dominance_sums(rows: Tensor, ranks: Tensor, at: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+def _sums_before(rows: Tensor, at: Tensor, runs: Tensor | None, first: Tensor) -> Tensor:
+    """Sums over the columns ``[K, m]`` before places ``[q, n]``; with runs ``[m]``, from the first place ``[n]`` of a
+    run on: ``[K, q, n]``."""
+    found = prefix_sums(rows, runs)[:, at]
+    return found if runs is None else torch.where(at > first, found, 0.0)
+
+
+def dominance_sums(
+    rows: Tensor, ranks: Tensor, at: Tensor, least: Tensor, groups: Tensor | None, first: Tensor
+) -> tuple[Tensor, Tensor]:
     """Sums over the columns before a place whose rank is at least some number, and over the others before it. Each
     result lacks a number that is the same for all places of one n; so take differences.
 
@@ -207,6 +229,8 @@ def dominance_sums(rows: Tensor, ranks: Tensor, at: Tensor, least: Tensor) -> tu
         ranks: ``[m]`` int64, >= 0, less than m.
         at: ``[q, n]`` int64: the places.
         least: ``[n]`` int64, from 0 to the highest rank plus 1.
+        groups: ``[m]`` int64, ascending; sums are over columns of one group. None if there is one.
+        first: ``[n]`` int64, the place at which the group of each n begins.
 
     Returns:
         Two tensors ``[K, q, n]``.
@@ -218,11 +242,11 @@ def dominance_sums(rows: Tensor, ranks: Tensor, at: Tensor, least: Tensor) -> tu
         # From here on each n follows the columns with its own higher bits: they are neighbours, in their old order.
         is_one, up = (ranks >> bit) & 1 == 1, (least >> bit) & 1 == 1
         ones = F.pad(is_one.cumsum(0), (1, 0))
-        of_ones, of_zeros = (prefix_sums(torch.where(mask, rows, 0.0))[:, at] for mask in (is_one, ~is_one))
+        runs = None if groups is None else _runs(groups, ranks >> (bit + 1))
+        of_ones, of_zeros = (_sums_before(torch.where(mask, rows, 0.0), at, runs, first) for mask in (is_one, ~is_one))
         higher += torch.where(up, 0.0, of_ones)
         lower += torch.where(up, of_zeros, 0.0)
-        ones_before = ones[at]
-        at = torch.where(up, len(ranks) - ones[-1] + ones_before, at - ones_before)
+        at, first = (torch.where(up, len(ranks) - ones[-1] + ones[place], place - ones[place]) for place in (at, first))
         order = torch.where(
             is_one, len(ranks) - ones[-1] + ones[:-1], torch.arange(len(ranks), device=at.device) - ones[:-1]
         )
@@ -230,4 +254,11 @@ def dominance_sums(rows: Tensor, ranks: Tensor, at: Tensor, least: Tensor) -> tu
             torch.empty_like(rows).index_copy(1, order, rows),
             torch.empty_like(ranks).scatter(0, order, ranks),
         )
-    return higher + prefix_sums(rows)[:, at], lower
+        if groups is not None:
+            groups = torch.empty_like(groups).scatter(0, order, groups)
+    return higher + _sums_before(rows, at, None if groups is None else _runs(groups, ranks), first), lower
+
+
+def _runs(groups: Tensor, ranks: Tensor) -> Tensor:
+    """Numbers, ascending, of the runs of equal groups and ranks ``[m]``."""
+    return F.pad(((groups[1:] != groups[:-1]) | (ranks[1:] != ranks[:-1])).cumsum(0), (1, 0))
