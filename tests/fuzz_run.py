@@ -134,7 +134,7 @@ def _as_drawn(problem: Problem) -> Iterator[None]:
         # Such as of a tensor that PyTorch had to resize.
         warnings.simplefilter("error", UserWarning)
         # In debug mode, of what is no mistake here.
-        warnings.filterwarnings("ignore", r"(labels|logits): expected")
+        warnings.filterwarnings("ignore", r"(labels|logits|loc_errors): expected")
         if problem.piece is not None:
             for module in (find, eager, pairs):
                 stack.enter_context(patch.object(module, "_PIECE", problem.piece))

@@ -120,6 +120,13 @@ def test_what_cannot_be_ranked_is_named():
     outputs["pre_outputs"]["pred_logits"] = outputs["pre_outputs"]["pred_logits"][..., :1]
     with pytest.raises(ValueError, match=r"outputs: expected logits of one number of classes, got \[1, 3\]"):
         use_ap(Criterion())(outputs, targets)
+    outputs, targets = batch()
+    for name, wrong, said in (
+        ("boxes", 640.0, r"boxes: expected \(centre x, .* units of the image, .* got up to \d+.*; divide pixels by"),
+        ("labels", -1, r"labels: expected classes from 0 to 2, got -\d"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            use_ap(Criterion())(outputs, [{**target, name: target[name] * wrong + wrong} for target in targets])
     criterion = use_ap(Criterion())
     criterion.losses = ["boxes"]
     wanted = r"one that asks get_loss for one of \['bce', 'focal', 'labels', 'mal', 'vfl'\] of an output, got none"

@@ -35,7 +35,9 @@ def installed(version: str = alrp_triton.__version__, folder: Path | None = None
 @pytest.fixture
 def sound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The package is installed once, and all folders can be written, whatever this environment is like."""
-    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if not (Path(folder) / "alrp_triton").is_dir()])
+    copies = {folder: Path(folder, "alrp_triton").resolve() for folder in sys.path}
+    own = Path(alrp_triton.__file__).resolve().parent
+    monkeypatch.setattr(sys, "path", [folder for folder, copy in copies.items() if copy == own or not copy.is_dir()])
     monkeypatch.setattr(doctor, "distributions", lambda **_: [installed()])
     monkeypatch.setattr(doctor_devices, "gpus_of_driver", list)
     monkeypatch.setattr(doctor, "SECONDS", 0.5)
@@ -104,16 +106,16 @@ def test_a_fault_makes_the_status_1(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_the_user_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/anne")
-    monkeypatch.setenv("USERPROFILE", "/home/anne")
+    monkeypatch.setenv("HOME", "/people/anne")
+    monkeypatch.setenv("USERPROFILE", "/people/anne")
     monkeypatch.setenv("LOGNAME", "anne")
-    said = ["/home/anne/.triton", "/data/anne/cache", Fault("/scratch/anne", "joanne/anne.txt")]
+    said = ["/people/anne/.triton", "/data/anne/cache", Fault("/scratch/anne", "joanne/anne.txt")]
     monkeypatch.setattr(doctor, "_LOOKS", {"": lambda: iter(said)})
     ((_, findings),) = doctor.examine()
     assert list(findings) == ["~/.triton", "/data/<user>/cache", Fault("/scratch/<user>", "joanne/anne.txt")]
     monkeypatch.setenv("HOME", "/")
     ((_, findings),) = doctor.examine()
-    assert next(findings) == "/home/<user>/.triton"
+    assert next(findings) == "/people/<user>/.triton"
 
 
 def test_old_versions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,11 +36,19 @@ on_cpu = pytest.mark.skipif(COMPILED_FOR, reason="tensors count as a GPU's, for 
 PROBABLE = r"^logits: expected scores before the sigmoid, got 1200 from 0\.\d+ to 0\.\d+"
 IGNORED = r"^labels: expected some that are not ignored, got ignore_index, -1, everywhere"
 BOXED = r"^target_boxes: expected \(x1, y1, x2, y2\) .* got 2 of 4 otherwise"
+BACKGROUND = (
+    r"^labels: expected 4, the number of classes in logits, for the background, got ignore_index, -1, in 98\.7%"
+)
+OF_ROWS = torch.full((300,), -1)
+OF_ROWS[::75] = torch.arange(4)
 ARGUMENTS = {
     PROBABLE: (CASE.logits.sigmoid(), CASE.labels, 4),
     IGNORED: (CASE.logits, torch.full_like(CASE.labels, -1), 0),
+    BACKGROUND: (CASE.logits.view(300, 4), OF_ROWS, 4),
 }
-by_doubt = pytest.mark.parametrize(("text", "arguments"), ARGUMENTS.items(), ids=["probabilities", "ignored"])
+by_doubt = pytest.mark.parametrize(
+    ("text", "arguments"), ARGUMENTS.items(), ids=["probabilities", "ignored", "background"]
+)
 
 
 def warned(call, *arguments):
@@ -108,6 +116,18 @@ def test_modules_warn_in_debug_mode_once_a_call(make, call, text, arguments, deb
     criterion = make()
     for _ in range(2):
         assert len(warned(call, criterion, *arguments)) == 1
+
+
+@pytest.mark.parametrize("make", [ALRPLoss, RankSortLoss])
+def test_constants_are_seen_without_values(make):
+    """So on a GPU as on the CPU, once."""
+    criterion, logits = make(), CASE.logits.clone().requires_grad_()
+    for target, said in ((BOXES, "detached"), (BOXES.clone().requires_grad_(), "swapped")):
+        (text,) = warned(make(), logits, CASE.labels, BOXES, target)
+        assert text.startswith("pred_boxes: expected ")
+        assert said in text
+    assert len(warned(criterion, CASE.logits, CASE.labels, BOXES.clone().requires_grad_(), BOXES)) == 1
+    assert not warned(criterion, CASE.logits, CASE.labels, BOXES.clone().requires_grad_(), BOXES)
 
 
 @pytest.mark.parametrize("make", [ALRPLoss, RankSortLoss])

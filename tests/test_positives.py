@@ -5,11 +5,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from dialect import KERNELS, assert_same_bits, random_case
+from dialect import KERNELS, assert_same_bits
 from test_waiting import waiting
 from virtual_gpu.harness import as_on_a_gpu
 
-from alrp_triton import ALRPLoss, alrp_loss, at_positives, rank_sort_loss
+from alrp_triton import ALRPLoss, alrp_loss, at_positives
 from alrp_triton.engine import passes
 
 COLUMNS = 4
@@ -118,16 +118,6 @@ WRONG = [
 def test_wrong_arguments(error, name, changed, looking):
     with pytest.raises(error, match=rf"^{name}: expected"):
         at_positives(**{"logits": LOGITS, "labels": LABELS, "values": beside(), **changed})
-
-
-def test_losses_name_it_where_values_are_of_all_anchors(looking):
-    case, boxes = random_case(60, 5), torch.rand(3, 20, 4)
-    with pytest.raises(ValueError, match=r"^loc_errors: expected one for each positive .* 5, got 60; .*at_positives"):
-        alrp_loss(case.logits, case.labels, torch.rand(60))
-    with pytest.raises(ValueError, match=r"^ious: expected shape \[P\].*at_positives"):
-        rank_sort_loss(case.logits.view(3, 20), case.labels.view(3, 20), torch.rand(3, 20))
-    with pytest.raises(ValueError, match=r"^pred_boxes: expected shape \[P, 4\] .*got \[3, 20, 4\]; .*at_positives"):
-        ALRPLoss()(case.logits.view(3, 20), case.labels.view(3, 20), boxes, boxes)
 
 
 def test_a_known_number_waits_for_nothing():

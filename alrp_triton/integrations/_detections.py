@@ -64,7 +64,7 @@ def collected(scenes: Iterable[Scene], num_classes: int, most: int) -> Collected
     return truth, found
 
 
-def batches_of(data: Iterable[Any]) -> Iterator[tuple[Sequence[Tensor], Sequence[dict[str, Tensor]]]]:
+def batches_of(data: Iterable[Any]) -> Iterator[tuple[Sequence[Tensor], list[dict[str, Tensor]]]]:
     """Images and targets of each batch, where a model takes a list of each.
 
     Raises:
@@ -82,7 +82,7 @@ def batches_of(data: Iterable[Any]) -> Iterator[tuple[Sequence[Tensor], Sequence
         if len(images) != len(targets):
             raise ValueError(f"data: expected a target for each of {len(images)} images, got {len(targets)}")
         num_images += len(images)
-        yield images, targets
+        yield images, list(targets)
     if not num_images:
         raise ValueError(
             "data: expected batches of images and targets, got none (an iterator is empty the second time)"

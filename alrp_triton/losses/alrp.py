@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import reference
 from ..boxes import BoxError, box_error, check_box_error
-from ..engine import Evaluated, Ranking, Statistics, check_inputs, doubts
+from ..engine import Evaluated, Ranking, Statistics, check_inputs
 from ..engine.processes import among_processes, outside_graphs, processes_of, telling_failure
 from .framework import Criterion, Definition, Exact, Loss, evaluate
 from .monitor import statistics
@@ -165,8 +165,6 @@ def _alrp(
         eps=eps,
         process_group=process_group,
     )
-    if doubts.asked():
-        doubts.warn_of_errors(loc_errors)
     if loc_ranking not in LOC_RANKINGS:
         raise ValueError(f"loc_ranking: expected one of {LOC_RANKINGS}, got {loc_ranking!r}")
     definition = Definition(

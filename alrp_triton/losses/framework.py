@@ -91,6 +91,8 @@ def evaluate(
     """
     if doubts.asked():
         doubts.warn_of_scores(levels)
+        if "loc_errors" in values:
+            doubts.warn_of_errors(values["loc_errors"])
     values = {key: plain(given) for key, given in values.items()}
     by_pairs = definition.smoothing is not None or definition.distribution is not None
     choose = passes.choose_for_pairs if by_pairs else passes.choose

@@ -235,3 +235,13 @@ def test_nan_is_not_hidden():
         scores[1][0, 0, 0, 0] = math.nan
     losses = ANCHOR_HEADS["retina"]().loss_by_feat(scores, deltas, OBJECTS, METAS, IGNORED)
     assert losses["loss_cls"].isnan()
+
+
+def test_a_head_that_does_not_rank_is_named():
+    from mmdet.registry import MODELS
+
+    head = MODELS.build({"type": "RetinaHead", "num_classes": C, "in_channels": 8, "loss_cls": {"type": "APLoss"}})
+    scores, labels = torch.randn(6, C), torch.arange(6) % C
+    wanted = "loss_cls: expected a head that ranks, such as RankingRetinaHead instead of RetinaHead, got one that"
+    with pytest.raises(TypeError, match=wanted):
+        head.loss_cls(scores, labels, torch.ones(6), avg_factor=3.0)
