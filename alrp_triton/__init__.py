@@ -5,6 +5,12 @@ aLRP Loss unifies classification and localisation in one loss with one hyperpara
 engine. The mathematics is in docs/mathematics.md.
 """
 
+from pathlib import Path as _Path
+
+# In a checkout, kernels/ and benchmarks/ lie beside this folder.
+if (_Path(__file__).parents[1] / "pyproject.toml").is_file():
+    __path__.append(str(_Path(__file__).parents[1]))
+
 from . import framework
 from .compiling import warm_up
 from .losses import (

@@ -216,6 +216,8 @@ def test_classes() -> None:
     assert math.isnan(metrics.per_class[7].lrp)
     only_one = evaluate(data, detections, score_threshold={1: 0.5})
     assert only_one.lrp == pytest.approx(0.5)
+    nothing_of_one = evaluate(data, detections, score_threshold={1: NAN, 3: 0.4})
+    assert nothing_of_one.lrp == pytest.approx(0.5)
     del data["categories"]
     assert list(evaluate(data, detections).per_class) == [1, 3]
 

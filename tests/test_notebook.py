@@ -106,7 +106,7 @@ def test_the_text_is_right():
     seconds = re.search(r"(\d+) s in all", kept(CODE[-1]).printed)[1]
     assert "about three minutes" in TEXT
     assert int(seconds) < 300
-    experiments = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    experiments = (ROOT / "docs" / "design" / "experiments.md").read_text(encoding="utf-8")
     for name, ap in (("focal loss, L1", "34.5 ± 0.2"), ("AP Loss, L1", "53.2 ± 2.2")):
         assert f"| {name} | {ap} |" in experiments
         assert ap in TEXT

@@ -182,6 +182,17 @@ def test_editable_install_imports_the_checkout(tmp_path: Path, cwd: str) -> None
     assert output.split() == ["alrp_triton.kernels", str(ROOT / "kernels" / "__init__.py")]
 
 
+def test_a_checkout_is_whole_without_an_installation() -> None:
+    code = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+import alrp_triton.benchmarks as benchmarks, alrp_triton.kernels as kernels
+print(kernels.__file__, benchmarks.__file__)
+"""
+    output = run_python(code, cwd=ROOT)
+    assert output.split() == [str(ROOT / name / "__init__.py") for name in ("kernels", "benchmarks")]
+
+
 def test_kernels_folder_is_no_package_of_its_own() -> None:
     code = "try:\n    import kernels\nexcept ImportError as error:\n    print(error)"
     output = run_python(code, cwd=ROOT)

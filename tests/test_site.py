@@ -16,7 +16,7 @@ PAGES = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "a
 MODULES = [module for page in PAGES for module in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]
 # What is public in them, other modules or commands have.
 PRIVATE = {"benchmarks", "cli", "compiling", "data", "engine", "info", "integrations", "kernels", "losses", "positives"}
-PRIVATE |= {"verify_cases", "verify_losses"}
+PRIVATE |= {"doctor", "doctor_devices", "verify_cases", "verify_losses"}
 PACKAGE = griffe.load("alrp_triton", search_paths=[ROOT], resolve_aliases=True)
 
 

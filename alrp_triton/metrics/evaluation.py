@@ -61,7 +61,8 @@ def evaluate(
         tau: the IoU from which a detection is a true positive, for LRP and rho; in (0, 1).
         max_detections: number of detections of one class that count in one image.
         iou_thresholds: further thresholds of AP, in (0, 1]; ``ap_at`` has them, by keys with nine decimals.
-        score_threshold: also give LRP at this score threshold, or at one for each category id; some ids may be missing.
+        score_threshold: also give LRP at this score threshold, or at one for each category id; some ids may be missing,
+            and NaN keeps nothing.
         area_ranges: by name, lowest and highest area of the objects of a row in ``by_area``; ``{}`` skips them.
 
     Raises:
@@ -174,10 +175,10 @@ def _score_thresholds(given: Any) -> float | dict[int, float] | None:
     for limit in given.values() if isinstance(given, Mapping) else [given]:
         if not is_number(limit):
             raise TypeError(f"score_threshold: expected a number, or numbers by category id, got {limit!r}")
-        if math.isnan(limit):
-            raise ValueError("score_threshold: expected a number, got NaN")
     if isinstance(given, Mapping):
-        return {category: float(limit) for category, limit in given.items()}
+        return {category: math.inf if math.isnan(limit) else float(limit) for category, limit in given.items()}
+    if math.isnan(given):
+        raise ValueError("score_threshold: expected a number, got NaN")
     return float(given)
 
 
