@@ -1,8 +1,8 @@
 """Ranking-based losses for object detection, exact in linear time.
 
 aLRP Loss unifies classification and localisation in one loss with one hyperparameter: :func:`alrp_loss`,
-:class:`ALRPLoss`. AP Loss, Rank & Sort Loss, APE Loss, NDCG Loss and your own losses (:mod:`alrp_triton.framework`) use the same
-engine. The mathematics is in docs/mathematics.md.
+:class:`ALRPLoss`. AP Loss, Rank & Sort Loss, APE Loss, NDCG Loss and your own losses (:mod:`alrp_triton.framework`) use
+the same engine. The mathematics is in docs/mathematics.md.
 """
 
 from pathlib import Path as _Path
