@@ -108,12 +108,25 @@ FAULTS = {
     "ends of ramps": Fault(
         "kernels/search.py", "in_upper = score >= t3", "in_upper = score > t3", "AssertionError: score", GRID
     ),
-    "ends of ramps with groups": Fault(
+    "ends of ramps of groups far apart": Fault(
         "kernels/search.py",
-        "reached = score >= tl.load(table.thresholds + bucket + (half - 1))",
-        "reached = score > tl.load(table.thresholds + bucket + (half - 1))",
-        "AssertionError: totals",
-        PASSES,
+        "reached = score >= tl.load(table.thresholds + (step - 1) + bucket)",
+        "reached = score > tl.load(table.thresholds + (step - 1) + bucket)",
+        "AssertionError: group",
+        GRID,
+    ),
+    "a crowded cell of a group": Fault(
+        "kernels/search.py", "(score >= other) & of_group", "(score >= other)", "AssertionError: group", GRID
+    ),
+    "a group beyond those with cells": Fault(
+        "kernels/search.py",
+        "tl.where((floor == floor) & there, bucket, 0)",
+        "tl.where(floor == floor, bucket, 0)",
+        "AssertionError: group",
+        GRID,
+    ),
+    "thresholds of the next group beside a cell": Fault(
+        "kernels/grid.py", "(other == cell) & (not one_cell)", "other == other", "AssertionError: group", GRID
     ),
     "ends of ramps in half precision": Fault(
         "kernels/grid.py",
