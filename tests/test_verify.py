@@ -273,6 +273,15 @@ def test_an_interpreter_that_fails_is_a_miss(run: Run, monkeypatch: pytest.Monke
     assert failed[0]["misses"] == ["Triton's interpreter: exit status 1"]
 
 
+def test_what_is_not_installed_is_not_interpreted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alrp_triton.engine import passes
+
+    monkeypatch.setattr(passes, "numba_installed", lambda: False)
+    _, report, _ = run("--interpret", "--backend", "numba", "--backend", "torch", "--quick")
+    assert {check["backend"] for check in report["checks"]} == {"torch"}
+    assert [entry["backend"] for entry in report["not_checked"]] == ["numba"]
+
+
 @pytest.mark.parametrize("size", [FULL, QUICK, INTERPRETED])
 def test_cases_are_worth_checking(size: verify_cases.Size) -> None:
     cases = verify_cases.cases(size)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import info, verify
-from ..engine.passes import BACKENDS, triton_installed, why_unavailable
+from ..engine.passes import BACKENDS, runs_triton, triton_installed, why_unavailable
 from ..verify_cases import FULL, cases
 from .printing import print_table
 
@@ -46,7 +46,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     backends = arguments.backend or list(BACKENDS)
     devices = arguments.device or info.devices()
     checks, unavailable = verify.plan(backends, devices, quick=arguments.quick)
-    to_interpret = [b for b in backends if arguments.interpret and why_unavailable(b, torch.device("cpu"))]
+    cpu = torch.device("cpu")
+    to_interpret = [b for b in backends if arguments.interpret and runs_triton(b) and why_unavailable(b, cpu)]
     unavailable = [(b, d, why) for b, d, why in unavailable if not (b in to_interpret and d.type == "cpu")]
 
     def run() -> Iterator[verify.Row]:
