@@ -386,3 +386,19 @@ def test_right_calls_say_nothing() -> None:
         alrp(labels=torch.full_like(LABELS, C), pred=PRED.detach()[:0], target=TARGET[:0])
         APLoss()(LOGITS, torch.arange(B * A).view(B, A) % C)
         APLoss()(LOGITS, LABELS.masked_fill(torch.arange(A) > 3, -1))
+
+
+def test_hints_do_not_mislead():
+    scalar, label = torch.tensor(1.0), torch.tensor([1.0])
+    with pytest.raises(ValueError, match="logits: expected at least one dimension, got a scalar"):
+        ap_loss(scalar, label)
+    levels = [torch.randn(50), torch.randn(50, 3)]
+    labels = [torch.ones(50, dtype=torch.int64), torch.full((50,), 3)]
+    with pytest.raises(ValueError, match="for each positive label, 50, got 2") as raised:
+        alrp_loss(levels, labels, torch.rand(2))
+    assert "background" not in str(raised.value)
+    output = alrp_loss(torch.randn(4), torch.tensor([1, 0, 0, 0]), torch.rand(1))
+    with pytest.raises(AttributeError, match=r"use \.total\.shape for"):
+        _ = output.shape
+    with pytest.raises(AttributeError, match="has no _is_view$"):
+        _ = output._is_view

@@ -122,6 +122,8 @@ def check_inputs(
         if x.dtype not in FLOAT_DTYPES:
             hint = hints.for_dtype_of_logits(x, y)
             raise TypeError(f"logits{at}: expected float16, bfloat16, float32 or float64, got {x.dtype}{hint}")
+        if x.dim() == 0:
+            raise ValueError(f"logits{at}: expected at least one dimension, got a scalar")
         if y.dtype not in LABEL_DTYPES and (y.dtype not in TRUTH_DTYPES or y.shape != x.shape):
             raise TypeError(
                 f"labels{at}: expected integers, or bools or floats of 0, 1 and ignore_index in the shape of the "
@@ -129,8 +131,6 @@ def check_inputs(
             )
         if x.dtype != first.dtype:
             raise TypeError(f"logits{at}: expected the dtype of the first level, {first.dtype}, got {x.dtype}")
-        if x.dim() == 0:
-            raise ValueError(f"logits{at}: expected at least one dimension, got a scalar")
         if y.shape != x.shape and y.shape != x.shape[:-1]:
             raise ValueError(
                 f"labels{at}: expected shape {list(x.shape)} (a label for each logit) or {list(x.shape[:-1])} "

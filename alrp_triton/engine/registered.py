@@ -6,6 +6,7 @@ checks of results, which the tests make (``torch.library.opcheck``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from .transforms import refuse_twice, refuse_vmap
 
 # "alrp_triton", or the other name that the package is loaded under: both can then be loaded in one process.
-_NAMESPACE = __name__.rpartition(".engine.")[0].replace(".", "_")
+_NAMESPACE = re.sub(r"\W", "_", __name__.rpartition(".engine.")[0])
 # By operator: what a library has registered ends with it.
 _libraries: dict[str, torch.library.Library] = {}
 FUNCTIONS: dict[str, Callable[..., Any]] = {}

@@ -60,7 +60,9 @@ class RankSortLossOutput(NamedTuple):
 
 def _no_attribute(output: tuple[Tensor, ...], name: str) -> NoReturn:
     # An AttributeError, so that hasattr() is False as for any tuple.
-    hint = f": use .total.{name}() for the whole loss, or that of one component" if hasattr(Tensor, name) else ""
+    call = "()" if callable(getattr(Tensor, name, None)) else ""
+    of_tensors = hasattr(Tensor, name) and not name.startswith("_")
+    hint = f": use .total.{name}{call} for the whole loss, or that of one component" if of_tensors else ""
     raise AttributeError(f"{type(output).__name__} has no {name}{hint}")
 
 

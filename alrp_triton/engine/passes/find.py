@@ -51,9 +51,10 @@ def raise_on_mistakes(levels: Levels, found: int, invalid: bool, expected: int, 
 
 def _hint_of_number(levels: Levels, found: int, given: int, name: str) -> str:
     """What to write instead, where ``given`` values stand for the ``found`` positives."""
-    rows = sum(labels.numel() for x, labels in zip(levels.logits, levels.labels) if x.dim() > labels.dim())
-    if rows and 2 * found > rows:
-        background = levels.logits[0].shape[-1]
+    of_classes = all(x.dim() > labels.dim() for x, labels in zip(levels.logits, levels.labels))
+    columns, rows = {x.shape[-1] for x in levels.logits}, sum(labels.numel() for labels in levels.labels)
+    if of_classes and len(columns) == 1 and 2 * found > rows > 0:
+        (background,) = columns
         return f"; {found} of {rows} labels are positive: the background is C, {background}, and classes are below it"
     if not found:
         return "; no label is positive: class indices begin with 0, and C is the background"

@@ -33,9 +33,11 @@ _PIECE, _COPIED_PIECE = 1 << 17, 1 << 15
 # Logits for which another thread is worth its start.
 _PER_THREAD = 1 << 16
 # Logits of one group that follow each other, at least, on average, where a run of the loops is worth its start.
-_RUN = 64
+_RUN = 128
 # Cells of the grids of all groups, about, and of each at least.
 _CELLS, _FEWEST_CELLS = 1 << 16, 8
+# Ids of groups, at most, of which each has a place in a table.
+_MOST_IDS = 1 << 20
 
 
 class Compiled(Eager):
@@ -94,6 +96,14 @@ class Tables:
         if table.groups is not None:
             self.ids, ranking = np.unique(table.groups[:num_thresholds].numpy(), return_inverse=True)
             num_rankings = len(self.ids) + 1
+        # By id, from one below the lowest to one above the highest; None if there are too many.
+        self.lowest, self.highest = 0, 0
+        self.of_ids: Array | None = None
+        if len(self.ids):
+            self.lowest, self.highest = int(self.ids[0]) - 1, int(self.ids[-1]) + 1
+        if self.highest - self.lowest < _MOST_IDS and max(-self.lowest, self.highest) < 1 << 62:
+            self.of_ids = np.full(self.highest - self.lowest + 1, len(self.ids), np.int32)
+            self.of_ids[self.ids - self.lowest] = np.arange(len(self.ids))
         sizes = np.bincount(ranking, minlength=num_rankings)
         last = (sizes + 2).cumsum() - 1
         place = np.arange(num_thresholds) + 2 * ranking
@@ -138,11 +148,14 @@ class Tables:
             return Runs(np.array([num]), self._rankings(row)[None])
         ids = groups.reshape(-1).numpy()
         ends, each = np.append((ids[1:] != ids[:-1]).nonzero()[0] + 1, len(ids)), num // len(ids)
+        rankings = self._rankings(torch.from_numpy(ids[ends - 1]))
         if num >= _RUN * len(ends):
-            return Runs(ends * each, self._rankings(torch.from_numpy(ids[ends - 1]))[:, None])
-        return Runs(np.array([num]), np.repeat(self._rankings(torch.from_numpy(ids)), each)[None])
+            return Runs(ends * each, rankings[:, None])
+        return Runs(np.array([num]), np.repeat(rankings, np.diff(ends, prepend=0) * each)[None])
 
     def _rankings(self, groups: Tensor) -> Array:
+        if self.of_ids is not None:
+            return self.of_ids[np.clip(groups.numpy().astype(np.int64), self.lowest, self.highest) - self.lowest]
         found = np.searchsorted(self.ids, groups.numpy())
         found[np.append(self.ids, 0)[found] != groups.numpy()] = len(self.ids)
         return found.astype(np.int32)
