@@ -125,3 +125,12 @@ def test_columns_of_groups(per_logit, name, dtype, monkeypatch):
     )
     for given, wanted in zip(found, expected):
         assert torch.equal(given, wanted)
+
+
+def test_a_list_of_images_is_no_list_of_levels():
+    images = [torch.randn(9, 4), torch.randn(9, 4)]
+    labels = [torch.full((9,), 4).index_fill(0, torch.tensor([2]), 1)] * 2
+    for name in ("image", "image_class"):
+        with pytest.raises(ValueError, match="a list holds levels, never images"):
+            ap_loss(images, labels, groups=name)
+    assert ap_loss(images, labels, groups="class").isfinite()

@@ -400,5 +400,5 @@ def test_hints_do_not_mislead():
     output = alrp_loss(torch.randn(4), torch.tensor([1, 0, 0, 0]), torch.rand(1))
     with pytest.raises(AttributeError, match=r"use \.total\.shape for"):
         _ = output.shape
-    with pytest.raises(AttributeError, match="has no _is_view$"):
+    with pytest.raises(AttributeError, match=r"has no _is_view$"):
         _ = output._is_view

@@ -19,13 +19,20 @@ def named_groups(name: str, logits: Sequence[Tensor], processes: Processes | Non
     Image b of each level is the same image, class c the same class. Images of other processes are other images.
 
     Raises:
-        ValueError: an unknown name, or a level without an axis of images and one of classes.
+        ValueError: an unknown name, a level without an axis of images and one of classes, or several levels that have
+            no axis between these, such as a list of images.
     """
     if name not in NAMES:
         raise ValueError(f"groups: expected integers, one of {NAMES}, or None, got {name!r}")
     for level in logits:
         if level.dim() < 2:
             raise ValueError(f"groups: {name!r} needs logits [B, ..., C], got shape {list(level.shape)}")
+    if name != "class" and len(logits) > 1 and all(level.dim() == 2 for level in logits):
+        shapes = [list(level.shape) for level in logits]
+        raise ValueError(
+            f"groups: {name!r} needs levels [B, ..., C] with anchors of each image, got {shapes}; a list holds levels, "
+            "never images: torch.stack makes one tensor of images of one size"
+        )
     first, step = (0, 1) if processes is None else (processes.rank, processes.size)
     classes = max([0, *(level.shape[-1] for level in logits)])
     found = []
