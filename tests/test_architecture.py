@@ -34,8 +34,7 @@ def sources() -> dict[str, Path]:
     for top, prefix in ((PACKAGE, ""), (ROOT / "kernels", "kernels.")):
         for path in top.rglob("*.py"):
             parts = path.relative_to(top).with_suffix("").parts
-            if "kernels" not in parts:  # a link for a checkout that is not installed
-                found[(prefix + ".".join(parts)).removesuffix("__init__").strip(".")] = path
+            found[(prefix + ".".join(parts)).removesuffix("__init__").strip(".")] = path
     return found
 
 

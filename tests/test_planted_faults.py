@@ -178,7 +178,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder)
-    (folder / "alrp_triton" / "kernels").symlink_to(folder / "kernels")
     return folder
 
 

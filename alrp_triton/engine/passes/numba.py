@@ -58,9 +58,10 @@ class Compiled(Eager):
         count(own.logits.detach().contiguous().numpy(), none, runs, tables.search, scale, sums, -1)
         counted = np.zeros((totals.shape[1], 2), np.int64)
         # Of bucket 0 nothing is known; only NaN may be at several places.
-        lowest, nan = tables.buckets == 0, tables.buckets == len(counted) - 1
-        counted[tables.buckets[~(lowest | nan)]] = sums[~(lowest | nan)]
-        counted[-1] = sums[nan].sum(0)
+        of_nan = len(counted) - 1
+        known = (tables.buckets > 0) & (tables.buckets < of_nan)
+        counted[tables.buckets[known]] = sums[known]
+        counted[of_nan] = sums[tables.buckets == of_nan].sum(0)
         totals[:, 1:] += torch.from_numpy(counted).T[:, 1:]
 
     def write(
